@@ -1,0 +1,486 @@
+//! One text for one JSON value: what the fingerprint of a payload is taken from.
+//!
+//! Members are sorted by their name's bytes, strings are written with the fewest escapes, numbers by their exact decimal
+//! value. What two JSON readers could understand differently is refused with its path: a member that appears twice, a
+//! fraction or exponent that does not survive a double, a lone surrogate. Integers of any length are exact. (RFC 8785
+//! goes through doubles instead, which turns 9007199254740993 into …992 and so merges two payloads.)
+
+use std::fmt;
+
+use crate::id::{Kind, digest16};
+
+/// The deepest nesting of arrays and objects that is read.
+pub const MAX_DEPTH: usize = 64;
+
+/// Why a text is no canonicalisable JSON, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CanonicalError {
+    /// Path of the value, such as `$.items[3].price`.
+    pub path: String,
+    /// What was wrong there, with the value.
+    pub what: String,
+    /// Byte offset in the text.
+    pub offset: usize,
+}
+
+impl fmt::Display for CanonicalError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {} (byte {})", self.what, self.path, self.offset)
+    }
+}
+
+impl std::error::Error for CanonicalError {}
+
+/// Identifies what a message asks for: SHA-256 over kind and canonical payload, sixteen bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub [u8; 16]);
+
+impl Fingerprint {
+    /// The fingerprint of a payload that is already canonical.
+    #[must_use]
+    pub fn of(kind: &Kind, canonical: &str) -> Self {
+        Self(digest16(&[kind.as_str().as_bytes(), canonical.as_bytes()]))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fingerprint({})", crate::id::Hex(&self.0))
+    }
+}
+
+/// The canonical text of a JSON text.
+///
+/// # Errors
+/// When the text is not JSON, nests deeper than [`MAX_DEPTH`], names a member twice, or holds a number that does not
+/// survive a double.
+pub fn canonicalize(text: &str) -> Result<String, CanonicalError> {
+    let mut reader = Reader { text, at: 0, path: Vec::new() };
+    let mut out = String::with_capacity(text.len());
+    reader.space();
+    reader.value(&mut out)?;
+    reader.space();
+    if reader.at < text.len() {
+        return Err(reader.wrong("more text after the value"));
+    }
+    Ok(out)
+}
+
+enum Step {
+    Member(String),
+    Item(usize),
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    at: usize,
+    path: Vec<Step>,
+}
+
+impl Reader<'_> {
+    fn wrong(&self, what: impl Into<String>) -> CanonicalError {
+        let mut path = String::from("$");
+        for step in &self.path {
+            match step {
+                Step::Member(name) => {
+                    path.push('.');
+                    path.push_str(name);
+                }
+                Step::Item(index) => path.push_str(&format!("[{index}]")),
+            }
+        }
+        CanonicalError { path, what: what.into(), offset: self.at }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+            self.at += 1;
+        }
+    }
+
+    fn eat(&mut self, byte: u8) -> bool {
+        let found = self.peek() == Some(byte);
+        self.at += usize::from(found);
+        found
+    }
+
+    fn unexpected(&self) -> CanonicalError {
+        match self.text[self.at..].chars().next() {
+            Some(c) => self.wrong(format!("unexpected {c:?}")),
+            None => self.wrong("the text ends too early"),
+        }
+    }
+
+    fn value(&mut self, out: &mut String) -> Result<(), CanonicalError> {
+        match self.peek() {
+            Some(b'{') => self.object(out),
+            Some(b'[') => self.array(out),
+            Some(b'"') => {
+                let string = self.string()?;
+                write_string(out, &string);
+                Ok(())
+            }
+            Some(b'-' | b'0'..=b'9') => self.number(out),
+            _ => self.word(out),
+        }
+    }
+
+    fn word(&mut self, out: &mut String) -> Result<(), CanonicalError> {
+        let Some(word) = ["true", "false", "null"].into_iter().find(|word| self.text[self.at..].starts_with(word))
+        else {
+            return Err(self.unexpected());
+        };
+        self.at += word.len();
+        out.push_str(word);
+        Ok(())
+    }
+
+    fn enter(&mut self, step: Step) -> Result<(), CanonicalError> {
+        if self.path.len() == MAX_DEPTH {
+            return Err(self.wrong(format!("nested deeper than {MAX_DEPTH} levels")));
+        }
+        self.path.push(step);
+        Ok(())
+    }
+
+    fn array(&mut self, out: &mut String) -> Result<(), CanonicalError> {
+        self.at += 1;
+        out.push('[');
+        self.space();
+        if self.eat(b']') {
+            out.push(']');
+            return Ok(());
+        }
+        for index in 0.. {
+            self.enter(Step::Item(index))?;
+            self.space();
+            self.value(out)?;
+            self.path.pop();
+            self.space();
+            if self.eat(b']') {
+                break;
+            }
+            if !self.eat(b',') {
+                return Err(self.unexpected());
+            }
+            out.push(',');
+        }
+        out.push(']');
+        Ok(())
+    }
+
+    fn object(&mut self, out: &mut String) -> Result<(), CanonicalError> {
+        self.at += 1;
+        let mut members: Vec<(String, String)> = Vec::new();
+        self.space();
+        if !self.eat(b'}') {
+            loop {
+                self.space();
+                if self.peek() != Some(b'"') {
+                    return Err(self.unexpected());
+                }
+                let name = self.string()?;
+                self.enter(Step::Member(name.clone()))?;
+                self.space();
+                if !self.eat(b':') {
+                    return Err(self.unexpected());
+                }
+                self.space();
+                let mut value = String::new();
+                self.value(&mut value)?;
+                if members.iter().any(|(known, _)| *known == name) {
+                    return Err(self.wrong(format!("member {name:?} appears twice")));
+                }
+                self.path.pop();
+                members.push((name, value));
+                self.space();
+                if self.eat(b'}') {
+                    break;
+                }
+                if !self.eat(b',') {
+                    return Err(self.unexpected());
+                }
+            }
+        }
+        members.sort_by(|(a, _), (b, _)| a.cmp(b));
+        out.push('{');
+        for (index, (name, value)) in members.iter().enumerate() {
+            if index > 0 {
+                out.push(',');
+            }
+            write_string(out, name);
+            out.push(':');
+            out.push_str(value);
+        }
+        out.push('}');
+        Ok(())
+    }
+
+    /// Reads a string by serde's rules for escapes; finds its end by ours.
+    fn string(&mut self) -> Result<String, CanonicalError> {
+        let start = self.at;
+        self.at += 1;
+        loop {
+            match self.peek() {
+                Some(b'"') => break,
+                Some(b'\\') => self.at += 2,
+                Some(_) => self.at += 1,
+                None => {
+                    self.at = self.text.len();
+                    return Err(self.wrong("a string is not closed"));
+                }
+            }
+        }
+        self.at += 1;
+        let literal = &self.text[start..self.at];
+        serde_json::from_str(literal).map_err(|e| {
+            self.at = start;
+            self.wrong(format!("not a string: {e}"))
+        })
+    }
+
+    fn number(&mut self, out: &mut String) -> Result<(), CanonicalError> {
+        let start = self.at;
+        while matches!(self.peek(), Some(b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9')) {
+            self.at += 1;
+        }
+        let literal = &self.text[start..self.at];
+        match canonical_number(literal) {
+            Ok(number) => {
+                out.push_str(&number);
+                Ok(())
+            }
+            Err(what) => {
+                self.at = start;
+                Err(self.wrong(what))
+            }
+        }
+    }
+}
+
+fn write_string(out: &mut String, string: &str) {
+    out.push('"');
+    for c in string.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\u{0}'..='\u{1f}' => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            _ => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+/// A decimal number as its sign, its digits without leading or trailing zeros, and the power of ten of the last digit.
+#[derive(PartialEq, Eq, Debug)]
+struct Decimal {
+    negative: bool,
+    digits: String,
+    exponent: i64,
+}
+
+/// Reads a JSON number literal; `None` when the grammar of RFC 8259 does not allow it.
+fn decimal(literal: &str) -> Option<Decimal> {
+    let (negative, unsigned) = literal.strip_prefix('-').map_or((false, literal), |rest| (true, rest));
+    let (mantissa, exponent) = match unsigned.split_once(['e', 'E']) {
+        Some((mantissa, exponent)) => {
+            let digits = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
+            if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+                return None;
+            }
+            (mantissa, exponent.strip_prefix('+').unwrap_or(exponent).parse::<i32>().ok()?)
+        }
+        None => (unsigned, 0),
+    };
+    let (whole, fraction) = match mantissa.split_once('.') {
+        Some((_, "")) => return None,
+        Some(parts) => parts,
+        None => (mantissa, ""),
+    };
+    let all_digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
+    let leading_zero = whole.len() > 1 && whole.starts_with('0');
+    if whole.is_empty() || leading_zero || !all_digits(whole) || !all_digits(fraction) {
+        return None;
+    }
+    let all = format!("{whole}{fraction}");
+    let kept = all.trim_end_matches('0');
+    let dropped = i64::try_from(all.len() - kept.len()).ok()?;
+    let exponent = i64::from(exponent) - i64::try_from(fraction.len()).ok()? + dropped;
+    let digits = kept.trim_start_matches('0').to_owned();
+    if digits.is_empty() {
+        return Some(Decimal { negative: false, digits, exponent: 0 });
+    }
+    Some(Decimal { negative, digits, exponent })
+}
+
+fn canonical_number(literal: &str) -> Result<String, String> {
+    let short = || literal.chars().take(60).collect::<String>();
+    let number = decimal(literal).ok_or_else(|| format!("not a JSON number: {}", short()))?;
+    if literal.contains(['.', 'e', 'E']) && !survives_a_double(literal, &number) {
+        return Err(format!("the number {} does not survive a double; send it as a string", short()));
+    }
+    Ok(write_decimal(&number))
+}
+
+/// Whether a reader that goes through an IEEE double sees the same decimal value.
+fn survives_a_double(literal: &str, number: &Decimal) -> bool {
+    let Ok(double) = literal.parse::<f64>() else { return false };
+    double.is_finite() && decimal(&format!("{double:e}")).as_ref() == Some(number)
+}
+
+/// Plain digits for what a person would write plainly, `<digits>e<exponent>` for the rest.
+fn write_decimal(number: &Decimal) -> String {
+    let Decimal { negative, digits, exponent } = number;
+    if digits.is_empty() {
+        return "0".to_owned();
+    }
+    let sign = if *negative { "-" } else { "" };
+    let point = i64::try_from(digits.len()).unwrap_or(i64::MAX).saturating_add(*exponent);
+    match (usize::try_from(*exponent), usize::try_from(point)) {
+        (Ok(zeros), _) if zeros <= 400 => format!("{sign}{digits}{}", "0".repeat(zeros)),
+        (Err(_), Ok(point)) if point > 0 => format!("{sign}{}.{}", &digits[..point], &digits[point..]),
+        (Err(_), Ok(_)) => format!("{sign}0.{digits}"),
+        (Err(_), Err(_)) if point >= -20 => {
+            let zeros = usize::try_from(-point).unwrap_or(0);
+            format!("{sign}0.{}{digits}", "0".repeat(zeros))
+        }
+        _ => format!("{sign}{digits}e{exponent}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        assert_eq!(canonicalize(text).as_deref(), Ok(expected), "{text}");
+    }
+
+    fn refused(text: &str, path: &str, what: &str) {
+        let error = canonicalize(text).unwrap_err();
+        assert_eq!(error.path, path, "{error}");
+        assert!(error.what.contains(what), "{error}");
+    }
+
+    #[test]
+    fn members_are_sorted_and_space_is_dropped() {
+        check(" { \"b\" : [ 1 , true , null ] , \"a\" : { } } ", r#"{"a":{},"b":[1,true,null]}"#);
+        check("[]", "[]");
+        check(r#""\u00e4\/\n\u0041""#, "\"ä/\\u000aA\"");
+    }
+
+    #[test]
+    fn integers_keep_every_digit() {
+        check("9007199254740993", "9007199254740993");
+        check("123456789012345678901234567890", "123456789012345678901234567890");
+        check("-0", "0");
+        check("100", "100");
+    }
+
+    #[test]
+    fn one_number_has_one_text() {
+        for text in ["1.5", "1.50", "15e-1", "0.15E+1"] {
+            check(text, "1.5");
+        }
+        for text in ["100", "1e2", "100.0"] {
+            check(text, "100");
+        }
+        check("0.001", "0.001");
+        check("1e-300", "1e-300");
+        check("-0.0", "0");
+    }
+
+    #[test]
+    fn a_number_that_does_not_survive_a_double_is_refused_with_its_path() {
+        refused(r#"{"a":[0,{"b":0.1000000000000000055}]}"#, "$.a[1].b", "0.1000000000000000055");
+        refused("1e400", "$", "does not survive");
+        refused("9007199254740993.0", "$", "does not survive");
+    }
+
+    #[test]
+    fn a_member_that_appears_twice_is_refused_with_its_path() {
+        refused(r#"{"x":{"a":1,"b":2,"a":1}}"#, "$.x.a", "\"a\" appears twice");
+        refused(r#"{"a":1,"\u0061":2}"#, "$.a", "appears twice");
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused() {
+        for text in [
+            "",
+            "{",
+            "[1,]",
+            "{\"a\"}",
+            "01",
+            "1.",
+            ".5",
+            "+1",
+            "1e",
+            "tru",
+            "\"\\ud800\"",
+            "\"a",
+            "\"\u{1}\"",
+            "1 2",
+            "nan",
+            "\"\\",
+        ] {
+            assert!(canonicalize(text).is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        let deep = |n: usize| "[".repeat(n) + &"]".repeat(n);
+        assert!(canonicalize(&deep(MAX_DEPTH)).is_ok());
+        assert!(canonicalize(&deep(100_000)).is_err());
+    }
+
+    fn json() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            any::<f64>().prop_filter("finite", |f| f.is_finite()).prop_map(Into::into),
+            ".{0,8}".prop_map(Into::into),
+        ];
+        leaf.prop_recursive(4, 32, 5, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(Into::into),
+                prop::collection::btree_map(".{0,5}", inner, 0..5)
+                    .prop_map(|members| serde_json::Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn canonical_text_is_a_fixed_point_and_means_the_same(value in json()) {
+            let once = canonicalize(&value.to_string()).unwrap();
+            prop_assert_eq!(canonicalize(&once).unwrap(), once.clone());
+            let pretty = serde_json::to_string_pretty(&value).unwrap();
+            prop_assert_eq!(canonicalize(&pretty).unwrap(), once);
+        }
+
+        #[test]
+        fn integers_of_any_length_are_distinct(a in "[1-9][0-9]{0,60}", b in "[1-9][0-9]{0,60}") {
+            prop_assert_eq!(canonicalize(&a).unwrap() == canonicalize(&b).unwrap(), a == b);
+        }
+
+        #[test]
+        fn no_text_panics(text in ".*") {
+            let _unused = canonicalize(&text);
+        }
+
+        #[test]
+        fn what_is_taken_is_json_to_serde_as_well(text in r#"[\[\]{}",:0-9eE.+\-tfn \\u]{0,24}"#) {
+            if canonicalize(&text).is_ok() {
+                prop_assert!(serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok(), "{}", text);
+            }
+        }
+    }
+}
