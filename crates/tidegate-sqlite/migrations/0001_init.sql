@@ -1,0 +1,238 @@
+-- One row: what the whole store agrees on. Read and written only inside write transactions.
+create table tide_store (
+    one          integer primary key check (one = 1),
+    uuid         blob    not null,              -- this file's identity; enqueue_in compares it
+    created_at   integer not null,
+    last_id      integer not null default 0,    -- ids only grow, whatever the clock does
+    last_tick    integer not null default 0,    -- store time of the last sweep
+    steady_since integer not null default 0     -- since when ticks follow each other without a jump
+) strict;
+
+-- A queue of a tenant: the scope of keys. Its counts are increments of the commits that caused them.
+create table tide_queue (
+    id        integer primary key,
+    tenant    text    not null,
+    name      text    not null,
+    paused    integer not null default 0,
+    max_depth integer,
+    ready     integer not null default 0,
+    scheduled integer not null default 0,
+    leased    integer not null default 0,
+    parked    integer not null default 0,
+    dead      integer not null default 0,
+    unique (tenant, name)
+) strict;
+
+-- Lanes: what a worker chooses between. A paused queue, an unknown kind, a newer version is a lane nobody asks.
+create table tide_lane (
+    id       integer primary key,
+    queue    integer not null references tide_queue (id),
+    kind     text    not null,
+    version  integer not null,
+    priority integer not null,
+    unique (queue, kind, version, priority)
+) strict;
+
+-- Immutable bodies.
+create table tide_message (
+    id           integer primary key,
+    lane         integer not null,
+    key          text    not null,
+    payload      text    not null,
+    enqueued_at  integer not null,
+    first_due_at integer,                       -- null: due at once
+    deadline     integer,
+    max_age_ms   integer not null,
+    flow         integer,                       -- null: the first of its flow
+    parent       integer,
+    headers      text                           -- null: none; else a JSON object
+) strict;
+create index tide_message_by_flow on tide_message (flow) where flow is not null;
+
+-- Known keys. A UUID is its own sixteen bytes, so that time-ordered keys are neighbours.
+create table tide_key (
+    queue       integer not null,
+    hash        blob    not null,
+    id          integer not null,
+    fingerprint blob    not null,
+    primary key (queue, hash)
+) strict, without rowid;
+
+-- Claimable now: the state ready, in the order of claims within a lane.
+create table tide_ready (
+    lane        integer not null,
+    due_at      integer not null,
+    id          integer not null,
+    claims      integer not null default 0,
+    attempt     integer not null default 0,
+    crashes     integer not null default 0,
+    generation  integer not null default 0,
+    round       integer not null default 0,
+    flags       integer not null default 0,     -- 1 journaled, 2 suspect, 4 cancel requested
+    expires_at  integer,                        -- set by redrive and resolve: max_age starts anew, the deadline is waived
+    last_nonce  blob,                           -- who settled it last, and how: a repeated settlement is recognised
+    last_digest blob,
+    primary key (lane, due_at, id)
+) strict, without rowid;
+
+-- Due later: the state ready as well. Kept apart, so that a claim never steps over what is not due.
+create table tide_sched (
+    due_at      integer not null,
+    id          integer not null,
+    lane        integer not null,
+    claims      integer not null default 0,
+    attempt     integer not null default 0,
+    crashes     integer not null default 0,
+    generation  integer not null default 0,
+    round       integer not null default 0,
+    flags       integer not null default 0,
+    expires_at  integer,
+    last_nonce  blob,
+    last_digest blob,
+    primary key (due_at, id)
+) strict, without rowid;
+
+-- Running: the state leased. As many rows as there are running handlers.
+create table tide_lease (
+    id          integer primary key,
+    lane        integer not null,
+    due_at      integer not null,
+    claims      integer not null,
+    attempt     integer not null,
+    crashes     integer not null,
+    generation  integer not null,
+    round       integer not null,
+    flags       integer not null,               -- as above, 8 alone, 16 reconciling
+    expires_at  integer,
+    nonce       blob    not null,
+    until       integer not null,
+    worker      text    not null,
+    enqueued_at integer not null,
+    flow        integer
+) strict;
+
+-- Ended with an answer, or called off: the states completed, failed, cancelled. Goes after its retention.
+create table tide_result (
+    id          integer primary key,
+    state       text    not null check (state in ('completed', 'failed', 'cancelled')),
+    at          integer not null,
+    lane        integer not null,
+    claims      integer not null,
+    attempt     integer not null,
+    crashes     integer not null default 0,
+    generation  integer not null default 0,
+    round       integer not null default 0,
+    flags       integer not null default 0,
+    code        text,
+    body        text,                           -- completed: the result; failed: the detail
+    last_nonce  blob,
+    last_digest blob
+) strict;
+create index tide_result_by_time on tide_result (at);
+
+-- Waits for a person: the states parked and dead. Never expires.
+create table tide_held (
+    id          integer primary key,
+    state       text    not null check (state in ('parked', 'dead')),
+    at          integer not null,
+    lane        integer not null,
+    claims      integer not null,
+    attempt     integer not null,
+    crashes     integer not null,
+    generation  integer not null,
+    round       integer not null,
+    flags       integer not null,
+    reason      text    not null,
+    code        text,
+    detail      text,
+    last_nonce  blob,
+    last_digest blob
+) strict;
+create index tide_held_parked on tide_held (at) where state = 'parked';
+
+-- The journal: one row for each intent of an effect, with all its sends.
+create table tide_effect (
+    message            integer not null,
+    name               text    not null,
+    item               text    not null,        -- '' without an item, '=' and the item with one
+    seq                integer not null,
+    policy             text    not null,        -- JSON
+    key                text    not null,
+    request_hash       blob    not null,
+    round              integer not null,
+    claims             integer not null,
+    nonce              blob    not null,
+    sends              integer not null,
+    first_intent_at    integer not null,
+    last_possible_send integer not null,
+    valid_until        integer,
+    quarantine_ms      integer not null,
+    reconcile_until    integer not null,
+    state              text    not null,
+    value              text,                    -- confirmed: the value; rejected: the code; unknown: what was seen
+    detail             text,
+    primary key (message, name, item, seq)
+) strict, without rowid;
+create index tide_effect_open on tide_effect (message) where state in ('intent', 'unknown');
+
+-- Confirmations under a lost lease: never applied, kept for whoever resolves.
+create table tide_evidence (
+    seq     integer primary key,
+    message integer not null,
+    at      integer not null,
+    name    text    not null,
+    item    text    not null,
+    value   text    not null
+) strict;
+create index tide_evidence_by_message on tide_evidence (message);
+
+-- How runs ended, but for those that completed (their result is the record), and what operators did.
+create table tide_history (
+    message    integer not null,
+    seq        integer not null,
+    at         integer not null,
+    attempt    integer not null,
+    generation integer not null,
+    outcome    text    not null,
+    state      text    not null,
+    code       text    not null,
+    detail     text    not null,
+    due_at     integer,
+    primary key (message, seq)
+) strict, without rowid;
+
+-- Acts of operators, in the commit of the act.
+create table tide_audit (
+    seq     integer primary key autoincrement,
+    at      integer not null,
+    actor   text    not null,
+    act     text    not null,
+    reason  text    not null,
+    message integer,
+    queue   integer,
+    detail  text    not null
+) strict;
+
+-- Which messages an operation redrove: repeating a chunk does nothing twice.
+create table tide_redriven (
+    operation text    not null,
+    message   integer not null,
+    primary key (operation, message)
+) strict, without rowid;
+
+-- Counters that survive, as increments of the commits that caused them.
+create table tide_tally (
+    queue integer not null,
+    kind  text    not null,
+    what  text    not null,
+    code  text    not null,
+    n     integer not null,
+    primary key (queue, kind, what, code)
+) strict, without rowid;
+
+-- What each kind allows, as its workers declared it: read by every process's sweep.
+create table tide_policy (
+    kind        text    primary key,
+    policy      text    not null,               -- JSON
+    declared_at integer not null
+) strict, without rowid;

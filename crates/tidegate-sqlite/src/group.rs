@@ -1,0 +1,341 @@
+//! One group: the calls that share a transaction, and what they accumulate until its commit.
+//!
+//! Ids, counts and counters are read or incremented in SQL inside the transaction, never taken from a memory that another
+//! process could have made stale. What is interned (queues, lanes) only ever grows, so that it may be remembered; it is
+//! forgotten whenever another process committed or a group was rolled back.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use rusqlite::{Connection, OptionalExtension, params};
+use tidegate_core::clock::Timestamp;
+use tidegate_core::error::StoreError;
+use tidegate_core::id::{Kind, MessageId, QueueName, Tenant};
+use tidegate_core::message::Priority;
+use tidegate_core::retry::Policy;
+use tidegate_core::store::{Act, Counted, News};
+
+use crate::row;
+use crate::trouble::Trouble;
+
+/// A row of `tide_lane` with the names of its queue.
+#[derive(Debug, Clone)]
+pub(crate) struct Lane {
+    pub(crate) id: i64,
+    pub(crate) queue_id: i64,
+    pub(crate) tenant: Tenant,
+    pub(crate) queue: QueueName,
+    pub(crate) kind: Kind,
+    pub(crate) version: u32,
+    pub(crate) priority: Priority,
+}
+
+/// Interned names, remembered between groups.
+#[derive(Debug, Default)]
+pub(crate) struct Interned {
+    queues: HashMap<(Tenant, QueueName), i64>,
+    lanes: HashMap<i64, Lane>,
+    /// Queues all of whose lanes are in `lanes`.
+    complete: HashSet<i64>,
+}
+
+impl Interned {
+    pub(crate) fn forget(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Which count of a queue a message is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    Ready,
+    Scheduled,
+    Leased,
+    Parked,
+    Dead,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Counts([i64; 5]);
+
+/// Limits a store was opened with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) max_payload: usize,
+    pub(crate) retention: std::time::Duration,
+}
+
+/// A transaction under way.
+pub(crate) struct Group<'c> {
+    pub(crate) conn: &'c Connection,
+    pub(crate) now: Timestamp,
+    pub(crate) limits: Limits,
+    pub(crate) news: News,
+    interned: &'c mut Interned,
+    last_id: Option<MessageId>,
+    first_last_id: Option<MessageId>,
+    counts: BTreeMap<i64, Counts>,
+    tallies: BTreeMap<(i64, Kind, Counted, String), i64>,
+}
+
+impl<'c> Group<'c> {
+    pub(crate) fn new(conn: &'c Connection, now: Timestamp, limits: Limits, interned: &'c mut Interned) -> Self {
+        Self {
+            conn,
+            now,
+            limits,
+            news: News::default(),
+            interned,
+            last_id: None,
+            first_last_id: None,
+            counts: BTreeMap::new(),
+            tallies: BTreeMap::new(),
+        }
+    }
+
+    /// Runs a step that writes more than once, so that its refusal leaves nothing behind.
+    pub(crate) fn atomically<T>(&mut self, step: impl FnOnce(&mut Self) -> Result<T, Trouble>) -> Result<T, Trouble> {
+        let (counts, tallies, last_id) = (self.counts.clone(), self.tallies.clone(), self.last_id);
+        let (ready, ended) = (self.news.ready.len(), self.news.ended.len());
+        self.conn.prepare_cached("savepoint step")?.execute([])?;
+        let outcome = step(self);
+        if let Err(Trouble::Item(_)) = outcome {
+            self.conn.prepare_cached("rollback to step")?.execute([])?;
+            (self.counts, self.tallies, self.last_id) = (counts, tallies, last_id);
+            self.news.ready.truncate(ready);
+            self.news.ended.truncate(ended);
+            // A lane or queue made inside the step is gone with it.
+            self.interned.forget();
+        }
+        if !matches!(outcome, Err(Trouble::Group(_))) {
+            self.conn.prepare_cached("release step")?.execute([])?;
+        }
+        outcome
+    }
+
+    /// The id of the next message.
+    pub(crate) fn next_id(&mut self) -> Result<MessageId, Trouble> {
+        let last = match self.last_id {
+            Some(last) => last,
+            None => {
+                let last: i64 =
+                    self.conn.prepare_cached("select last_id from tide_store")?.query_row([], |row| row.get(0))?;
+                self.first_last_id = Some(MessageId::from_i64(last));
+                MessageId::from_i64(last)
+            }
+        };
+        let id = MessageId::next_after(last, self.now);
+        self.last_id = Some(id);
+        Ok(id)
+    }
+
+    /// The queue's row, made when it is new.
+    pub(crate) fn queue(&mut self, tenant: &Tenant, queue: &QueueName) -> Result<i64, Trouble> {
+        if let Some(id) = self.known_queue(tenant, queue)? {
+            return Ok(id);
+        }
+        let id = self
+            .conn
+            .prepare_cached("insert into tide_queue (tenant, name) values (?1, ?2) returning id")?
+            .query_row(params![tenant.as_str(), queue.as_str()], |row| row.get(0))?;
+        self.interned.queues.insert((tenant.clone(), queue.clone()), id);
+        Ok(id)
+    }
+
+    /// The queue's row, if anybody ever used it.
+    pub(crate) fn known_queue(&mut self, tenant: &Tenant, queue: &QueueName) -> Result<Option<i64>, Trouble> {
+        let name = (tenant.clone(), queue.clone());
+        if let Some(id) = self.interned.queues.get(&name) {
+            return Ok(Some(*id));
+        }
+        let id: Option<i64> = self
+            .conn
+            .prepare_cached("select id from tide_queue where tenant = ?1 and name = ?2")?
+            .query_row(params![tenant.as_str(), queue.as_str()], |row| row.get(0))
+            .optional()?;
+        if let Some(id) = id {
+            self.interned.queues.insert(name, id);
+        }
+        Ok(id)
+    }
+
+    /// The lane of a new message.
+    pub(crate) fn lane_for(
+        &mut self,
+        tenant: &Tenant,
+        queue: &QueueName,
+        kind: &Kind,
+        version: u32,
+        priority: Priority,
+    ) -> Result<Lane, Trouble> {
+        let queue_id = self.queue(tenant, queue)?;
+        let fits = |lane: &&Lane| {
+            lane.queue_id == queue_id && lane.version == version && lane.priority == priority && lane.kind == *kind
+        };
+        if let Some(lane) = self.interned.lanes.values().find(fits) {
+            return Ok(lane.clone());
+        }
+        const INTERN: &str = "-- the update changes nothing, but lets the known row be returned
+            insert into tide_lane (queue, kind, version, priority) values (?1, ?2, ?3, ?4)
+            on conflict (queue, kind, version, priority) do update set kind = excluded.kind returning id";
+        let id = self
+            .conn
+            .prepare_cached(INTERN)?
+            .query_row(params![queue_id, kind.as_str(), version, priority.get()], |row| row.get(0))?;
+        let lane = Lane {
+            id,
+            queue_id,
+            tenant: tenant.clone(),
+            queue: queue.clone(),
+            kind: kind.clone(),
+            version,
+            priority,
+        };
+        self.interned.lanes.insert(id, lane.clone());
+        Ok(lane)
+    }
+
+    /// A lane by its number.
+    pub(crate) fn lane(&mut self, id: i64) -> Result<Lane, Trouble> {
+        if let Some(lane) = self.interned.lanes.get(&id) {
+            return Ok(lane.clone());
+        }
+        let lane = load_lane(self.conn, id)?;
+        self.interned.lanes.insert(id, lane.clone());
+        Ok(lane)
+    }
+
+    /// All lanes of a queue.
+    pub(crate) fn lanes_of(&mut self, queue_id: i64) -> Result<Vec<Lane>, Trouble> {
+        if self.interned.complete.insert(queue_id) {
+            let ids: Vec<i64> = self
+                .conn
+                .prepare_cached("select id from tide_lane where queue = ?1")?
+                .query_map([queue_id], |row| row.get(0))?
+                .collect::<Result<_, _>>()?;
+            for id in ids {
+                self.lane(id)?;
+            }
+        }
+        Ok(self.interned.lanes.values().filter(|lane| lane.queue_id == queue_id).cloned().collect())
+    }
+
+    /// What a kind allows; `None` when no worker ever declared it.
+    pub(crate) fn policy(&self, kind: &Kind) -> Result<Option<Policy>, Trouble> {
+        policy(self.conn, kind)
+    }
+
+    /// Notes that a message came to a place (+1) or left it (-1).
+    pub(crate) fn count(&mut self, queue_id: i64, place: Place, by: i64) {
+        self.counts.entry(queue_id).or_default().0[place as usize] += by;
+    }
+
+    /// Ready, scheduled and leased messages of a queue, and its limit.
+    pub(crate) fn depth(&self, queue_id: i64) -> Result<(i64, Option<i64>), Trouble> {
+        let (stored, limit): (i64, Option<i64>) = self
+            .conn
+            .prepare_cached("select ready + scheduled + leased, max_depth from tide_queue where id = ?1")?
+            .query_row([queue_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let here = self.counts.get(&queue_id).map_or(0, |counts| counts.0[..3].iter().sum());
+        Ok((stored + here, limit))
+    }
+
+    /// Counts what metrics show.
+    pub(crate) fn tally(&mut self, lane: &Lane, what: Counted, code: &str) {
+        let key = (lane.queue_id, lane.kind.clone(), what, code.to_owned());
+        *self.tallies.entry(key).or_default() += 1;
+    }
+
+    /// Tells this process's workers that the queue has something for them.
+    pub(crate) fn announce(&mut self, queue: &QueueName) {
+        if !self.news.ready.contains(queue) {
+            self.news.ready.push(queue.clone());
+        }
+    }
+
+    /// Writes an operator's act.
+    pub(crate) fn audit(
+        &self,
+        act: &Act,
+        what: &str,
+        message: Option<MessageId>,
+        queue_id: Option<i64>,
+        detail: &str,
+    ) -> Result<(), Trouble> {
+        const AUDIT: &str = "insert into tide_audit (at, actor, act, reason, message, queue, detail)
+            values (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+        self.conn.prepare_cached(AUDIT)?.execute(params![
+            self.now.as_millis(),
+            act.actor,
+            what,
+            act.reason,
+            message.map(MessageId::as_i64),
+            queue_id,
+            detail
+        ])?;
+        Ok(())
+    }
+
+    /// Writes what was accumulated; the commit follows.
+    pub(crate) fn finish(&mut self) -> Result<News, rusqlite::Error> {
+        if let (Some(last), true) = (self.last_id, self.last_id != self.first_last_id) {
+            self.conn.prepare_cached("update tide_store set last_id = ?1")?.execute([last.as_i64()])?;
+        }
+        for (queue, Counts([ready, scheduled, leased, parked, dead])) in std::mem::take(&mut self.counts) {
+            const COUNT: &str = "update tide_queue set ready = ready + ?2, scheduled = scheduled + ?3,
+                leased = leased + ?4, parked = parked + ?5, dead = dead + ?6 where id = ?1";
+            if [ready, scheduled, leased, parked, dead] != [0; 5] {
+                self.conn.prepare_cached(COUNT)?.execute([queue, ready, scheduled, leased, parked, dead])?;
+            }
+        }
+        for ((queue, kind, what, code), n) in std::mem::take(&mut self.tallies) {
+            const TALLY: &str = "insert into tide_tally (queue, kind, what, code, n) values (?1, ?2, ?3, ?4, ?5)
+                on conflict (queue, kind, what, code) do update set n = n + excluded.n";
+            self.conn.prepare_cached(TALLY)?.execute(params![queue, kind.as_str(), what.as_str(), code, n])?;
+        }
+        Ok(std::mem::take(&mut self.news))
+    }
+}
+
+/// Reads a lane with the names of its queue.
+pub(crate) fn load_lane(conn: &Connection, id: i64) -> Result<Lane, Trouble> {
+    const LANE: &str = "select l.id, l.queue, q.tenant, q.name, l.kind, l.version, l.priority
+        from tide_lane l join tide_queue q on q.id = l.queue where l.id = ?1";
+    let mut statement = conn.prepare_cached(LANE)?;
+    let mut rows = statement.query([id])?;
+    let Some(row) = rows.next()? else {
+        return Err(Trouble::Item(StoreError::corrupt(&format!("tide_lane, row {id}"), "no such lane")));
+    };
+    let table = "tide_lane";
+    let tenant: String = row::column(row, "tenant", table)?;
+    let priority: u8 = row::column(row, "priority", table)?;
+    Ok(Lane {
+        id,
+        queue_id: row::column(row, "queue", table)?,
+        tenant: Tenant::new(&tenant)?,
+        queue: row::parsed(row, "name", table)?,
+        kind: row::parsed(row, "kind", table)?,
+        version: row::column(row, "version", table)?,
+        priority: Priority::new(priority)?,
+    })
+}
+
+/// What a kind allows; `None` when no worker ever declared it.
+pub(crate) fn policy(conn: &Connection, kind: &Kind) -> Result<Option<Policy>, Trouble> {
+    let text: Option<String> = conn
+        .prepare_cached("select policy from tide_policy where kind = ?1")?
+        .query_row([kind.as_str()], |row| row.get(0))
+        .optional()?;
+    let Some(text) = text else { return Ok(None) };
+    serde_json::from_str(&text).map(Some).map_err(|e| {
+        Trouble::Item(StoreError::corrupt(&format!("tide_policy.policy, kind {kind}"), &e.to_string()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_places_are_numbered_as_the_counts_are_written() {
+        use super::Place;
+        assert_eq!([Place::Ready, Place::Scheduled, Place::Leased, Place::Parked, Place::Dead].map(|p| p as usize), [0, 1, 2, 3, 4]);
+    }
+}

@@ -1,0 +1,305 @@
+//! Rows to values and back: the only file that decodes what the tables hold.
+//!
+//! What does not decode is `Corrupt`, with table, column and row: refused, never served and never deleted.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rusqlite::types::{FromSql, Value};
+use rusqlite::{Row, params};
+use tidegate_core::clock::Timestamp;
+use tidegate_core::effect::{EffectId, EffectKey, EffectPolicy, EffectRow, EffectState};
+use tidegate_core::error::StoreError;
+use tidegate_core::id::{EffectName, IdempotencyKey, LeaseToken, MessageId, Nonce};
+use tidegate_core::lifecycle::{Counters, State};
+use tidegate_core::message::Message;
+
+use crate::group::Lane;
+use crate::trouble::Trouble;
+
+/// An intent or answer was written for the message.
+pub(crate) const JOURNALED: i64 = 1;
+/// An earlier run crashed.
+pub(crate) const SUSPECT: i64 = 2;
+/// An operator asked to cancel it.
+pub(crate) const CANCEL: i64 = 4;
+/// It runs with nothing else in its process.
+pub(crate) const ALONE: i64 = 8;
+/// Its run began with an open effect.
+pub(crate) const RECONCILING: i64 = 16;
+
+/// What every hot row carries of a message's life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub(crate) lane: i64,
+    pub(crate) due_at: Timestamp,
+    pub(crate) counters: Counters,
+    pub(crate) flags: i64,
+    /// Set by redrive and resolve: `max_age` starts anew and the deadline is waived.
+    pub(crate) expires_at: Option<Timestamp>,
+    /// Who settled it last and how.
+    pub(crate) last: Option<LastSettlement>,
+}
+
+/// The settlement that put a row where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LastSettlement {
+    pub(crate) nonce: [u8; 16],
+    pub(crate) digest: [u8; 16],
+}
+
+impl Life {
+    pub(crate) fn has(&self, flag: i64) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// A row of `tide_lease`.
+#[derive(Debug, Clone)]
+pub(crate) struct LeaseRow {
+    pub(crate) life: Life,
+    pub(crate) token: LeaseToken,
+    pub(crate) until: Timestamp,
+    pub(crate) worker: String,
+    pub(crate) enqueued_at: Timestamp,
+    pub(crate) flow: Option<MessageId>,
+}
+
+/// Reads one column, or says where the corruption is.
+pub(crate) fn column<T: FromSql>(row: &Row<'_>, name: &str, table: &str) -> Result<T, Trouble> {
+    row.get(name).map_err(|e| match e {
+        rusqlite::Error::InvalidColumnType(..)
+        | rusqlite::Error::FromSqlConversionFailure(..)
+        | rusqlite::Error::IntegralValueOutOfRange(..)
+        | rusqlite::Error::Utf8Error(..) => corrupt(row, name, table, &e.to_string()),
+        other => Trouble::Group(other),
+    })
+}
+
+fn corrupt(row: &Row<'_>, name: &str, table: &str, what: &str) -> Trouble {
+    let id = ["id", "message"].iter().find_map(|column| row.get::<_, i64>(*column).ok());
+    let id = id.map_or_else(|| "unknown row".to_owned(), |id| format!("row {id}"));
+    Trouble::Item(StoreError::corrupt(&format!("{table}.{name}, {id}"), what))
+}
+
+pub(crate) fn time(row: &Row<'_>, name: &str, table: &str) -> Result<Timestamp, Trouble> {
+    column(row, name, table).map(Timestamp::from_millis)
+}
+
+pub(crate) fn maybe_time(row: &Row<'_>, name: &str, table: &str) -> Result<Option<Timestamp>, Trouble> {
+    Ok(column::<Option<i64>>(row, name, table)?.map(Timestamp::from_millis))
+}
+
+/// A column whose text must parse.
+pub(crate) fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
+    row: &Row<'_>,
+    name: &str,
+    table: &str,
+) -> Result<T, Trouble> {
+    let text: String = column(row, name, table)?;
+    text.parse().map_err(|e: T::Err| corrupt(row, name, table, &e.to_string()))
+}
+
+fn sixteen(row: &Row<'_>, name: &str, table: &str) -> Result<[u8; 16], Trouble> {
+    let bytes: Vec<u8> = column(row, name, table)?;
+    bytes.as_slice().try_into().map_err(|_| corrupt(row, name, table, "not sixteen bytes"))
+}
+
+pub(crate) fn counters(row: &Row<'_>, table: &str) -> Result<Counters, Trouble> {
+    Ok(Counters {
+        claims: column(row, "claims", table)?,
+        attempt: column(row, "attempt", table)?,
+        crashes: column(row, "crashes", table)?,
+        generation: column(row, "generation", table)?,
+        round: column(row, "round", table)?,
+    })
+}
+
+/// The settlement noted in a row that has `last_nonce` and `last_digest`.
+pub(crate) fn last_settlement(row: &Row<'_>, table: &str) -> Result<Option<LastSettlement>, Trouble> {
+    if column::<Option<Vec<u8>>>(row, "last_nonce", table)?.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(LastSettlement {
+        nonce: sixteen(row, "last_nonce", table)?,
+        digest: sixteen(row, "last_digest", table)?,
+    }))
+}
+
+/// The columns every hot row shares, in one order.
+pub(crate) fn life(row: &Row<'_>, table: &str) -> Result<Life, Trouble> {
+    Ok(Life {
+        lane: column(row, "lane", table)?,
+        due_at: time(row, "due_at", table)?,
+        counters: counters(row, table)?,
+        flags: column(row, "flags", table)?,
+        expires_at: maybe_time(row, "expires_at", table)?,
+        last: last_settlement(row, table)?,
+    })
+}
+
+/// A row of `tide_lease`, selected with `*`.
+pub(crate) fn lease(row: &Row<'_>) -> Result<LeaseRow, Trouble> {
+    let table = "tide_lease";
+    let counters = counters(row, table)?;
+    Ok(LeaseRow {
+        life: Life {
+            lane: column(row, "lane", table)?,
+            due_at: time(row, "due_at", table)?,
+            counters,
+            flags: column(row, "flags", table)?,
+            expires_at: maybe_time(row, "expires_at", table)?,
+            last: None,
+        },
+        token: LeaseToken { claims: counters.claims, nonce: Nonce::from_bytes(sixteen(row, "nonce", table)?) },
+        until: time(row, "until", table)?,
+        worker: column(row, "worker", table)?,
+        enqueued_at: time(row, "enqueued_at", table)?,
+        flow: column::<Option<i64>>(row, "flow", table)?.map(MessageId::from_i64),
+    })
+}
+
+/// A row of `tide_message`, selected with `*`.
+pub(crate) fn message(row: &Row<'_>, lane: &Lane) -> Result<Message, Trouble> {
+    let table = "tide_message";
+    let id = MessageId::from_i64(column(row, "id", table)?);
+    let enqueued_at = time(row, "enqueued_at", table)?;
+    let key: String = column(row, "key", table)?;
+    let key = IdempotencyKey::new(key).map_err(|e| corrupt(row, "key", table, e.what()))?;
+    let payload: String = column(row, "payload", table)?;
+    let headers = match column::<Option<String>>(row, "headers", table)? {
+        Some(text) => serde_json::from_str(&text).map_err(|e| corrupt(row, "headers", table, &e.to_string()))?,
+        None => BTreeMap::new(),
+    };
+    let max_age = Duration::from_millis(column(row, "max_age_ms", table)?);
+    Ok(Message {
+        id,
+        tenant: lane.tenant.clone(),
+        queue: lane.queue.clone(),
+        kind: lane.kind.clone(),
+        version: lane.version,
+        key,
+        payload: payload.into(),
+        priority: lane.priority,
+        enqueued_at,
+        first_due_at: maybe_time(row, "first_due_at", table)?.unwrap_or(enqueued_at),
+        deadline: maybe_time(row, "deadline", table)?,
+        expires_at: enqueued_at.after(max_age),
+        flow: column::<Option<i64>>(row, "flow", table)?.map_or(id, MessageId::from_i64),
+        parent: column::<Option<i64>>(row, "parent", table)?.map(MessageId::from_i64),
+        headers,
+    })
+}
+
+/// How an effect's item is stored: a primary key holds no nulls, and an empty item is not the absence of one.
+pub(crate) fn stored_item(effect: &EffectId) -> String {
+    effect.item.as_ref().map_or_else(String::new, |item| format!("={item}"))
+}
+
+/// The effect of a row that has `name` and `item`.
+pub(crate) fn effect_id(row: &Row<'_>, table: &str) -> Result<EffectId, Trouble> {
+    let item: String = column(row, "item", table)?;
+    let item = match item.strip_prefix('=') {
+        Some(item) => Some(item.to_owned()),
+        None if item.is_empty() => None,
+        None => return Err(corrupt(row, "item", table, "an item begins with =")),
+    };
+    Ok(EffectId { name: parsed::<EffectName>(row, "name", table)?, item })
+}
+
+/// A row of `tide_effect`, selected with `*`.
+pub(crate) fn effect(row: &Row<'_>) -> Result<EffectRow, Trouble> {
+    let table = "tide_effect";
+    let policy: String = column(row, "policy", table)?;
+    let policy: EffectPolicy =
+        serde_json::from_str(&policy).map_err(|e| corrupt(row, "policy", table, &e.to_string()))?;
+    let key: String = column(row, "key", table)?;
+    Ok(EffectRow {
+        effect: effect_id(row, table)?,
+        seq: column(row, "seq", table)?,
+        policy,
+        key: EffectKey::from_stored(&key),
+        request_hash: sixteen(row, "request_hash", table)?,
+        round: column(row, "round", table)?,
+        token: LeaseToken {
+            claims: column(row, "claims", table)?,
+            nonce: Nonce::from_bytes(sixteen(row, "nonce", table)?),
+        },
+        sends: column(row, "sends", table)?,
+        first_intent_at: time(row, "first_intent_at", table)?,
+        last_possible_send: time(row, "last_possible_send", table)?,
+        valid_until: maybe_time(row, "valid_until", table)?,
+        quarantine: Duration::from_millis(column(row, "quarantine_ms", table)?),
+        reconcile_until: time(row, "reconcile_until", table)?,
+        state: effect_state(row)?,
+    })
+}
+
+fn effect_state(row: &Row<'_>) -> Result<EffectState, Trouble> {
+    let table = "tide_effect";
+    let state: String = column(row, "state", table)?;
+    let value = || column::<String>(row, "value", table);
+    match state.as_str() {
+        "intent" => Ok(EffectState::Intent),
+        "unknown" => Ok(EffectState::Unknown { why: value()? }),
+        "confirmed" => Ok(EffectState::Confirmed { value: value()?.into() }),
+        "rejected" => Ok(EffectState::Rejected { code: value()?, detail: column(row, "detail", table)? }),
+        "not_done" => Ok(EffectState::NotDone),
+        other => Err(corrupt(row, "state", table, &format!("no such state {other:?}"))),
+    }
+}
+
+/// The columns `value` and `detail` of an effect's state.
+pub(crate) fn effect_values(state: &EffectState) -> (Option<&str>, Option<&str>) {
+    match state {
+        EffectState::Intent | EffectState::NotDone => (None, None),
+        EffectState::Unknown { why } => (Some(why), None),
+        EffectState::Confirmed { value } => (Some(value), None),
+        EffectState::Rejected { code, detail } => (Some(code), Some(detail)),
+    }
+}
+
+/// Writes a row of the journal, over the one of the same effect and number.
+pub(crate) fn put_effect(conn: &rusqlite::Connection, id: MessageId, row: &EffectRow) -> Result<(), Trouble> {
+    const PUT: &str = "-- journal: one row for each intent, replaced by its own later states
+        insert or replace into tide_effect values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)";
+    let policy = serde_json::to_string(&row.policy).expect("a policy is plain data");
+    let (value, detail) = effect_values(&row.state);
+    conn.prepare_cached(PUT)?.execute(params![
+        id.as_i64(),
+        row.effect.name.as_str(),
+        stored_item(&row.effect),
+        row.seq,
+        policy,
+        row.key.as_str(),
+        row.request_hash,
+        row.round,
+        row.token.claims,
+        row.token.nonce.as_bytes(),
+        row.sends,
+        row.first_intent_at.as_millis(),
+        row.last_possible_send.as_millis(),
+        row.valid_until.map(Timestamp::as_millis),
+        millis(row.quarantine),
+        row.reconcile_until.as_millis(),
+        row.state.as_str(),
+        value,
+        detail,
+    ])?;
+    Ok(())
+}
+
+/// A duration as an engine stores it.
+pub(crate) fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The state of a row of `tide_result` or `tide_held`.
+pub(crate) fn state(row: &Row<'_>, table: &str) -> Result<State, Trouble> {
+    parsed(row, "state", table)
+}
+
+/// A list of ids for `rarray`-free statements: SQLite reads it with `json_each`.
+pub(crate) fn id_list(ids: &[i64]) -> Value {
+    Value::Text(serde_json::to_string(ids).expect("numbers are JSON"))
+}

@@ -1,0 +1,346 @@
+//! The synchronous twin: the usual code. One request does everything, inline, while the customer waits.
+//!
+//! Authorise, capture, credit the wallet, send the receipt; a client time-out and three blind retries on any error; a
+//! fresh reference per call, because nobody thought of a key. It is written fairly: the wallet is double entry with
+//! `synchronous = FULL`, a declined card is not retried, and a receipt that cannot be sent does not fail a deposit that
+//! was credited. What it cannot do is tell "refused" from "done, but the answer was lost". It never looks anything up.
+
+use std::future::Future;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::clock;
+use crate::gateway::{Operation, OperationBody};
+use crate::trace::DepositRequest;
+
+/// How a twin is started.
+#[derive(Clone, Debug)]
+pub struct TwinOptions {
+    /// The port on 127.0.0.1; 0 takes a free one.
+    pub port: u16,
+    /// The gateway's base URL.
+    pub gateway: String,
+    /// The wallet's SQLite file; created if missing.
+    pub wallet: PathBuf,
+    /// How long it waits for an answer of the gateway.
+    pub call_timeout: Duration,
+    /// How often it sends a call again, whatever went wrong.
+    pub retries: u32,
+}
+
+impl TwinOptions {
+    /// Two seconds of patience and three blind retries, on a free port.
+    #[must_use]
+    pub fn new(gateway: impl Into<String>, wallet: impl Into<PathBuf>) -> Self {
+        Self {
+            port: 0,
+            gateway: gateway.into(),
+            wallet: wallet.into(),
+            call_timeout: Duration::from_secs(2),
+            retries: 3,
+        }
+    }
+}
+
+/// The sums of a side's wallet, as `GET /books` tells them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Books {
+    /// The sum of all debit entries.
+    pub debits: i64,
+    /// The sum of all credit entries.
+    pub credits: i64,
+    /// What all customers together have.
+    pub wallet_total: i64,
+}
+
+/// Runs a twin until `shutdown` ends, announcing `listening 127.0.0.1:PORT` on one line when it is ready.
+///
+/// # Errors
+/// The wallet cannot be opened, the port is taken, or the announcement cannot be written.
+///
+/// # Cancel safety
+/// Dropping the future stops the twin as a kill would: requests in work are not answered.
+pub async fn run(
+    options: TwinOptions,
+    mut announce: impl Write + Send,
+    shutdown: impl Future<Output = ()> + Send,
+) -> anyhow::Result<()> {
+    let mut twin = Twin::start(options).await?;
+    writeln!(announce, "listening {}", twin.address())
+        .and_then(|()| announce.flush())
+        .context("cannot announce the twin's address")?;
+    tokio::select! {
+        () = shutdown => twin.stop().await,
+        ended = &mut twin.task => ended.context("the twin's task died")?,
+    }
+}
+
+/// A running twin. Dropping it kills it.
+#[derive(Debug)]
+pub struct Twin {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Twin {
+    /// Opens the wallet and starts to listen.
+    ///
+    /// # Errors
+    /// The wallet cannot be opened, or the port is taken.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing was started before it returned.
+    pub async fn start(options: TwinOptions) -> anyhow::Result<Self> {
+        let asked = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port));
+        let app = Arc::new(App::open(options)?);
+        let listener = tokio::net::TcpListener::bind(asked)
+            .await
+            .with_context(|| format!("cannot listen on {asked}; hint: port 0 takes a free one"))?;
+        let address = listener.local_addr().context("the listener has no address")?;
+        let router = Router::new().route("/deposits", post(take_deposit)).route("/books", get(books)).with_state(app);
+        let stop = watch::Sender::new(false);
+        let mut stopped = stop.subscribe();
+        let task = tokio::spawn(async move {
+            let shutdown = async move {
+                // An error means the handle is gone, which stops the twin as well.
+                drop(stopped.wait_for(|stop| *stop).await);
+            };
+            axum::serve(listener, router).with_graceful_shutdown(shutdown).await.context("the twin stopped serving")
+        });
+        Ok(Self { address, stop, task })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its base URL, without a slash at the end.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Stops it in good order: requests in work are answered first.
+    ///
+    /// # Errors
+    /// What made it end before it was asked to.
+    ///
+    /// # Cancel safety
+    /// Dropping the future kills the twin.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.stop.send_replace(true);
+        (&mut self.task).await.context("the twin's task died")?
+    }
+}
+
+impl Drop for Twin {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Why a deposit failed, as far as this code can know.
+#[derive(Debug)]
+enum Failure {
+    Declined,
+    TimedOut,
+    Broken(String),
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let (status, body) = match self {
+            Self::Declined => (StatusCode::PAYMENT_REQUIRED, json!({ "state": "failed", "code": "card_declined" })),
+            Self::TimedOut => (StatusCode::GATEWAY_TIMEOUT, json!({ "state": "failed", "code": "gateway_timeout" })),
+            Self::Broken(why) => {
+                (StatusCode::BAD_GATEWAY, json!({ "state": "failed", "code": "gateway_error", "message": why }))
+            }
+        };
+        (status, Json(body)).into_response()
+    }
+}
+
+async fn take_deposit(
+    State(app): State<Arc<App>>,
+    Json(request): Json<DepositRequest>,
+) -> Result<Json<serde_json::Value>, Failure> {
+    app.call(Operation::Authorise, &request).await?;
+    app.call(Operation::Capture, &request).await?;
+    credit(&app, &request).await.map_err(|error| Failure::Broken(format!("{error:#}")))?;
+    if let Err(failure) = app.call(Operation::Receipt, &request).await {
+        tracing::debug!("no receipt for deposit {}: {failure:?}", request.deposit);
+    }
+    Ok(Json(json!({ "state": "completed", "deposit": request.deposit })))
+}
+
+async fn books(State(app): State<Arc<App>>) -> Result<Json<Books>, (StatusCode, String)> {
+    let sums = on_wallet(&app, |wallet| wallet.books()).await;
+    sums.map(Json).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))
+}
+
+#[derive(Debug)]
+struct App {
+    options: TwinOptions,
+    client: reqwest::Client,
+    wallet: Mutex<Wallet>,
+    rng: Mutex<ChaCha8Rng>,
+}
+
+impl App {
+    fn open(options: TwinOptions) -> anyhow::Result<Self> {
+        let client = reqwest::Client::builder()
+            .timeout(options.call_timeout)
+            .build()
+            .context("cannot make the HTTP client of the twin")?;
+        let wallet = Wallet::open(&options.wallet)?;
+        // From the clock: references must differ from those before a restart.
+        let rng = ChaCha8Rng::seed_from_u64(clock::wall_ms());
+        Ok(Self { options, client, wallet: Mutex::new(wallet), rng: Mutex::new(rng) })
+    }
+
+    /// Sends a call, and again on any error: this is where a lost answer becomes a second charge.
+    async fn call(&self, operation: Operation, request: &DepositRequest) -> Result<(), Failure> {
+        let mut left = self.options.retries;
+        loop {
+            match self.send(operation, request).await {
+                Err(Failure::TimedOut | Failure::Broken(_)) if left > 0 => left -= 1,
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn send(&self, operation: Operation, request: &DepositRequest) -> Result<(), Failure> {
+        let path = match operation {
+            Operation::Receipt => "receipts",
+            Operation::Authorise | Operation::Capture | Operation::Refund => operation.name(),
+        };
+        let body = OperationBody {
+            deposit: request.deposit.clone(),
+            account: request.account.clone(),
+            cents: request.cents,
+            card: request.card,
+        };
+        let sent = self
+            .client
+            .post(format!("{}/{path}", self.options.gateway))
+            .header("Idempotency-Key", self.fresh_reference())
+            .json(&body)
+            .send()
+            .await;
+        let answer = sent.map_err(|error| failure(&error))?;
+        let status = answer.status();
+        // The answer counts when it was read whole: a receipt number the customer sees is in it.
+        let text = answer.text().await.map_err(|error| failure(&error))?;
+        match status {
+            status if status.is_success() => Ok(()),
+            reqwest::StatusCode::PAYMENT_REQUIRED => Err(Failure::Declined),
+            status => Err(Failure::Broken(format!("{} answered {status}: {text}", operation.name()))),
+        }
+    }
+
+    fn fresh_reference(&self) -> String {
+        let number: u128 = self.rng.lock().unwrap_or_else(PoisonError::into_inner).random();
+        format!("ref-{number:032x}")
+    }
+}
+
+fn failure(error: &reqwest::Error) -> Failure {
+    if error.is_timeout() { Failure::TimedOut } else { Failure::Broken(error.to_string()) }
+}
+
+async fn credit(app: &Arc<App>, request: &DepositRequest) -> anyhow::Result<()> {
+    let (deposit, account, cents) = (request.deposit.clone(), request.account.clone(), request.cents);
+    on_wallet(app, move |wallet| wallet.credit(&deposit, &account, cents)).await
+}
+
+/// SQLite blocks, and `synchronous = FULL` waits for the disk, so neither happens on a thread of the runtime.
+async fn on_wallet<T: Send + 'static>(
+    app: &Arc<App>,
+    work: impl FnOnce(&mut Wallet) -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let app = Arc::clone(app);
+    let done = tokio::task::spawn_blocking(move || {
+        let mut wallet = app.wallet.lock().unwrap_or_else(PoisonError::into_inner);
+        work(&mut wallet)
+    });
+    done.await.context("the wallet's thread died")?
+}
+
+#[derive(Debug)]
+struct Wallet {
+    connection: Connection,
+}
+
+/// The other side of every customer's credit: what the gateway owes us.
+const CLEARING: &str = "gateway-clearing";
+
+const SCHEMA: &str = "
+pragma journal_mode = wal;
+pragma synchronous = full;
+create table if not exists entries (
+    id      integer primary key,
+    deposit text    not null,
+    account text    not null,
+    side    text    not null check (side in ('debit', 'credit')),
+    cents   integer not null check (cents > 0)
+) strict;
+";
+
+const INSERT_ENTRY: &str = "insert into entries (deposit, account, side, cents) values (?1, ?2, ?3, ?4)";
+
+const SUM_BOOKS: &str = "
+select coalesce(sum(cents) filter (where side = 'debit'), 0),
+       coalesce(sum(cents) filter (where side = 'credit'), 0),
+       coalesce(sum(case side when 'credit' then cents else -cents end) filter (where account <> ?1), 0)
+from entries";
+
+impl Wallet {
+    fn open(path: &Path) -> anyhow::Result<Self> {
+        let context = || format!("cannot open the wallet {}", path.display());
+        let connection = Connection::open(path).with_context(context)?;
+        connection.busy_timeout(Duration::from_secs(5)).with_context(context)?;
+        connection.execute_batch(SCHEMA).with_context(context)?;
+        Ok(Self { connection })
+    }
+
+    fn credit(&mut self, deposit: &str, account: &str, cents: i64) -> anyhow::Result<()> {
+        let context = || format!("cannot credit deposit {deposit}");
+        let transaction = self.connection.transaction().with_context(context)?;
+        for (account, side) in [(CLEARING, "debit"), (account, "credit")] {
+            transaction
+                .prepare_cached(INSERT_ENTRY)
+                .and_then(|mut insert| insert.execute(params![deposit, account, side, cents]))
+                .with_context(context)?;
+        }
+        transaction.commit().with_context(context)
+    }
+
+    fn books(&self) -> anyhow::Result<Books> {
+        self.connection
+            .query_row(SUM_BOOKS, [CLEARING], |row| {
+                Ok(Books { debits: row.get(0)?, credits: row.get(1)?, wallet_total: row.get(2)? })
+            })
+            .context("cannot sum the wallet")
+    }
+}

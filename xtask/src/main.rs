@@ -1,0 +1,62 @@
+//! The repository's chores, run as `cargo xtask <command>`.
+//!
+//! `ci` is the whole gate: whatever continuous integration checks, it checks by running this and nothing else, so a
+//! failure there is a failure here. `test` is the part a person runs all day. The rest are the gate's own checks, each
+//! callable alone. Depends on `serde_json` only, so that a first `cargo xtask` is quick to build.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command for people: its output is its purpose")]
+
+mod ci;
+mod docs;
+mod files;
+mod graph;
+mod licences;
+mod run;
+mod test;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask <command>
+
+  ci                the whole gate: format, clippy, tests, docs, dependencies, files
+  test [ARGS..]     every test of the workspace; ARGS go to `cargo test`
+  docs [--check]    write what is generated in docs/reference and the README, or check that it is fresh
+  deps              dependency direction between our crates, and the licences of theirs
+  files             no file over 1 MiB, no machine path or registry host in a text, no dead link";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let root = workspace_root();
+    let result = match arguments.as_slice() {
+        ["ci"] => ci::run(&root),
+        ["test", rest @ ..] => test::run(&root, rest),
+        ["docs"] => docs::write(&root),
+        ["docs", "--check"] => docs::check(&root),
+        ["deps"] => graph::check(&root).and_then(|()| licences::check(&root)),
+        ["files"] => files::check(&root),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("error: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Where the workspace stands: this crate lives one level below it.
+fn workspace_root() -> PathBuf {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    crate_dir.parent().unwrap_or(crate_dir).to_path_buf()
+}
