@@ -435,11 +435,15 @@ pub fn intend(
 /// The state of an open row after an answer.
 ///
 /// A *not done* closes a row only if nothing else was ever sent under it: after a first send whose answer was lost, a 503
-/// to the second says nothing about the first. A *not found* is believed only after the quarantine.
+/// to the second says nothing about the first. A *not found* is believed only after the quarantine. The same answer
+/// again changes nothing: its writer may not have learnt that the first writing of it was committed.
 ///
 /// # Errors
-/// `Conflict` when the row is decided already, or when a look-up came too early to prove anything.
+/// `Conflict` when the row is decided otherwise already, or when a look-up came too early to prove anything.
 pub fn answered(row: &EffectRow, answer: &EffectAnswer, now: Timestamp) -> Result<EffectState, StoreError> {
+    if repeats(row, answer) {
+        return Ok(row.state.clone());
+    }
     if !row.state.is_open() {
         let what = format!("effect {} is already {}", row.effect, row.state.as_str());
         return Err(StoreError::conflict(what));
@@ -461,10 +465,33 @@ pub fn answered(row: &EffectRow, answer: &EffectAnswer, now: Timestamp) -> Resul
     }
 }
 
+/// Whether the row says already what the answer says.
+fn repeats(row: &EffectRow, answer: &EffectAnswer) -> bool {
+    match (&row.state, answer) {
+        (EffectState::Confirmed { value: known }, EffectAnswer::Confirmed { value }) => known == value,
+        (EffectState::Rejected { code: known, .. }, EffectAnswer::Rejected { code, .. }) => known == code,
+        (EffectState::NotDone, EffectAnswer::NotDone | EffectAnswer::NotFound) => true,
+        (
+            EffectState::Intent
+            | EffectState::Unknown { .. }
+            | EffectState::Confirmed { .. }
+            | EffectState::Rejected { .. }
+            | EffectState::NotDone,
+            EffectAnswer::Confirmed { .. }
+            | EffectAnswer::Rejected { .. }
+            | EffectAnswer::NotDone
+            | EffectAnswer::Unknown { .. }
+            | EffectAnswer::NotFound,
+        ) => false,
+    }
+}
+
 /// The decided row of an effect that writes no intent of its own: natural ones and those committed in the store itself.
 ///
+/// Confirmed under the same lease with the same value it is the same row: a write whose reply was lost, made again.
+///
 /// # Errors
-/// `Conflict` when the effect is already confirmed or has an open row.
+/// `Conflict` when the effect is already confirmed otherwise or has an open row.
 pub fn confirmed_at_once(
     message: &Message,
     rows: &[EffectRow],
@@ -475,6 +502,12 @@ pub fn confirmed_at_once(
     now: Timestamp,
 ) -> Result<EffectRow, StoreError> {
     let previous = latest(rows, &reached.effect);
+    let again = |row: &&EffectRow| {
+        row.token == token && matches!(&row.state, EffectState::Confirmed { value: known } if *known == value)
+    };
+    if let Some(row) = previous.filter(again) {
+        return Ok(row.clone());
+    }
     if let Some(row) = previous.filter(|row| row.state.is_open() || matches!(row.state, EffectState::Confirmed { .. }))
     {
         return Err(StoreError::conflict(format!("effect {} is already {}", row.effect, row.state.as_str())));
@@ -672,6 +705,37 @@ pub(crate) mod tests {
     fn a_not_done_that_comes_after_an_unknown_answer_changes_nothing() {
         let row = unknown(&intent(&[], &reached(keyed(false)), T0));
         assert!(answered(&row, &EffectAnswer::NotDone, T0).unwrap().is_open());
+    }
+
+    #[test]
+    fn the_same_answer_again_changes_nothing_and_another_one_is_a_conflict() {
+        let row = intent(&[], &reached(keyed(false)), T0);
+        let confirmed = |value: &str| EffectAnswer::Confirmed { value: value.into() };
+        let answers = [
+            confirmed("1"),
+            EffectAnswer::Rejected { code: "no".into(), detail: "said so".into() },
+            EffectAnswer::NotDone,
+        ];
+        for answer in answers {
+            let state = answered(&row, &answer, T0).unwrap();
+            let decided = EffectRow { state: state.clone(), ..row.clone() };
+            assert_eq!(answered(&decided, &answer, T0), Ok(state));
+            assert!(answered(&decided, &confirmed("2"), T0).is_err());
+            assert!(answered(&decided, &EffectAnswer::Unknown { why: "late".into() }, T0).is_err());
+        }
+    }
+
+    #[test]
+    fn confirming_at_once_twice_under_one_lease_is_one_row() {
+        let natural = reached(EffectPolicy::Natural);
+        let confirm = |rows: &[EffectRow], value: &str, claims| {
+            confirmed_at_once(&message(), rows, &natural, value.into(), token(claims), 0, T0)
+        };
+        let row = confirm(&[], "1", 1).unwrap();
+        let rows = std::slice::from_ref(&row);
+        assert_eq!(confirm(rows, "1", 1), Ok(row.clone()));
+        assert!(confirm(rows, "2", 1).is_err());
+        assert!(confirm(rows, "1", 2).is_err());
     }
 
     #[test]

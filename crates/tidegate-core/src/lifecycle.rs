@@ -403,6 +403,7 @@ impl Next {
 }
 
 /// What a run's end would mean if no effect were open.
+#[derive(Debug, Clone, Copy)]
 enum Wish {
     Terminal(Next),
     Again { after: Option<Duration>, backoff: bool, counted: bool },

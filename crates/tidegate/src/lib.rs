@@ -1,1 +1,83 @@
-//! Tidegate.
+//! Runs the work that must take effect exactly once, in the background, whatever crashes.
+//!
+//! A program opens a [`Tidegate`], enqueues [`Message`]s and starts a [`Worker`] with a handler for each kind. What a
+//! handler does to the outside world goes through [`Context::effect`], which writes down the intent before the call and
+//! the answer after it, so that a lost reply is cleared up instead of guessed about.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use serde::{Deserialize, Serialize};
+//! use tidegate::{Context, Handled, Message, Tidegate};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Greet { name: String }
+//!
+//! impl Message for Greet {
+//!     const KIND: &'static str = "greet";
+//!     type Answer = String;
+//!     fn key(&self) -> String { format!("greet-{}", self.name) }
+//! }
+//!
+//! async fn greet(_: Context, message: Greet) -> Handled<String> {
+//!     Ok(format!("hello, {}", message.name))
+//! }
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let tide = Tidegate::open("tidegate.db").await?;
+//! let worker = tide.worker().handle(greet).start().await?;
+//! let sent = tide.enqueue(Greet { name: "Ada".into() }).await?;
+//! println!("{}", sent.answer(Duration::from_secs(5)).await?.completed()?);
+//! worker.stop().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The life of an attempt is one function, `attempt::run`. What a message becomes is decided in `tidegate-core`
+//! ([`lifecycle`]), what an effect may do next in [`journal`]; a store persists both.
+
+mod answer;
+mod attempt;
+mod client;
+mod context;
+mod effect;
+mod handler;
+pub mod http;
+mod instrumented;
+mod keepalive;
+mod maintenance;
+mod news;
+mod options;
+pub mod telemetry;
+#[cfg(feature = "sqlite")]
+mod transactional;
+mod waiter;
+mod worker;
+
+pub use answer::{Answer, Flow, NotCompleted, Sent};
+pub use client::{Builder, Tidegate};
+pub use context::Context;
+pub use effect::{Effect, EffectAnswer, EffectBuilder, Found};
+pub use handler::{Handled, HandlerError, Message, Rejection};
+pub use maintenance::Housekeeping;
+pub use options::Options;
+pub use telemetry::Metrics;
+#[cfg(feature = "sqlite")]
+pub use transactional::Transactional;
+pub use worker::{Drained, Worker, WorkerBuilder};
+
+pub use tidegate_core::effect as journal;
+pub use tidegate_core::effect::EffectKey;
+pub use tidegate_core::id::{
+    EffectName, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, Tenant, WorkerId,
+};
+pub use tidegate_core::lifecycle::State;
+pub use tidegate_core::message::{Failure, Priority};
+pub use tidegate_core::retry::{Backoff, Policy};
+pub use tidegate_core::{
+    Clock, Random, Store, StoreError, StoreErrorKind, SystemClock, SystemRandom, Timestamp, canonical, clock, error,
+    explain, id, lifecycle, message, retry, store,
+};
+
+#[cfg(feature = "sqlite")]
+pub use tidegate_sqlite as sqlite;

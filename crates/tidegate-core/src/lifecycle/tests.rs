@@ -206,10 +206,9 @@ fn a_reconciling_run_is_not_counted_however_often_it_runs() {
 fn what_is_not_counted_backs_off_by_its_claims() {
     let due = |claims| {
         let counters = Counters { claims, attempt: 1, ..Counters::default() };
-        match settle(&Facts { counters, ..facts() }, &not_done(None), &policy(), at(100), 1.0).next {
-            Next::Ready { due_at } => due_at.since(at(100)),
-            other => panic!("{other:?}"),
-        }
+        let next = settle(&Facts { counters, ..facts() }, &not_done(None), &policy(), at(100), 1.0).next;
+        let Next::Ready { due_at } = next else { panic!("{next:?}") };
+        due_at.since(at(100))
     };
     assert_eq!([due(1), due(2), due(5)], [SECOND * 10, SECOND * 20, SECOND * 160]);
 }
@@ -235,7 +234,7 @@ fn an_attempt_is_counted_before_it_starts_and_nothing_begins_too_late() {
 fn a_cancel_request_that_had_to_wait_takes_effect_at_the_next_claim() {
     let wanted = Facts { cancel_requested: true, ..facts() };
     assert_eq!(admit(&wanted, at(1)), Admission::Cancelled);
-    let mut moved = wanted.clone();
+    let mut moved = wanted;
     moved.journal.confirmed = true;
     assert!(matches!(admit(&moved, at(1)), Admission::Start { .. }));
 }

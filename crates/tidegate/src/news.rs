@@ -1,0 +1,51 @@
+//! Who is told of this process's commits: workers that wait for messages, callers that wait for answers.
+//!
+//! Commits of other processes are not heard of here; whoever waits polls as well.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tidegate_core::id::QueueName;
+use tidegate_core::store::{CommitListener, News};
+use tokio::sync::Notify;
+
+use crate::waiter::Waiter;
+
+/// Spreads the news of commits.
+#[derive(Debug, Default)]
+pub(crate) struct Newsroom {
+    workers: Mutex<Vec<Weak<Subscription>>>,
+    pub(crate) waiter: Waiter,
+}
+
+/// A worker's interest in queues.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    queues: Vec<QueueName>,
+    pub(crate) wake: Notify,
+}
+
+impl Newsroom {
+    /// Wakes the worker whenever one of its queues may have something; for as long as the subscription lives.
+    pub(crate) fn subscribe(&self, queues: Vec<QueueName>) -> Arc<Subscription> {
+        let subscription = Arc::new(Subscription { queues, wake: Notify::new() });
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&subscription));
+        subscription
+    }
+}
+
+impl CommitListener for Newsroom {
+    fn committed(&self, news: &News) {
+        if !news.ready.is_empty() {
+            self.workers.lock().unwrap_or_else(PoisonError::into_inner).retain(|worker| {
+                let Some(worker) = worker.upgrade() else { return false };
+                if worker.queues.iter().any(|queue| news.ready.contains(queue)) {
+                    worker.wake.notify_one();
+                }
+                true
+            });
+        }
+        if !news.ended.is_empty() {
+            self.waiter.ended(&news.ended);
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Every metric there is, with its name, its labels and its unit. No other file knows one.
+//!
+//! Counters and depths come from the store at the moment of a scrape: they are increments of the very commits that caused
+//! them, so they survive restarts and are the same in every process. Histograms, slots and store calls are this process's
+//! own. Labels are names of queues and kinds, and codes that handlers chose; after [`MOST_CODES`] different codes of a
+//! queue and kind the rest is counted under `_OTHER`.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
+use std::time::Duration;
+
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use tidegate_core::error::StoreError;
+use tidegate_core::id::{QueueName, WorkerId};
+use tidegate_core::message::Message;
+use tidegate_core::store::{Counted, QueueStats, Settled, Stats, Tally};
+
+/// The prefix of every name.
+pub const PREFIX: &str = "tidegate";
+/// The most different codes that a queue and kind have as label values of one counter.
+pub const MOST_CODES: usize = 50;
+
+/// In seconds: a message may wait for a millisecond or for half an hour.
+const BUCKETS: [f64; 18] =
+    [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0];
+
+type Labels = Vec<(&'static str, String)>;
+type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
+
+fn histogram() -> Histogram {
+    Histogram::new(BUCKETS)
+}
+
+fn histograms() -> Histograms {
+    Family::new_with_constructor(histogram)
+}
+
+fn of_message(message: &Message) -> Labels {
+    vec![("queue", message.queue.to_string()), ("kind", message.kind.to_string())]
+}
+
+/// What this process measures, and how it is shown together with what the store counts.
+pub struct Metrics {
+    registry: Registry,
+    wait: Histograms,
+    run: Histograms,
+    end_to_end: Histogram,
+    store_calls: Histograms,
+    store_errors: Family<Labels, Counter>,
+    taken_over: Family<Labels, Counter>,
+    slots: Family<Labels, Gauge>,
+    pub(crate) overdue: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix(PREFIX),
+            wait: histograms(),
+            run: histograms(),
+            end_to_end: histogram(),
+            store_calls: histograms(),
+            store_errors: Family::default(),
+            taken_over: Family::default(),
+            slots: Family::default(),
+            overdue: Counter::default(),
+        };
+        let registry = &mut metrics.registry;
+        let help = "From due to the start of the handler, each run";
+        registry.register("wait_seconds", help, metrics.wait.clone());
+        registry.register("run_seconds", "Time in the handler, each run", metrics.run.clone());
+        let help = "From the first enqueue of a flow to the end of its last message";
+        registry.register("end_to_end_seconds", help, metrics.end_to_end.clone());
+        registry.register("store_call_seconds", "Calls of the store by verb", metrics.store_calls.clone());
+        registry.register("store_errors", "Failed calls of the store by verb and kind", metrics.store_errors.clone());
+        let help = "Leases that this process's housekeeping took over";
+        registry.register("taken_over", help, metrics.taken_over.clone());
+        registry.register("worker_slots", "Handlers that run, and that could", metrics.slots.clone());
+        let help = "Handlers over their time-out that did not yield their thread";
+        registry.register("handlers_overdue", help, metrics.overdue.clone());
+        metrics
+    }
+
+    pub(crate) fn started(&self, message: &Message, wait: Duration) {
+        self.wait.get_or_create(&of_message(message)).observe(wait.as_secs_f64());
+    }
+
+    pub(crate) fn ran(&self, message: &Message, run: Duration) {
+        self.run.get_or_create(&of_message(message)).observe(run.as_secs_f64());
+    }
+
+    pub(crate) fn settled(&self, _message: &Message, settled: &Settled) {
+        if let Some(took) = settled.flow_took.filter(|_| !settled.repeated) {
+            self.end_to_end.observe(took.as_secs_f64());
+        }
+    }
+
+    pub(crate) fn taken_over(&self, queue: &QueueName) {
+        self.taken_over.get_or_create(&vec![("queue", queue.to_string())]).inc();
+    }
+
+    pub(crate) fn slots(&self, worker: &WorkerId, running: usize, most: usize) {
+        let set = |state: &str, n: usize| {
+            let labels = vec![("worker", worker.to_string()), ("state", state.to_owned())];
+            self.slots.get_or_create(&labels).set(i64::try_from(n).unwrap_or(i64::MAX));
+        };
+        set("busy", running);
+        set("free", most.saturating_sub(running));
+    }
+
+    pub(crate) fn store_call(&self, verb: &'static str, took: Duration, error: Option<&StoreError>) {
+        self.store_calls.get_or_create(&vec![("verb", verb.to_owned())]).observe(took.as_secs_f64());
+        if let Some(error) = error {
+            let labels = vec![("verb", verb.to_owned()), ("kind", error.kind().as_str().to_owned())];
+            self.store_errors.get_or_create(&labels).inc();
+        }
+    }
+
+    /// All of it in the OpenMetrics text format.
+    #[must_use]
+    pub fn encode(&self, stats: &Stats) -> String {
+        let mut text = String::new();
+        let written = encode_registry(&mut text, &of_store(stats))
+            .and_then(|()| encode_registry(&mut text, &self.registry))
+            .and_then(|()| encode_eof(&mut text));
+        written.expect("a String takes whatever is written to it");
+        text
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// What the store knows, as metrics.
+fn of_store(stats: &Stats) -> Registry {
+    let mut registry = Registry::with_prefix(PREFIX);
+    queues(&mut registry, &stats.queues);
+    let open = Gauge::<i64>::default();
+    open.set(i64::try_from(stats.open_effects).unwrap_or(i64::MAX));
+    registry.register("open_effects", "Effects whose answer is missing", open);
+    for what in Counted::ALL {
+        let counter: Family<Labels, Counter> = Family::default();
+        for (labels, n) in capped(what, &stats.tallies) {
+            counter.get_or_create(&labels).inc_by(n);
+        }
+        let (name, help) = counted(what);
+        registry.register(name, help, counter);
+    }
+    registry
+}
+
+fn queues(registry: &mut Registry, queues: &[QueueStats]) {
+    let messages: Family<Labels, Gauge> = Family::default();
+    let paused: Family<Labels, Gauge> = Family::default();
+    let most: Family<Labels, Gauge> = Family::default();
+    let oldest_ready: Family<Labels, Gauge<f64, std::sync::atomic::AtomicU64>> = Family::default();
+    let oldest_parked: Family<Labels, Gauge<f64, std::sync::atomic::AtomicU64>> = Family::default();
+    let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    for queue in queues {
+        let label = || ("queue", queue.queue.to_string());
+        let states = [
+            ("ready", queue.ready),
+            ("scheduled", queue.scheduled),
+            ("leased", queue.leased),
+            ("parked", queue.parked),
+            ("dead", queue.dead),
+        ];
+        for (state, n) in states {
+            messages.get_or_create(&vec![label(), ("state", state.to_owned())]).set(whole(n));
+        }
+        paused.get_or_create(&vec![label()]).set(i64::from(queue.paused));
+        if let Some(limit) = queue.max_depth {
+            most.get_or_create(&vec![label()]).set(whole(limit));
+        }
+        let seconds = |age: Option<Duration>| age.unwrap_or_default().as_secs_f64();
+        oldest_ready.get_or_create(&vec![label()]).set(seconds(queue.oldest_ready));
+        oldest_parked.get_or_create(&vec![label()]).set(seconds(queue.oldest_parked));
+    }
+    registry.register("queue_messages", "Messages that have not ended, and dead letters, by state", messages);
+    registry.register("queue_paused", "1 while nothing is claimed from the queue", paused);
+    registry.register("queue_max_depth", "The most ready, scheduled and leased messages", most);
+    registry.register("queue_oldest_ready_seconds", "How long the oldest claimable message has been due", oldest_ready);
+    registry.register("queue_oldest_parked_seconds", "How long the oldest parked message has waited", oldest_parked);
+}
+
+/// The values of one counter, with the rarest codes together under `_OTHER`.
+fn capped(what: Counted, tallies: &[Tally]) -> HashMap<Labels, u64> {
+    let mut codes: HashMap<(&str, &str), Vec<&Tally>> = HashMap::new();
+    for tally in tallies.iter().filter(|tally| tally.what == what) {
+        codes.entry((tally.queue.as_str(), tally.kind.as_str())).or_default().push(tally);
+    }
+    let mut values = HashMap::new();
+    for ((queue, kind), mut tallies) in codes {
+        tallies.sort_by(|a, b| b.n.cmp(&a.n).then_with(|| a.code.cmp(&b.code)));
+        for (place, tally) in tallies.into_iter().enumerate() {
+            let mut labels = vec![("queue", queue.to_owned()), ("kind", kind.to_owned())];
+            if let Some(label) = code_label(what) {
+                let code = if place < MOST_CODES { tally.code.as_str() } else { "_OTHER" };
+                labels.push((label, code.to_owned()));
+            }
+            match values.entry(labels) {
+                Entry::Occupied(mut n) => *n.get_mut() += tally.n,
+                Entry::Vacant(n) => drop(n.insert(tally.n)),
+            }
+        }
+    }
+    values
+}
+
+/// What a counter's code is called, if it has one.
+fn code_label(what: Counted) -> Option<&'static str> {
+    match what {
+        Counted::Attempts => Some("outcome"),
+        Counted::Retries | Counted::Failures | Counted::Failed => Some("code"),
+        Counted::Dead | Counted::Parked => Some("reason"),
+        Counted::Enqueued
+        | Counted::Deduplicated
+        | Counted::Replayed
+        | Counted::KeyConflicts
+        | Counted::QueueFull
+        | Counted::Completed
+        | Counted::Cancelled
+        | Counted::Redriven
+        | Counted::Resolved
+        | Counted::LostLeases
+        | Counted::RejectedLateWrites
+        | Counted::Deleted => None,
+    }
+}
+
+/// The name of a counter, to which the format adds `_total`, and what it counts.
+fn counted(what: Counted) -> (&'static str, &'static str) {
+    match what {
+        Counted::Enqueued => ("enqueued", "Messages stored, follow-ups included"),
+        Counted::Deduplicated => ("deduplicated", "Enqueues of a known key that has no answer"),
+        Counted::Replayed => ("replayed", "Enqueues of a known key that got its answer"),
+        Counted::KeyConflicts => ("key_conflicts", "Enqueues refused for another payload under the key"),
+        Counted::QueueFull => ("queue_full", "Enqueues refused for the queue's limit"),
+        Counted::Attempts => ("attempts", "Runs that ended, by outcome"),
+        Counted::Retries => ("retries", "Runs after which the message became ready again"),
+        Counted::Failures => ("failures", "Runs that ended in a failure of any sort"),
+        Counted::Completed => ("completed", "Messages completed"),
+        Counted::Failed => ("failed", "Messages whose handler said never"),
+        Counted::Dead => ("dead", "Messages given up"),
+        Counted::Parked => ("parked", "Messages that had to wait for a person"),
+        Counted::Cancelled => ("cancelled", "Messages called off"),
+        Counted::Redriven => ("redriven", "Messages put back by an operator"),
+        Counted::Resolved => ("resolved", "Parked messages that were resolved"),
+        Counted::LostLeases => ("lost_leases", "Leases taken over"),
+        Counted::RejectedLateWrites => ("rejected_late_writes", "Writes refused because their lease was lost"),
+        Counted::Deleted => ("deleted", "Messages deleted after their retention"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_core::id::Kind;
+
+    use super::*;
+
+    fn tally(code: &str, n: u64) -> Tally {
+        let (queue, kind) = (QueueName::new("q").unwrap(), Kind::new("k").unwrap());
+        Tally { queue, kind, what: Counted::Failures, code: code.into(), n }
+    }
+
+    #[test]
+    fn the_text_ends_once_and_holds_both_what_the_store_and_what_the_process_knows() {
+        let metrics = Metrics::new();
+        metrics.store_call("claim", Duration::from_millis(3), None);
+        let stats = Stats { tallies: vec![tally("timeout", 7)], open_effects: 2, ..Stats::default() };
+        let text = metrics.encode(&stats);
+        assert_eq!(text.matches("# EOF").count(), 1);
+        for line in [
+            "tidegate_failures_total{queue=\"q\",kind=\"k\",code=\"timeout\"} 7",
+            "tidegate_open_effects 2",
+            "tidegate_store_call_seconds_count{verb=\"claim\"} 1",
+        ] {
+            assert!(text.contains(line), "no {line} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn beyond_the_cap_the_rarest_codes_are_counted_together() {
+        let many: Vec<Tally> = (0..60).map(|n| tally(&format!("c{n:02}"), 100 - n)).collect();
+        let values = capped(Counted::Failures, &many);
+        assert_eq!(values.len(), MOST_CODES + 1);
+        let other = vec![("queue", "q".to_owned()), ("kind", "k".to_owned()), ("code", "_OTHER".to_owned())];
+        assert_eq!(values[&other], (50..60).map(|n| 100 - n).sum::<u64>());
+    }
+}

@@ -1,0 +1,510 @@
+//! The worker: claims what it has handlers and free slots for, and runs each message as an attempt.
+//!
+//! It never claims more than it can start. It is woken by this process's commits, by a slot that falls free while more is
+//! waiting, by the next due time, and by a poll for what other processes enqueued. It decides nothing about a message.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::clock::{Clock, Random};
+use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::id::{Kind, Nonce, QueueName, Tenant, WorkerId};
+use tidegate_core::retry::Policy;
+use tidegate_core::store::{ClaimRequest, Claimed, QueueSlots, Store};
+use tokio::sync::{RwLock, watch};
+use tokio::task::{Id, JoinHandle, JoinSet};
+use tracing::{info, warn};
+
+use crate::attempt;
+use crate::client::Tidegate;
+use crate::context::Context;
+use crate::handler::{Handled, Handler, Message};
+use crate::keepalive::{Keepalive, Stopped};
+use crate::news::Subscription;
+use crate::telemetry::Metrics;
+
+/// How many messages of a queue run at once unless it is said otherwise.
+const DEFAULT_CONCURRENCY: u32 = 16;
+/// How often a worker looks for what other processes enqueued.
+const DEFAULT_POLL: Duration = Duration::from_millis(100);
+/// How long a drain waits for handlers unless it is said otherwise.
+const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+/// How long a drain waits for handlers that were told to stop.
+const GRACE: Duration = Duration::from_secs(2);
+/// The longest pause between claims while the store does not answer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often a worker compares what waits in its queues with what it has handlers for.
+const LOOK_FOR_STRANGERS: Duration = Duration::from_secs(30);
+
+/// What attempts of one worker share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) random: Arc<dyn Random>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) keepalive: Keepalive,
+    pub(crate) handlers: HashMap<Kind, Handler>,
+    /// Read by every attempt, written by a suspect: shared by all workers of this process's `Tidegate`.
+    pub(crate) alone: Arc<RwLock<()>>,
+    pub(crate) lease: Duration,
+    pub(crate) max_payload: usize,
+}
+
+/// Says what a worker runs, and how much of it at once.
+#[must_use = "a worker does nothing before it is started"]
+pub struct WorkerBuilder {
+    tide: Tidegate,
+    handlers: Vec<Result<Handler, StoreError>>,
+    concurrency: u32,
+    queues: BTreeMap<String, u32>,
+    lease: Option<Duration>,
+    name: Option<String>,
+    poll_every: Duration,
+}
+
+impl WorkerBuilder {
+    pub(crate) fn new(tide: Tidegate) -> Self {
+        Self {
+            tide,
+            handlers: Vec::new(),
+            concurrency: DEFAULT_CONCURRENCY,
+            queues: BTreeMap::new(),
+            lease: None,
+            name: None,
+            poll_every: DEFAULT_POLL,
+        }
+    }
+
+    /// Runs messages of the handler's type, with the default [`Policy`]; serves the type's queue.
+    ///
+    /// State is captured: `handle(move |context, message| capture(Arc::clone(&gateway), context, message))`.
+    pub fn handle<M, F, Fut>(self, handler: F) -> Self
+    where
+        M: Message,
+        F: Fn(Context, M) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Handled<M::Answer>> + Send + 'static,
+    {
+        self.handle_with(handler, Policy::default())
+    }
+
+    /// The same under a policy of its own: attempts, backoff, time-out and crash limit of the kind.
+    pub fn handle_with<M, F, Fut>(mut self, handler: F, policy: Policy) -> Self
+    where
+        M: Message,
+        F: Fn(Context, M) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Handled<M::Answer>> + Send + 'static,
+    {
+        self.handlers.push(Handler::new(handler, policy));
+        self
+    }
+
+    /// How many messages of each queue run at once; 16 unless said otherwise.
+    pub fn concurrency(mut self, concurrency: u32) -> Self {
+        self.concurrency = concurrency;
+        self
+    }
+
+    /// How many messages of one queue run at once. A queue that no handler's type names is served as well.
+    pub fn queue_concurrency(mut self, queue: &str, concurrency: u32) -> Self {
+        self.queues.insert(queue.to_owned(), concurrency);
+        self
+    }
+
+    /// How long a lease holds without being extended; 30 s unless said otherwise. The messages of a worker that was killed
+    /// come back after this time.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = Some(lease);
+        self
+    }
+
+    /// What people see as the holder of a lease; made from the process id unless said otherwise.
+    pub fn name(mut self, name: &str) -> Self {
+        self.name = Some(name.to_owned());
+        self
+    }
+
+    /// How often it looks for what other processes enqueued; every 100 ms unless said otherwise.
+    pub fn poll_every(mut self, poll_every: Duration) -> Self {
+        self.poll_every = poll_every;
+        self
+    }
+
+    /// Declares the policies in the store and starts to claim.
+    ///
+    /// # Errors
+    /// `Invalid` when there is no handler, two for one kind, a wrong name or a concurrency of 0; `Unavailable`.
+    ///
+    /// # Cancel safety
+    /// Dropped, no worker runs; the policies may have been declared.
+    pub async fn start(self) -> Result<Worker, StoreError> {
+        let handlers = checked(self.handlers)?;
+        let slots = slots(&handlers, &self.queues, self.concurrency)?;
+        let name = match &self.name {
+            Some(name) => WorkerId::new(name)?,
+            None => default_name(self.tide.random())?,
+        };
+        let lease = self.lease.unwrap_or_else(|| self.tide.lease());
+        if lease < Duration::from_millis(30) {
+            return Err(StoreError::invalid(format!("invalid lease of {lease:?}"))
+                .hint("30 ms or longer; seconds, unless this is a test"));
+        }
+        let policies = handlers.values().map(|handler| (handler.kind.clone(), handler.policy.clone())).collect();
+        self.tide.store().declare(policies).await?;
+        let (store, clock) = (Arc::clone(self.tide.store()), Arc::clone(self.tide.clock()));
+        let metrics = Arc::clone(self.tide.metrics_arc());
+        let keepalive = Keepalive::start(Arc::clone(&store), Arc::clone(&clock), Arc::clone(&metrics), lease)?;
+        let kinds = handlers.values().map(|handler| (handler.kind.clone(), handler.version)).collect();
+        let subscription = self.tide.newsroom().subscribe(slots.iter().map(|slot| slot.queue.clone()).collect());
+        let stop = watch::Sender::new(None);
+        let dispatcher = Dispatcher {
+            subscription,
+            name: name.clone(),
+            kinds,
+            slots,
+            running: JoinSet::new(),
+            queue_of: HashMap::new(),
+            saturated: false,
+            poll_every: self.poll_every,
+            known_strangers: HashSet::new(),
+            shared: Arc::new(Shared {
+                store,
+                clock,
+                random: Arc::clone(self.tide.random()),
+                metrics,
+                keepalive,
+                handlers,
+                alone: Arc::clone(self.tide.alone()),
+                lease,
+                max_payload: self.tide.max_payload(),
+            }),
+            // The store and its housekeeping live for as long as somebody claims from it.
+            tide: self.tide,
+        };
+        info!(worker.id = %name, "worker {name} started");
+        let task = tokio::spawn(dispatcher.run(stop.subscribe()));
+        Ok(Worker { stop, task: Some(task), name })
+    }
+}
+
+impl fmt::Debug for WorkerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerBuilder").field("handlers", &self.handlers).finish_non_exhaustive()
+    }
+}
+
+fn checked(handlers: Vec<Result<Handler, StoreError>>) -> Result<HashMap<Kind, Handler>, StoreError> {
+    let mut by_kind = HashMap::new();
+    for handler in handlers {
+        let handler = handler?;
+        if handler.version == 0 || handler.policy.max_attempts == 0 || handler.policy.timeout.is_zero() {
+            return Err(StoreError::invalid(format!(
+                "kind {} has a version, max_attempts or time-out of 0",
+                handler.kind
+            ))
+            .hint("versions and attempts are counted from 1"));
+        }
+        if let Some(twin) = by_kind.insert(handler.kind.clone(), handler) {
+            return Err(StoreError::invalid(format!("two handlers for kind {}", twin.kind))
+                .hint("a kind names one handler; give one of the message types another KIND"));
+        }
+    }
+    if by_kind.is_empty() {
+        return Err(StoreError::invalid("a worker without a handler").hint("add one with WorkerBuilder::handle"));
+    }
+    Ok(by_kind)
+}
+
+fn slots(
+    handlers: &HashMap<Kind, Handler>,
+    queues: &BTreeMap<String, u32>,
+    concurrency: u32,
+) -> Result<Vec<Slots>, StoreError> {
+    let mut slots: BTreeMap<QueueName, u32> =
+        handlers.values().map(|handler| (handler.queue.clone(), concurrency)).collect();
+    for (queue, concurrency) in queues {
+        slots.insert(QueueName::new(queue)?, *concurrency);
+    }
+    if let Some((queue, _)) = slots.iter().find(|(_, concurrency)| **concurrency == 0) {
+        return Err(StoreError::invalid(format!("a concurrency of 0 for queue {queue}"))
+            .hint("pause the queue if nothing of it is to run"));
+    }
+    Ok(slots.into_iter().map(|(queue, most)| Slots { queue, most, running: 0 }).collect())
+}
+
+fn default_name(random: &Arc<dyn Random>) -> Result<WorkerId, StoreError> {
+    let mut bytes = [0; 3];
+    random.fill(&mut bytes);
+    WorkerId::new(&format!("pid{}-{}", std::process::id(), tidegate_core::id::Hex(&bytes)))
+}
+
+/// A running worker. Dropped, it drains in the background; [`Worker::stop`] waits for that.
+pub struct Worker {
+    stop: watch::Sender<Option<Duration>>,
+    task: Option<JoinHandle<Drained>>,
+    name: WorkerId,
+}
+
+/// How a drain went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Drained {
+    /// Attempts that ended by themselves.
+    pub finished: usize,
+    /// Attempts that were told to stop; their messages went back to their queues, and no attempt was counted.
+    pub released: usize,
+    /// Handlers that did not yield; their messages come back when their leases lapse.
+    pub abandoned: usize,
+}
+
+impl Worker {
+    /// What people see as the holder of its leases.
+    #[must_use]
+    pub fn name(&self) -> &WorkerId {
+        &self.name
+    }
+
+    /// Claims nothing more, lets what runs finish for up to 30 s, hands back the rest.
+    ///
+    /// # Errors
+    /// `Unavailable` when the worker's own task died.
+    ///
+    /// # Cancel safety
+    /// Safe: the worker was told to drain at the first poll, and goes on draining.
+    pub async fn stop(self) -> Result<Drained, StoreError> {
+        self.drain(DEFAULT_DRAIN).await
+    }
+
+    /// Claims nothing more, lets what runs finish `within` this time, hands back the rest uncounted.
+    ///
+    /// # Errors
+    /// `Unavailable` when the worker's own task died.
+    ///
+    /// # Cancel safety
+    /// Safe, as [`Worker::stop`].
+    pub async fn drain(mut self, within: Duration) -> Result<Drained, StoreError> {
+        self.stop.send_replace(Some(within));
+        let Some(task) = self.task.take() else { return Ok(Drained::default()) };
+        task.await.map_err(|e| StoreError::unavailable("the worker's task died").source(e))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop.send_if_modified(|within| {
+            let changes = within.is_none();
+            within.get_or_insert(DEFAULT_DRAIN);
+            changes
+        });
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The slots of one queue.
+#[derive(Debug)]
+struct Slots {
+    queue: QueueName,
+    most: u32,
+    running: u32,
+}
+
+struct Dispatcher {
+    shared: Arc<Shared>,
+    subscription: Arc<Subscription>,
+    tide: Tidegate,
+    name: WorkerId,
+    kinds: Vec<(Kind, u32)>,
+    slots: Vec<Slots>,
+    running: JoinSet<()>,
+    queue_of: HashMap<Id, usize>,
+    /// The last claim was bounded by free slots, not by what was there: a slot that falls free is worth a claim.
+    saturated: bool,
+    poll_every: Duration,
+    known_strangers: HashSet<(QueueName, Kind, u32)>,
+}
+
+impl Dispatcher {
+    async fn run(mut self, mut stop: watch::Receiver<Option<Duration>>) -> Drained {
+        let mut nonce = None;
+        let mut pause = Duration::ZERO;
+        let mut look_for_strangers_at = Duration::ZERO;
+        loop {
+            self.reap();
+            if stop.borrow().is_some() {
+                break;
+            }
+            let look_in = match self.claim(&mut nonce).await {
+                Ok(look_in) => {
+                    pause = Duration::ZERO;
+                    look_in
+                }
+                Err(error) => {
+                    pause = (pause * 2).clamp(Duration::from_millis(50), LONGEST_PAUSE);
+                    warn!(error = %error, "could not claim; next try in {pause:?}");
+                    pause
+                }
+            };
+            if self.shared.clock.monotonic() >= look_for_strangers_at {
+                look_for_strangers_at = self.shared.clock.monotonic() + LOOK_FOR_STRANGERS;
+                self.look_for_strangers().await;
+            }
+            self.wait(look_in, &mut stop).await;
+        }
+        let within = stop.borrow().unwrap_or(DEFAULT_DRAIN);
+        self.drain(within).await
+    }
+
+    /// Fills the free slots; says when to look again if nothing else happens.
+    ///
+    /// `nonce` is that of a claim whose reply is missing: repeated, it gives the same leases.
+    async fn claim(&mut self, nonce: &mut Option<Nonce>) -> Result<Duration, StoreError> {
+        loop {
+            let free = self.free();
+            let wanted: u32 = free.iter().map(|slots| slots.slots).sum();
+            if wanted == 0 {
+                self.saturated = true;
+                return Ok(self.poll_every);
+            }
+            let sent_at = self.shared.clock.monotonic();
+            let request = ClaimRequest {
+                worker: self.name.clone(),
+                tenant: Tenant::default(),
+                queues: free,
+                kinds: self.kinds.clone(),
+                nonce: *nonce.get_or_insert_with(|| Nonce::new(self.shared.random.as_ref())),
+                lease: self.shared.lease,
+            };
+            let Claimed { leases, next_due, ended } = match self.shared.store.claim(request).await {
+                Ok(claimed) => claimed,
+                Err(error) => {
+                    // Only an unknown outcome is worth repeating; any other refusal took nothing.
+                    if error.kind() != StoreErrorKind::Unavailable {
+                        *nonce = None;
+                    }
+                    return Err(error);
+                }
+            };
+            *nonce = None;
+            let got = leases.len();
+            for lease in leases {
+                self.start(lease, sent_at);
+            }
+            self.shared.metrics.slots(&self.name, self.running.len(), self.slots.iter().map(|s| s.most as usize).sum());
+            self.saturated = self.slots.iter().any(|slots| slots.running >= slots.most);
+            if got == 0 && ended > 0 {
+                continue;
+            }
+            let due_in = next_due.map_or(self.poll_every, |due| due.since(self.shared.clock.now()));
+            return Ok(due_in.min(self.poll_every).max(Duration::from_millis(1)));
+        }
+    }
+
+    fn free(&self) -> Vec<QueueSlots> {
+        self.slots
+            .iter()
+            .filter(|slots| slots.running < slots.most)
+            .map(|slots| QueueSlots { queue: slots.queue.clone(), slots: slots.most - slots.running })
+            .collect()
+    }
+
+    fn start(&mut self, lease: tidegate_core::store::Lease, sent_at: Duration) {
+        let place = self.slots.iter().position(|slots| slots.queue == lease.message.queue);
+        let shared = Arc::clone(&self.shared);
+        let started = self.running.spawn(async move { attempt::run(&shared, lease, sent_at).await });
+        if let Some(place) = place {
+            self.slots[place].running += 1;
+            self.queue_of.insert(started.id(), place);
+        }
+    }
+
+    /// Frees the slots of attempts that ended; says how many.
+    fn reap(&mut self) -> usize {
+        let mut ended = 0;
+        while let Some(joined) = self.running.try_join_next_with_id() {
+            self.ended(joined);
+            ended += 1;
+        }
+        ended
+    }
+
+    fn ended(&mut self, joined: Result<(Id, ()), tokio::task::JoinError>) {
+        let id = match joined {
+            Ok((id, ())) => id,
+            Err(error) => {
+                // Handlers' panics are caught inside the attempt: this one is ours.
+                warn!(error = %error, "an attempt's task died; its message comes back when its lease lapses");
+                error.id()
+            }
+        };
+        if let Some(place) = self.queue_of.remove(&id) {
+            self.slots[place].running -= 1;
+        }
+    }
+
+    async fn wait(&mut self, look_in: Duration, stop: &mut watch::Receiver<Option<Duration>>) {
+        let look = tokio::time::sleep(look_in);
+        tokio::pin!(look);
+        loop {
+            tokio::select! {
+                () = &mut look => return,
+                () = self.subscription.wake.notified() => return,
+                _ = stop.changed() => return,
+                Some(joined) = self.running.join_next_with_id(), if !self.running.is_empty() => {
+                    self.ended(joined);
+                    self.reap();
+                    if self.saturated {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Warns of what waits in our queues and has no handler here: it waits, at no cost, for a worker that knows it.
+    async fn look_for_strangers(&mut self) {
+        let Ok(stats) = self.shared.store.stats().await else { return };
+        for lane in stats.lanes {
+            let ours = self.slots.iter().any(|slots| slots.queue == lane.queue);
+            let known = self.kinds.iter().any(|(kind, newest)| *kind == lane.kind && lane.version <= *newest);
+            let stranger = (lane.queue, lane.kind, lane.version);
+            if ours && !known && self.known_strangers.insert(stranger.clone()) {
+                let (queue, kind, version) = stranger;
+                warn!(queue.name = %queue, message.kind = %kind, version,
+                    "messages of kind {kind} version {version} wait in queue {queue}: this worker has no handler for them");
+            }
+        }
+    }
+
+    async fn drain(mut self, within: Duration) -> Drained {
+        let mut drained = Drained::default();
+        let running = self.running.len();
+        info!(worker.id = %self.name, running, "worker {} drains", self.name);
+        if tokio::time::timeout(within, self.join_all()).await.is_ok() {
+            drained.finished = running;
+        } else {
+            drained.finished = running - self.running.len();
+            let told = self.running.len();
+            self.shared.keepalive.stop_all(Stopped::Drained);
+            let ended = tokio::time::timeout(GRACE, self.join_all()).await.is_ok();
+            drained.abandoned = if ended { 0 } else { self.running.len() };
+            drained.released = told - drained.abandoned;
+            self.running.detach_all();
+        }
+        self.shared.metrics.slots(&self.name, 0, 0);
+        drop(self.tide);
+        drained
+    }
+
+    async fn join_all(&mut self) {
+        while let Some(joined) = self.running.join_next_with_id().await {
+            self.ended(joined);
+        }
+    }
+}
