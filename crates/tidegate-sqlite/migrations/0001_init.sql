@@ -5,7 +5,14 @@ create table tide_store (
     created_at   integer not null,
     last_id      integer not null default 0,    -- ids only grow, whatever the clock does
     last_tick    integer not null default 0,    -- store time of the last sweep
-    steady_since integer not null default 0     -- since when ticks follow each other without a jump
+    steady_since integer not null default 0     -- when the wall clock was last set; 0: never
+) strict;
+
+-- How often and how far the wall clock was set ahead: retention counts the time that passed without it.
+create table tide_jump (
+    seq   integer primary key,
+    at    integer not null,                     -- by the clock as it was after
+    by_ms integer not null
 ) strict;
 
 -- A queue of a tenant: the scope of keys. Its counts are increments of the commits that caused them.
@@ -68,18 +75,19 @@ create table tide_ready (
     crashes     integer not null default 0,
     generation  integer not null default 0,
     round       integer not null default 0,
-    flags       integer not null default 0,     -- 1 journaled, 2 suspect, 4 cancel requested
+    flags       integer not null default 0,     -- 1 journaled, 2 suspect, 4 cancel requested, 32 release its key then
     expires_at  integer,                        -- set by redrive and resolve: max_age starts anew, the deadline is waived
     last_nonce  blob,                           -- who settled it last, and how: a repeated settlement is recognised
     last_digest blob,
     primary key (lane, due_at, id)
 ) strict, without rowid;
 
--- Due later: the state ready as well. Kept apart, so that a claim never steps over what is not due.
+-- Due later: the state ready as well. Kept apart, so that a claim never steps over what is not due; keyed by lane, so that
+-- a claim makes due only what it serves and finds the next due time of its lanes with one seek each.
 create table tide_sched (
+    lane        integer not null,
     due_at      integer not null,
     id          integer not null,
-    lane        integer not null,
     claims      integer not null default 0,
     attempt     integer not null default 0,
     crashes     integer not null default 0,
@@ -89,7 +97,7 @@ create table tide_sched (
     expires_at  integer,
     last_nonce  blob,
     last_digest blob,
-    primary key (due_at, id)
+    primary key (lane, due_at, id)
 ) strict, without rowid;
 
 -- Running: the state leased. As many rows as there are running handlers.
@@ -110,6 +118,8 @@ create table tide_lease (
     enqueued_at integer not null,
     flow        integer
 ) strict;
+-- A claim that is repeated under its nonce finds its leases.
+create index tide_lease_by_nonce on tide_lease (nonce);
 
 -- Ended with an answer, or called off: the states completed, failed, cancelled. Goes after its retention.
 create table tide_result (
@@ -148,7 +158,7 @@ create table tide_held (
     last_nonce  blob,
     last_digest blob
 ) strict;
-create index tide_held_parked on tide_held (at) where state = 'parked';
+create index tide_held_parked on tide_held (lane, at) where state = 'parked';
 
 -- The journal: one row for each intent of an effect, with all its sends.
 create table tide_effect (
@@ -215,9 +225,9 @@ create table tide_audit (
 
 -- Which messages an operation redrove: repeating a chunk does nothing twice.
 create table tide_redriven (
-    operation text    not null,
     message   integer not null,
-    primary key (operation, message)
+    operation text    not null,
+    primary key (message, operation)
 ) strict, without rowid;
 
 -- Counters that survive, as increments of the commits that caused them.

@@ -42,6 +42,11 @@ impl Interned {
     pub(crate) fn forget(&mut self) {
         *self = Self::default();
     }
+
+    /// Another process may have made lanes: names keep their numbers, but a queue's list of lanes may have grown.
+    pub(crate) fn others_wrote(&mut self) {
+        self.complete.clear();
+    }
 }
 
 /// Which count of a queue a message is in.
@@ -70,11 +75,16 @@ pub(crate) struct Group<'c> {
     pub(crate) now: Timestamp,
     pub(crate) limits: Limits,
     pub(crate) news: News,
+    /// How much was done: messages, leases, settlements and so on.
+    pub(crate) items: usize,
     interned: &'c mut Interned,
     last_id: Option<MessageId>,
     first_last_id: Option<MessageId>,
     counts: BTreeMap<i64, Counts>,
     tallies: BTreeMap<(i64, Kind, Counted, String), i64>,
+    /// Depth and limit of queues as stored when this transaction began; nobody else writes while it runs.
+    depths: HashMap<i64, (i64, Option<i64>)>,
+    policies: HashMap<Kind, Option<Policy>>,
 }
 
 impl<'c> Group<'c> {
@@ -84,11 +94,14 @@ impl<'c> Group<'c> {
             now,
             limits,
             news: News::default(),
+            items: 0,
             interned,
             last_id: None,
             first_last_id: None,
             counts: BTreeMap::new(),
             tallies: BTreeMap::new(),
+            depths: HashMap::new(),
+            policies: HashMap::new(),
         }
     }
 
@@ -220,8 +233,19 @@ impl<'c> Group<'c> {
     }
 
     /// What a kind allows; `None` when no worker ever declared it.
-    pub(crate) fn policy(&self, kind: &Kind) -> Result<Option<Policy>, Trouble> {
-        policy(self.conn, kind)
+    pub(crate) fn policy(&mut self, kind: &Kind) -> Result<Option<Policy>, Trouble> {
+        if let Some(policy) = self.policies.get(kind) {
+            return Ok(policy.clone());
+        }
+        let policy = policy(self.conn, kind)?;
+        self.policies.insert(kind.clone(), policy.clone());
+        Ok(policy)
+    }
+
+    /// A call of this group changed limits or policies: the next one reads them again.
+    pub(crate) fn settings_changed(&mut self) {
+        self.depths.clear();
+        self.policies.clear();
     }
 
     /// Notes that a message came to a place (+1) or left it (-1).
@@ -230,11 +254,19 @@ impl<'c> Group<'c> {
     }
 
     /// Ready, scheduled and leased messages of a queue, and its limit.
-    pub(crate) fn depth(&self, queue_id: i64) -> Result<(i64, Option<i64>), Trouble> {
-        let (stored, limit): (i64, Option<i64>) = self
-            .conn
-            .prepare_cached("select ready + scheduled + leased, max_depth from tide_queue where id = ?1")?
-            .query_row([queue_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    pub(crate) fn depth(&mut self, queue_id: i64) -> Result<(i64, Option<i64>), Trouble> {
+        let known = self.depths.get(&queue_id).copied();
+        let (stored, limit) = match known {
+            Some(known) => known,
+            None => {
+                let read: (i64, Option<i64>) = self
+                    .conn
+                    .prepare_cached("select ready + scheduled + leased, max_depth from tide_queue where id = ?1")?
+                    .query_row([queue_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                self.depths.insert(queue_id, read);
+                read
+            }
+        };
         let here = self.counts.get(&queue_id).map_or(0, |counts| counts.0[..3].iter().sum());
         Ok((stored + here, limit))
     }

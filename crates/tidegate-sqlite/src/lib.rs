@@ -1,1 +1,298 @@
-//! Tidegate.
+//! The SQLite engine of Tidegate: a store in one file, shared by any number of processes of one machine.
+//!
+//! [`SqliteStore`] implements the contract of [`tidegate_core::store`]. Each verb is a file of its name, with its SQL above
+//! the function that binds it. Writes go through one thread per process that commits them in groups (`writer.rs`); reads
+//! run beside it. What a message becomes is decided by the core alone; `place.rs` maps states to tables and `row.rs` alone
+//! decodes rows.
+//!
+//! Two things only this engine can do: [`SqliteStore::enqueue_in`] enqueues inside a transaction of the application's own,
+//! and [`SqliteStore::effect_in`] runs a write into the same file as an effect that happens exactly once.
+
+mod cancel;
+mod claim;
+mod enqueue;
+mod extend;
+mod group;
+mod inspect;
+mod journal;
+mod migrate;
+mod open;
+mod pause;
+mod place;
+mod policy;
+mod read;
+mod redrive;
+mod resolve;
+mod row;
+mod settle;
+mod stats;
+mod sweep;
+mod trouble;
+mod watch;
+mod within;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tidegate_core::clock::{Clock, SystemClock};
+use tidegate_core::effect::{EffectRow, Reached};
+use tidegate_core::error::StoreError;
+use tidegate_core::id::{IdempotencyKey, Kind, LeaseToken, MessageId, QueueName, Tenant};
+use tidegate_core::lifecycle::Cancellation;
+use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
+use tidegate_core::retry::Policy;
+use tidegate_core::store::{
+    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, DEFAULT_RETENTION, Enqueued, ExplainFacts,
+    Extend, Extended, Filter, Journal, MessageView, Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Store,
+    Summary, SweepRequest, Swept, Verdicts,
+};
+
+pub use open::Migrate;
+/// The version of rusqlite whose connections [`SqliteStore::enqueue_in`] and [`SqliteStore::effect_in`] take.
+pub use rusqlite;
+pub use within::{EffectInError, Work};
+pub use writer::GroupStats;
+
+use crate::group::Limits;
+
+/// How a store is opened.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the store's time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// The largest payload, result or effect value, in bytes.
+    pub max_payload: usize,
+    /// How long answers are kept: an unknown key that is older is `Stale`.
+    pub retention: Duration,
+    /// Which stores may be changed to the tables of this version.
+    pub migrate: Migrate,
+    /// Makes the file if it is not there.
+    pub create: bool,
+    /// How long a file that another process holds is tried again.
+    pub busy_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            clock: Arc::new(SystemClock::new()),
+            max_payload: DEFAULT_MAX_PAYLOAD,
+            retention: DEFAULT_RETENTION,
+            migrate: Migrate::NewFile,
+            create: true,
+            busy_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A store in one SQLite file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    // Dropped first: the last connection to a file tidies up its log, and only a writing one can.
+    readers: Arc<read::Readers>,
+    writer: writer::Writer,
+    path: PathBuf,
+    uuid: [u8; 16],
+    clock: Arc<dyn Clock>,
+    limits: Limits,
+}
+
+impl SqliteStore {
+    /// Opens the store at `path`, or makes it, and starts its writer thread. Blocks while it reads the file.
+    ///
+    /// # Errors
+    /// `Invalid` when the file is a foreign database, a store of a newer version, or a directory; `Corrupt` when it is no
+    /// database or damaged; `Unavailable` when it cannot be written or is held by another process; `NotFound` when it is
+    /// not there and may not be made; `Conflict` when it is a store of an older version and may not be migrated now. The
+    /// file was not changed then.
+    pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Arc<Self>, StoreError> {
+        let opened = open::open(path.as_ref(), &options)?;
+        let limits = Limits { max_payload: options.max_payload, retention: options.retention };
+        let settings =
+            writer::Settings { clock: Arc::clone(&options.clock), limits, busy_timeout: options.busy_timeout };
+        let writer = writer::Writer::start(opened.conn, &opened.path, settings)?;
+        Ok(Arc::new(Self {
+            readers: Arc::new(read::Readers::new(opened.path.clone())),
+            writer,
+            path: opened.path,
+            uuid: opened.uuid,
+            clock: options.clock,
+            limits,
+        }))
+    }
+
+    /// Where the file is; absolute.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Enqueues inside a write transaction that the caller began on its own connection to this store's file: the messages
+    /// are stored if and only if the caller commits.
+    ///
+    /// Nobody is told of that commit: a worker finds the messages when it polls next. Busy errors of the transaction are
+    /// the caller's to retry. Blocks like any statement of that connection.
+    ///
+    /// # Errors
+    /// `Invalid`, with the statement that helps, when the connection is not in a write transaction (a deferred one that
+    /// only read is none), has `synchronous` below `FULL`, or is on another file; `Unavailable` when SQLite fails, with
+    /// nothing of this call in the transaction.
+    pub fn enqueue_in(
+        &self,
+        tx: &rusqlite::Connection,
+        batch: Vec<NewMessage>,
+    ) -> Result<Verdicts<Enqueued>, StoreError> {
+        self.writer.shared.check()?;
+        within::enqueue_in(tx, &self.uuid, self.clock.now(), self.limits, batch)
+    }
+
+    /// Runs `work` as a transactional effect of a running message: its writes and its confirmation are one commit, under
+    /// the lease token. An effect that is confirmed already is answered without running the work again.
+    ///
+    /// The work runs on the writer's thread, inside the group's transaction: it must be short, and must neither end that
+    /// transaction nor change settings of the connection. Its tables live in the store's file; their names should not
+    /// begin with `tide_`.
+    ///
+    /// # Errors
+    /// `Store(LeaseLost)` when the token is not current or the lease lapsed; `Store(Conflict)` when the effect may not
+    /// happen now; `Work` when the work failed or panicked, with nothing of it stored.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not undo it; the effect replays its value when it is reached again.
+    pub async fn effect_in(
+        &self,
+        id: MessageId,
+        token: LeaseToken,
+        reached: Reached,
+        work: Work,
+    ) -> Result<Arc<str>, EffectInError> {
+        let item = within::EffectIn { id, token, reached, work };
+        self.writer.call(1, move |group| within::effect_in(group, item)).await?
+    }
+
+    /// What this process's writer did since the store was opened.
+    #[must_use]
+    pub fn group_stats(&self) -> GroupStats {
+        self.writer.stats()
+    }
+
+    /// Finishes the calls that wait, takes no more, and lets go of the file. Further calls are `Unavailable`.
+    ///
+    /// # Cancel safety
+    /// Dropped half-way, the store closes all the same.
+    pub async fn close(&self) {
+        self.readers.close();
+        if let Some(thread) = self.writer.close() {
+            // A join blocks; the caller's thread may have other things to do.
+            let _joined = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+
+    async fn read<T, F>(&self, read: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&rusqlite::Connection) -> Result<T, trouble::Trouble> + Send + 'static,
+    {
+        self.writer.shared.check()?;
+        self.readers.read(read).await
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn enqueue(&self, batch: Vec<NewMessage>) -> Result<Verdicts<Enqueued>, StoreError> {
+        let max_payload = self.limits.max_payload;
+        let batch: Vec<_> =
+            batch.into_iter().map(|message| enqueue::Prepared::of(message, max_payload)).collect();
+        self.writer.call(batch.len(), move |group| enqueue::enqueue(group, batch)).await
+    }
+
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StoreError> {
+        let slots = request.queues.iter().map(|queue| queue.slots as usize).sum();
+        self.writer.call(slots, move |group| claim::claim(group, &request)).await
+    }
+
+    async fn declare(&self, policies: Vec<(Kind, Policy)>) -> Result<(), StoreError> {
+        self.writer.call(policies.len(), move |group| policy::declare(group, &policies)).await
+    }
+
+    async fn extend(&self, batch: Vec<Extend>) -> Result<Verdicts<Extended>, StoreError> {
+        self.writer.call(batch.len(), move |group| extend::extend(group, &batch)).await
+    }
+
+    async fn journal(&self, batch: Vec<Journal>) -> Result<Verdicts<EffectRow>, StoreError> {
+        self.writer.call(batch.len(), move |group| journal::journal(group, &batch)).await
+    }
+
+    async fn settle(&self, batch: Vec<Settle>) -> Result<Verdicts<Settled>, StoreError> {
+        let max_payload = self.limits.max_payload;
+        let batch: Vec<_> = batch.into_iter().map(|settle| settle::Prepared::of(settle, max_payload)).collect();
+        self.writer.call(batch.len(), move |group| settle::settle(group, &batch)).await
+    }
+
+    async fn sweep(&self, request: SweepRequest) -> Result<Swept, StoreError> {
+        self.writer.call(1, move |group| sweep::sweep(group, &request)).await
+    }
+
+    async fn redrive(&self, request: Redrive) -> Result<Verdicts<MessageId>, StoreError> {
+        self.writer.call(request.ids.len(), move |group| redrive::redrive(group, &request)).await
+    }
+
+    async fn cancel(&self, request: Cancel) -> Result<Verdicts<Cancellation>, StoreError> {
+        self.writer.call(request.ids.len(), move |group| cancel::cancel(group, &request)).await
+    }
+
+    async fn pause(&self, request: ChangeQueue) -> Result<(), StoreError> {
+        self.writer.call(1, move |group| pause::pause(group, &request)).await
+    }
+
+    async fn resolve(&self, request: Resolve) -> Result<Resolved, StoreError> {
+        self.writer.call(1, move |group| resolve::resolve(group, &request)).await
+    }
+
+    async fn inspect(&self, ids: Vec<MessageId>) -> Result<Vec<Option<MessageView>>, StoreError> {
+        self.read(move |conn| inspect::inspect(conn, &ids)).await
+    }
+
+    async fn find(
+        &self,
+        tenant: Tenant,
+        queue: QueueName,
+        key: IdempotencyKey,
+    ) -> Result<Option<MessageId>, StoreError> {
+        self.read(move |conn| inspect::find(conn, &tenant, &queue, &key)).await
+    }
+
+    async fn progress(&self, ids: Vec<MessageId>) -> Result<Vec<Option<Progress>>, StoreError> {
+        self.read(move |conn| inspect::progress(conn, &ids)).await
+    }
+
+    async fn flow(&self, root: MessageId) -> Result<Vec<Summary>, StoreError> {
+        self.read(move |conn| inspect::flow(conn, root)).await
+    }
+
+    async fn list(&self, filter: Filter) -> Result<Vec<Summary>, StoreError> {
+        self.read(move |conn| inspect::list(conn, &filter)).await
+    }
+
+    async fn explain(&self, id: MessageId) -> Result<Option<ExplainFacts>, StoreError> {
+        let clock = Arc::clone(&self.clock);
+        self.read(move |conn| inspect::explain(conn, id, clock.now())).await
+    }
+
+    async fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
+        self.read(move |conn| inspect::audit(conn, after, limit)).await
+    }
+
+    async fn stats(&self) -> Result<Stats, StoreError> {
+        let clock = Arc::clone(&self.clock);
+        self.read(move |conn| stats::stats(conn, clock.now())).await
+    }
+
+    fn on_commit(&self, listener: Weak<dyn CommitListener>) {
+        self.writer.listen(listener);
+    }
+}

@@ -120,7 +120,7 @@ pub(crate) fn find(conn: &Connection, id: MessageId) -> Result<Option<Found>, Tr
         .optional()?;
     let Some((lane, due_at)) = place else { return Ok(None) };
     const READY: &str = "select * from tide_ready where lane = ?1 and due_at = ?2 and id = ?3";
-    const SCHED: &str = "select * from tide_sched where due_at = ?2 and id = ?3 and lane = ?1";
+    const SCHED: &str = "select * from tide_sched where lane = ?1 and due_at = ?2 and id = ?3";
     for (sql, table, scheduled) in [(READY, "tide_ready", false), (SCHED, "tide_sched", true)] {
         let mut statement = conn.prepare_cached(sql)?;
         let mut rows = statement.query(params![lane, due_at, id.as_i64()])?;
@@ -132,7 +132,7 @@ pub(crate) fn find(conn: &Connection, id: MessageId) -> Result<Option<Found>, Tr
     Err(tidegate_core::StoreError::corrupt(&format!("tide_message, row {}", id.as_i64()), what).message_id(id).into())
 }
 
-fn ended(conn: &Connection, id: MessageId) -> Result<Option<Ended>, Trouble> {
+pub(crate) fn ended(conn: &Connection, id: MessageId) -> Result<Option<Ended>, Trouble> {
     let mut statement = conn.prepare_cached("select * from tide_result where id = ?1")?;
     let mut rows = statement.query([id.as_i64()])?;
     if let Some(row) = rows.next()? {
@@ -194,10 +194,7 @@ pub(crate) fn body(conn: &Connection, id: MessageId, lane: &Lane) -> Result<Mess
     let mut rows = statement.query([id.as_i64()])?;
     match rows.next()? {
         Some(row) => row::message(row, lane),
-        None => {
-            let place = format!("tide_message, row {}", id.as_i64());
-            Err(tidegate_core::StoreError::corrupt(&place, "the body of a live message is missing").into())
-        }
+        None => Err(bodiless(id).into()),
     }
 }
 
@@ -217,15 +214,55 @@ pub(crate) fn journal_if(conn: &Connection, id: MessageId, flags: i64) -> Result
     if flags & JOURNALED == 0 { Ok(Vec::new()) } else { journal(conn, id) }
 }
 
+/// When a message is too late, as its body says.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) deadline: Option<Timestamp>,
+    pub(crate) expires_at: Timestamp,
+    pub(crate) max_age: std::time::Duration,
+}
+
+impl Limits {
+    pub(crate) fn of(message: &Message) -> Self {
+        let max_age = message.expires_at.since(message.first_due_at);
+        Self { deadline: message.deadline, expires_at: message.expires_at, max_age }
+    }
+
+    /// Reads no more of the body than a decision needs: a settlement is made far more often than a payload is looked at.
+    pub(crate) fn read(conn: &Connection, id: MessageId) -> Result<Self, Trouble> {
+        const LIMITS: &str = "select id, coalesce(first_due_at, enqueued_at) due_at, deadline, max_age_ms
+            from tide_message where id = ?1";
+        let mut statement = conn.prepare_cached(LIMITS)?;
+        let mut rows = statement.query([id.as_i64()])?;
+        match rows.next()? {
+            Some(row) => {
+                let table = "tide_message";
+                let max_age = row::duration(row, "max_age_ms", table)?;
+                Ok(Self {
+                    deadline: row::maybe_time(row, "deadline", table)?,
+                    expires_at: row::time(row, "due_at", table)?.after(max_age),
+                    max_age,
+                })
+            }
+            None => Err(bodiless(id).into()),
+        }
+    }
+}
+
+fn bodiless(id: MessageId) -> tidegate_core::StoreError {
+    let place = format!("tide_message, row {}", id.as_i64());
+    tidegate_core::StoreError::corrupt(&place, "the body of a live message is missing").message_id(id)
+}
+
 /// The facts a decision about a message needs.
-pub(crate) fn facts(life: &Life, message: &Message, journal: &[EffectRow], now: Timestamp) -> Facts {
+pub(crate) fn facts(life: &Life, limits: Limits, journal: &[EffectRow], now: Timestamp) -> Facts {
     Facts {
         counters: life.counters,
         journal: JournalFacts::of(journal, now),
         due_at: life.due_at,
         // An operator who put it back gave it a new span of time.
-        deadline: message.deadline.filter(|_| life.expires_at.is_none()),
-        expires_at: life.expires_at.unwrap_or(message.expires_at),
+        deadline: limits.deadline.filter(|_| life.expires_at.is_none()),
+        expires_at: life.expires_at.unwrap_or(limits.expires_at),
         cancel_requested: life.has(row::CANCEL),
         reconciling: life.has(row::RECONCILING),
         suspect: life.has(row::SUSPECT),
@@ -236,8 +273,7 @@ pub(crate) fn facts(life: &Life, message: &Message, journal: &[EffectRow], now: 
 /// Puts a message where it can be claimed, now or when it is due.
 pub(crate) fn put_ready(group: &mut Group<'_>, lane: &Lane, id: MessageId, life: &Life) -> Result<(), Trouble> {
     const READY: &str = "insert into tide_ready values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
-    const SCHED: &str = "insert into tide_sched (lane, due_at, id, claims, attempt, crashes, generation, round, flags,
-        expires_at, last_nonce, last_digest) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+    const SCHED: &str = "insert into tide_sched values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
     let due = life.due_at <= group.now;
     let Counters { claims, attempt, crashes, generation, round } = life.counters;
     group.conn.prepare_cached(if due { READY } else { SCHED })?.execute(params![
@@ -249,7 +285,7 @@ pub(crate) fn put_ready(group: &mut Group<'_>, lane: &Lane, id: MessageId, life:
         crashes,
         generation,
         round,
-        life.flags & (row::JOURNALED | row::SUSPECT | row::CANCEL),
+        life.flags & row::LASTING,
         life.expires_at.map(Timestamp::as_millis),
         life.last.map(|last| last.nonce),
         life.last.map(|last| last.digest),
@@ -273,8 +309,8 @@ pub(crate) fn remove(group: &mut Group<'_>, lane: &Lane, id: MessageId, found: &
         Found::Ready { life, scheduled: true } => {
             group
                 .conn
-                .prepare_cached("delete from tide_sched where due_at = ?1 and id = ?2")?
-                .execute([life.due_at.as_millis(), id.as_i64()])?;
+                .prepare_cached("delete from tide_sched where lane = ?1 and due_at = ?2 and id = ?3")?
+                .execute([life.lane, life.due_at.as_millis(), id.as_i64()])?;
             Some(Place::Scheduled)
         }
         Found::Leased(_) => {
@@ -329,7 +365,7 @@ pub(crate) fn put(group: &mut Group<'_>, lane: &Lane, id: MessageId, life: &Life
                 crashes,
                 generation,
                 round,
-                life.flags & row::JOURNALED,
+                life.flags & JOURNALED,
                 failed.map(|failure| failure.code.as_str()),
                 ending.result.or(failed.map(|failure| failure.detail.as_str())),
                 nonce,
@@ -358,7 +394,7 @@ pub(crate) fn put(group: &mut Group<'_>, lane: &Lane, id: MessageId, life: &Life
                 crashes,
                 generation,
                 round,
-                life.flags & (row::JOURNALED | row::CANCEL),
+                life.flags & JOURNALED,
                 reason,
                 failure.map(|failure| failure.code.as_str()),
                 failure.map(|failure| failure.detail.as_str()),

@@ -27,6 +27,10 @@ pub(crate) const CANCEL: i64 = 4;
 pub(crate) const ALONE: i64 = 8;
 /// Its run began with an open effect.
 pub(crate) const RECONCILING: i64 = 16;
+/// When it is called off, its key becomes free.
+pub(crate) const RELEASE: i64 = 32;
+/// What stays with a message between its runs.
+pub(crate) const LASTING: i64 = JOURNALED | SUSPECT | CANCEL | RELEASE;
 
 /// What every hot row carries of a message's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +94,13 @@ pub(crate) fn maybe_time(row: &Row<'_>, name: &str, table: &str) -> Result<Optio
     Ok(column::<Option<i64>>(row, name, table)?.map(Timestamp::from_millis))
 }
 
+/// A column of whole milliseconds.
+pub(crate) fn duration(row: &Row<'_>, name: &str, table: &str) -> Result<Duration, Trouble> {
+    let millis: i64 = column(row, name, table)?;
+    let millis = u64::try_from(millis).map_err(|e| corrupt(row, name, table, &e.to_string()))?;
+    Ok(Duration::from_millis(millis))
+}
+
 /// A column whose text must parse.
 pub(crate) fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
     row: &Row<'_>,
@@ -149,6 +160,7 @@ pub(crate) fn lease(row: &Row<'_>) -> Result<LeaseRow, Trouble> {
             counters,
             flags: column(row, "flags", table)?,
             expires_at: maybe_time(row, "expires_at", table)?,
+            // A settlement is repeated until its message is claimed again; then its token is an old one.
             last: None,
         },
         token: LeaseToken { claims: counters.claims, nonce: Nonce::from_bytes(sixteen(row, "nonce", table)?) },
@@ -164,14 +176,14 @@ pub(crate) fn message(row: &Row<'_>, lane: &Lane) -> Result<Message, Trouble> {
     let table = "tide_message";
     let id = MessageId::from_i64(column(row, "id", table)?);
     let enqueued_at = time(row, "enqueued_at", table)?;
-    let key: String = column(row, "key", table)?;
-    let key = IdempotencyKey::new(key).map_err(|e| corrupt(row, "key", table, e.what()))?;
+    let first_due_at = maybe_time(row, "first_due_at", table)?.unwrap_or(enqueued_at);
+    let key = key(row)?;
     let payload: String = column(row, "payload", table)?;
     let headers = match column::<Option<String>>(row, "headers", table)? {
         Some(text) => serde_json::from_str(&text).map_err(|e| corrupt(row, "headers", table, &e.to_string()))?,
         None => BTreeMap::new(),
     };
-    let max_age = Duration::from_millis(column(row, "max_age_ms", table)?);
+    let max_age = duration(row, "max_age_ms", table)?;
     Ok(Message {
         id,
         tenant: lane.tenant.clone(),
@@ -182,13 +194,20 @@ pub(crate) fn message(row: &Row<'_>, lane: &Lane) -> Result<Message, Trouble> {
         payload: payload.into(),
         priority: lane.priority,
         enqueued_at,
-        first_due_at: maybe_time(row, "first_due_at", table)?.unwrap_or(enqueued_at),
+        first_due_at,
         deadline: maybe_time(row, "deadline", table)?,
-        expires_at: enqueued_at.after(max_age),
+        // A delay that was asked for is no ageing.
+        expires_at: first_due_at.after(max_age),
         flow: column::<Option<i64>>(row, "flow", table)?.map_or(id, MessageId::from_i64),
         parent: column::<Option<i64>>(row, "parent", table)?.map(MessageId::from_i64),
         headers,
     })
+}
+
+/// The key of a row of `tide_message`.
+pub(crate) fn key(row: &Row<'_>) -> Result<IdempotencyKey, Trouble> {
+    let key: String = column(row, "key", "tide_message")?;
+    IdempotencyKey::new(key).map_err(|e| corrupt(row, "key", "tide_message", e.what()))
 }
 
 /// How an effect's item is stored: a primary key holds no nulls, and an empty item is not the absence of one.
@@ -229,7 +248,7 @@ pub(crate) fn effect(row: &Row<'_>) -> Result<EffectRow, Trouble> {
         first_intent_at: time(row, "first_intent_at", table)?,
         last_possible_send: time(row, "last_possible_send", table)?,
         valid_until: maybe_time(row, "valid_until", table)?,
-        quarantine: Duration::from_millis(column(row, "quarantine_ms", table)?),
+        quarantine: duration(row, "quarantine_ms", table)?,
         reconcile_until: time(row, "reconcile_until", table)?,
         state: effect_state(row)?,
     })
@@ -299,7 +318,7 @@ pub(crate) fn state(row: &Row<'_>, table: &str) -> Result<State, Trouble> {
     parsed(row, "state", table)
 }
 
-/// A list of ids for `rarray`-free statements: SQLite reads it with `json_each`.
+/// A list of numbers as one argument: SQLite reads it with `json_each`.
 pub(crate) fn id_list(ids: &[i64]) -> Value {
     Value::Text(serde_json::to_string(ids).expect("numbers are JSON"))
 }

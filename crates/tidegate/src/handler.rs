@@ -190,9 +190,9 @@ mod tests {
     fn a_bare_question_mark_is_retryable_and_keeps_the_whole_chain_of_causes() {
         #[derive(Debug, thiserror::Error)]
         #[error("cannot reach the ledger")]
-        struct Outer(#[source] std::fmt::Error);
-        let error = HandlerError::from(Outer(std::fmt::Error));
-        let expected = format!("retryable, error: cannot reach the ledger: {}", std::fmt::Error);
+        struct Outer(#[source] fmt::Error);
+        let error = HandlerError::from(Outer(fmt::Error));
+        let expected = format!("retryable, error: cannot reach the ledger: {}", fmt::Error);
         assert_eq!(error.to_string(), expected);
     }
 

@@ -1,0 +1,115 @@
+//! Calls messages off that have not taken effect.
+
+use rusqlite::params;
+use tidegate_core::effect::JournalFacts;
+use tidegate_core::error::StoreError;
+use tidegate_core::id::{IdempotencyKey, MessageId};
+use tidegate_core::lifecycle::{self, Cancellation, Next, State};
+use tidegate_core::store::{self, Cancel, Verdicts};
+
+use crate::group::{Group, Lane};
+use crate::place::{self, Ending, Found};
+use crate::row::{self, CANCEL, Life, RELEASE};
+use crate::trouble::{Trouble, verdict};
+
+/// Calls a list of messages off.
+pub(crate) fn cancel(group: &mut Group<'_>, request: &Cancel) -> Result<Verdicts<Cancellation>, Trouble> {
+    let mut verdicts = Vec::with_capacity(request.ids.len());
+    for id in &request.ids {
+        verdicts.push(verdict(one(group, request, *id))?);
+    }
+    Ok(verdicts)
+}
+
+fn one(group: &mut Group<'_>, request: &Cancel, id: MessageId) -> Result<Cancellation, Trouble> {
+    let Some(found) = place::find(group.conn, id)? else { return Err(StoreError::not_found(id).into()) };
+    let lane = group.lane(found.lane())?;
+    let journal = place::journal_if(group.conn, id, found.flags())?;
+    let facts = JournalFacts::of(&journal, group.now);
+    let cancellation = lifecycle::cancel(found.state(), &facts)?;
+    if request.release_key && !lifecycle::may_release_key(&facts) {
+        let what = format!("the key of {id} cannot be released: an effect of it was tried");
+        return Err(StoreError::conflict(what).hint("cancel it without releasing the key").into());
+    }
+    let release = if request.release_key { RELEASE } else { 0 };
+    match (cancellation, &found) {
+        (Cancellation::Now, Found::Ready { life, .. }) => {
+            place::remove(group, &lane, id, &found)?;
+            let life = Life { flags: life.flags | release, ..life.clone() };
+            called_off(group, &lane, id, &life, &facts)?;
+            let line = store::Ending {
+                at: group.now,
+                attempt: life.counters.attempt,
+                generation: life.counters.generation,
+                outcome: "cancelled".to_owned(),
+                state: State::Cancelled,
+                code: String::new(),
+                detail: request.act.reason.clone(),
+                due_at: None,
+            };
+            place::history(group, id, &line)?;
+        }
+        (Cancellation::Now | Cancellation::Requested, _) => note(group, id, &found, CANCEL | release)?,
+    }
+    let detail = match (cancellation, request.release_key) {
+        (Cancellation::Now, false) => "cancelled",
+        (Cancellation::Now, true) => "cancelled, key released",
+        (Cancellation::Requested, false) => "requested",
+        (Cancellation::Requested, true) => "requested, key to be released",
+    };
+    group.audit(&request.act, "cancel", Some(id), Some(lane.queue_id), detail)?;
+    Ok(cancellation)
+}
+
+/// Keeps the wish until the run ends or the open effect is decided.
+fn note(group: &Group<'_>, id: MessageId, found: &Found, flags: i64) -> Result<(), Trouble> {
+    const LEASE: &str = "-- cancel: told to the worker with its next extension
+        update tide_lease set flags = flags | ?2 where id = ?1";
+    const READY: &str = "-- cancel: kept until its open effect is decided
+        update tide_ready set flags = flags | ?4 where lane = ?1 and due_at = ?2 and id = ?3";
+    const SCHED: &str = "-- cancel: kept until its open effect is decided
+        update tide_sched set flags = flags | ?4 where lane = ?1 and due_at = ?2 and id = ?3";
+    match found {
+        Found::Leased(_) => group.conn.prepare_cached(LEASE)?.execute([id.as_i64(), flags])?,
+        Found::Ready { life, scheduled } => group
+            .conn
+            .prepare_cached(if *scheduled { SCHED } else { READY })?
+            .execute([life.lane, life.due_at.as_millis(), id.as_i64(), flags])?,
+        Found::Ended(_) => 0,
+    };
+    Ok(())
+}
+
+/// Ends a message as cancelled, and frees its key if that was asked for and nothing was ever tried.
+pub(crate) fn called_off(
+    group: &mut Group<'_>,
+    lane: &Lane,
+    id: MessageId,
+    life: &Life,
+    journal: &JournalFacts,
+) -> Result<(), Trouble> {
+    place::put(group, lane, id, life, &Ending { next: Next::Cancelled, result: None, failure: None })?;
+    if life.flags & RELEASE != 0 && lifecycle::may_release_key(journal) {
+        release_key(group, lane, id)?;
+    }
+    Ok(())
+}
+
+/// Frees the key, if it still names this message.
+pub(crate) fn release_key(group: &Group<'_>, lane: &Lane, id: MessageId) -> Result<(), Trouble> {
+    const RELEASE_KEY: &str = "-- cancel, sweep: the key may name another message by now
+        delete from tide_key where queue = ?1 and hash = ?2 and id = ?3";
+    let hash = key(group, id)?.hash();
+    group.conn.prepare_cached(RELEASE_KEY)?.execute(params![lane.queue_id, hash, id.as_i64()])?;
+    Ok(())
+}
+
+/// The key of a message.
+pub(crate) fn key(group: &Group<'_>, id: MessageId) -> Result<IdempotencyKey, Trouble> {
+    let mut statement = group.conn.prepare_cached("select id, key from tide_message where id = ?1")?;
+    let mut rows = statement.query([id.as_i64()])?;
+    match rows.next()? {
+        Some(found) => row::key(found),
+        None => Err(StoreError::not_found(id).into()),
+    }
+}

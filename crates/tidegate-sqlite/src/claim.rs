@@ -1,0 +1,318 @@
+//! Takes due messages under a lease. Its cost does not depend on how many wait: it reads the heads of the lanes it serves.
+
+use rusqlite::{OptionalExtension, params};
+use tidegate_core::clock::Timestamp;
+use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::id::{LeaseToken, MessageId, WorkerId};
+use tidegate_core::lifecycle::{self, Admission, DeadReason, Next, ParkReason};
+use tidegate_core::message::{Failure, Message};
+use tidegate_core::store::{ClaimRequest, Claimed, Lease};
+
+use crate::group::{Group, Lane, Place};
+use crate::place::{self, Ending, Limits};
+use crate::row::{self, JOURNALED, LeaseRow, Life, RECONCILING};
+use crate::trouble::Trouble;
+
+/// The most messages one claim ends instead of leasing: a backlog that is too late must not hold up the group.
+const MOST_ENDED: u32 = 1000;
+
+/// A message at the head of a lane.
+struct Head {
+    lane: usize,
+    id: MessageId,
+    life: Life,
+}
+
+/// Claims for one worker.
+pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Claimed, Trouble> {
+    let repeated = leases_of(group, request)?;
+    if !repeated.is_empty() {
+        return Ok(Claimed { leases: repeated, next_due: None, ended: 0 });
+    }
+    let mut claimed = Claimed::default();
+    for slots in &request.queues {
+        let Some(queue_id) = group.known_queue(&request.tenant, &slots.queue)? else { continue };
+        if paused(group, queue_id)? {
+            continue;
+        }
+        let lanes = served(group, request, queue_id)?;
+        let mut free = slots.slots;
+        while free > 0 && claimed.ended < MOST_ENDED {
+            promote_heads(group, &lanes, free)?;
+            let heads = heads(group, &lanes, free)?;
+            let drained = heads.len() < usize::try_from(free).unwrap_or(usize::MAX);
+            remove_heads(group, &lanes, &heads)?;
+            for head in heads {
+                match start(group, request, &lanes[head.lane], head.id, head.life)? {
+                    Some(lease) => {
+                        claimed.leases.push(lease);
+                        free -= 1;
+                    }
+                    None => claimed.ended += 1,
+                }
+            }
+            if drained {
+                break;
+            }
+        }
+        let next = if claimed.ended < MOST_ENDED { next_due(group, &lanes)? } else { Some(group.now) };
+        claimed.next_due = [claimed.next_due, next].into_iter().flatten().min();
+    }
+    group.items += claimed.leases.len();
+    claimed.leases.sort_by_key(|lease| (lease.message.priority, lease.due_at, lease.message.id));
+    Ok(claimed)
+}
+
+/// The leases that this very call made before, if its reply was lost.
+fn leases_of(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Vec<Lease>, Trouble> {
+    const REPEATED: &str = "-- claim: repeated under its nonce
+        select * from tide_lease where nonce = ?1";
+    let mut statement = group.conn.prepare_cached(REPEATED)?;
+    let mut rows = statement.query([request.nonce.as_bytes()])?;
+    let mut found: Vec<(MessageId, LeaseRow)> = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push((MessageId::from_i64(row::column(row, "id", "tide_lease")?), row::lease(row)?));
+    }
+    let mut leases = Vec::with_capacity(found.len());
+    for (id, lease) in found {
+        let lane = group.lane(lease.life.lane)?;
+        leases.push(Lease {
+            message: place::body(group.conn, id, &lane)?,
+            token: lease.token,
+            until: lease.until,
+            counters: lease.life.counters,
+            reconciling: lease.life.has(RECONCILING),
+            suspect: lease.life.has(row::SUSPECT),
+            due_at: lease.life.due_at,
+            journal: place::journal_if(group.conn, id, lease.life.flags)?,
+        });
+    }
+    leases.sort_by_key(|lease| (lease.message.priority, lease.due_at, lease.message.id));
+    Ok(leases)
+}
+
+fn paused(group: &Group<'_>, queue_id: i64) -> Result<bool, Trouble> {
+    const PAUSED: &str = "-- claim: another process may have paused it, so it is read here and now
+        select paused from tide_queue where id = ?1";
+    Ok(group.conn.prepare_cached(PAUSED)?.query_row([queue_id], |row| row.get(0))?)
+}
+
+/// The lanes of a queue that the worker has handlers for, first priority first.
+fn served(group: &mut Group<'_>, request: &ClaimRequest, queue_id: i64) -> Result<Vec<Lane>, Trouble> {
+    let mut lanes = group.lanes_of(queue_id)?;
+    lanes.retain(|lane| request.kinds.iter().any(|(kind, newest)| *kind == lane.kind && lane.version <= *newest));
+    lanes.sort_by_key(|lane| (lane.priority, lane.id));
+    Ok(lanes)
+}
+
+/// Makes due rows of these lanes claimable, as many as could be claimed.
+fn promote_heads(group: &mut Group<'_>, lanes: &[Lane], most: u32) -> Result<(), Trouble> {
+    for lane in lanes {
+        promote(group, lane, most)?;
+    }
+    Ok(())
+}
+
+/// Moves due rows of a lane from `tide_sched` to `tide_ready`; answers how many.
+pub(crate) fn promote(group: &mut Group<'_>, lane: &Lane, most: u32) -> Result<u32, Trouble> {
+    const LAST_DUE: &str = "-- promote: where the due rows of a lane end
+        select due_at, id from (select due_at, id from tide_sched where lane = ?1 and due_at <= ?2
+        order by due_at, id limit ?3) order by due_at desc, id desc limit 1";
+    const COPY: &str = "-- promote: the same row, in the table of what is due
+        insert into tide_ready select * from tide_sched where lane = ?1 and (due_at, id) <= (?2, ?3)";
+    const DELETE: &str = "-- promote: and gone from where it was
+        delete from tide_sched where lane = ?1 and (due_at, id) <= (?2, ?3)";
+    let last: Option<(i64, i64)> = group
+        .conn
+        .prepare_cached(LAST_DUE)?
+        .query_row(params![lane.id, group.now.as_millis(), most], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((due_at, id)) = last else { return Ok(0) };
+    group.conn.prepare_cached(COPY)?.execute([lane.id, due_at, id])?;
+    let moved = group.conn.prepare_cached(DELETE)?.execute([lane.id, due_at, id])?;
+    let moved = u32::try_from(moved).unwrap_or(u32::MAX);
+    group.count(lane.queue_id, Place::Scheduled, -i64::from(moved));
+    group.count(lane.queue_id, Place::Ready, i64::from(moved));
+    group.announce(&lane.queue);
+    Ok(moved)
+}
+
+/// The heads of the lanes merged by (priority, due_at, id). `lanes` come in the order of their priorities.
+fn heads(group: &Group<'_>, lanes: &[Lane], most: u32) -> Result<Vec<Head>, Trouble> {
+    const HEADS: &str = "-- claim: the head of one lane
+        select * from tide_ready where lane = ?1 order by due_at, id limit ?2";
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    let mut heads: Vec<Head> = Vec::new();
+    let mut at = 0;
+    while at < lanes.len() && heads.len() < most {
+        let priority = lanes[at].priority;
+        let peers = lanes[at..].iter().take_while(|lane| lane.priority == priority).count();
+        let mut of_this: Vec<Head> = Vec::new();
+        for lane in at..at + peers {
+            let mut statement = group.conn.prepare_cached(HEADS)?;
+            let left = i64::try_from(most - heads.len()).unwrap_or(i64::MAX);
+            let mut rows = statement.query([lanes[lane].id, left])?;
+            while let Some(row) = rows.next()? {
+                let id = MessageId::from_i64(row::column(row, "id", "tide_ready")?);
+                of_this.push(Head { lane, id, life: row::life(row, "tide_ready")? });
+            }
+        }
+        if peers > 1 {
+            of_this.sort_by_key(|head| (head.life.due_at, head.id));
+        }
+        of_this.truncate(most - heads.len());
+        heads.append(&mut of_this);
+        at += peers;
+    }
+    Ok(heads)
+}
+
+/// Takes claimed heads out of their lanes: what is taken of a lane is always all of its rows up to the last one taken.
+fn remove_heads(group: &mut Group<'_>, lanes: &[Lane], heads: &[Head]) -> Result<(), Trouble> {
+    const REMOVE: &str = "-- claim: leaves its lane
+        delete from tide_ready where lane = ?1 and (due_at, id) <= (?2, ?3)";
+    for (index, lane) in lanes.iter().enumerate() {
+        let of_lane = || heads.iter().filter(|head| head.lane == index);
+        let Some(last) = of_lane().next_back() else { continue };
+        let taken = i64::try_from(of_lane().count()).unwrap_or(i64::MAX);
+        let removed = group.conn.prepare_cached(REMOVE)?.execute([
+            lane.id,
+            last.life.due_at.as_millis(),
+            last.id.as_i64(),
+        ])?;
+        if i64::try_from(removed) != Ok(taken) {
+            let what = format!("{removed} rows left lane {} where {taken} were read", lane.id);
+            return Err(Trouble::Group(rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
+                Some(what),
+            )));
+        }
+        group.count(lane.queue_id, Place::Ready, -taken);
+    }
+    Ok(())
+}
+
+/// Leases one message, or ends it when it may not begin any more. It has left its lane.
+fn start(
+    group: &mut Group<'_>,
+    request: &ClaimRequest,
+    lane: &Lane,
+    id: MessageId,
+    mut life: Life,
+) -> Result<Option<Lease>, Trouble> {
+    let read = place::body(group.conn, id, lane)
+        .and_then(|message| Ok((message, place::journal_if(group.conn, id, life.flags)?)));
+    let (message, journal) = match read {
+        Ok(read) => read,
+        Err(Trouble::Item(error)) if error.kind() == StoreErrorKind::Corrupt => {
+            set_aside(group, lane, id, &life, &error)?;
+            return Ok(None);
+        }
+        Err(trouble) => return Err(trouble),
+    };
+    let facts = place::facts(&life, Limits::of(&message), &journal, group.now);
+    let (counters, reconciling) = match lifecycle::admit(&facts, group.now) {
+        Admission::Start { counters, reconciling } => (counters, reconciling),
+        Admission::Dead(reason) => {
+            place::put(group, lane, id, &life, &Ending { next: Next::Dead(reason), result: None, failure: None })?;
+            return Ok(None);
+        }
+        Admission::Cancelled => {
+            crate::cancel::called_off(group, lane, id, &life, &facts.journal)?;
+            return Ok(None);
+        }
+    };
+    life.counters = counters;
+    life.flags = (life.flags & row::LASTING) | if reconciling { RECONCILING } else { 0 };
+    let token = LeaseToken { claims: counters.claims, nonce: request.nonce };
+    let until = group.now.after(request.lease);
+    put_lease(group, id, &life, &message, token, until, &request.worker)?;
+    group.count(lane.queue_id, Place::Leased, 1);
+    Ok(Some(Lease {
+        token,
+        until,
+        counters,
+        reconciling,
+        suspect: life.has(row::SUSPECT),
+        due_at: life.due_at,
+        journal,
+        message,
+    }))
+}
+
+fn put_lease(
+    group: &Group<'_>,
+    id: MessageId,
+    life: &Life,
+    message: &Message,
+    token: LeaseToken,
+    until: Timestamp,
+    worker: &WorkerId,
+) -> Result<(), Trouble> {
+    const LEASE: &str = "-- claim: the attempt is counted and the token given before the handler starts
+        insert into tide_lease values
+        (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+    group.conn.prepare_cached(LEASE)?.execute(params![
+        id.as_i64(),
+        life.lane,
+        life.due_at.as_millis(),
+        life.counters.claims,
+        life.counters.attempt,
+        life.counters.crashes,
+        life.counters.generation,
+        life.counters.round,
+        life.flags,
+        life.expires_at.map(Timestamp::as_millis),
+        token.nonce.as_bytes(),
+        until.as_millis(),
+        worker.as_str(),
+        message.enqueued_at.as_millis(),
+        (message.flow != message.id).then(|| message.flow.as_i64()),
+    ])?;
+    Ok(())
+}
+
+/// A message whose stored rows cannot be read is neither served nor deleted, and does not block its lane. Where it had a
+/// journal an effect may be open, so that only a person may end it.
+fn set_aside(
+    group: &mut Group<'_>,
+    lane: &Lane,
+    id: MessageId,
+    life: &Life,
+    error: &StoreError,
+) -> Result<(), Trouble> {
+    let next = if life.flags & JOURNALED == 0 {
+        Next::Dead(DeadReason::Decode)
+    } else {
+        Next::Parked(ParkReason::JournalDecode)
+    };
+    let failure = Failure::new("corrupt", error.what());
+    place::put(group, lane, id, life, &Ending { next, result: None, failure: Some(&failure) })
+}
+
+/// When the next message of these lanes becomes due.
+fn next_due(group: &Group<'_>, lanes: &[Lane]) -> Result<Option<Timestamp>, Trouble> {
+    const NEXT: &str = "-- claim: when a lane's next message becomes due
+        select due_at from tide_sched where lane = ?1 order by due_at, id limit 1";
+    let mut earliest: Option<Timestamp> = None;
+    for lane in lanes {
+        let due: Option<i64> =
+            group.conn.prepare_cached(NEXT)?.query_row([lane.id], |row| row.get(0)).optional()?;
+        earliest = [earliest, due.map(Timestamp::from_millis)].into_iter().flatten().min();
+    }
+    Ok(earliest)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_lane_that_is_merged_gives_a_prefix_of_its_rows() {
+        // `remove_heads` deletes by range; that is right only while a truncated merge keeps each lane's first rows.
+        let mut merged = [(0, 3), (1, 1), (0, 1), (1, 4), (0, 2)];
+        merged.sort_by_key(|(_, due)| *due);
+        for lane in [0, 1] {
+            let dues: Vec<i32> = merged.iter().filter(|(of, _)| *of == lane).map(|(_, due)| *due).collect();
+            assert!(dues.is_sorted());
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Stores messages, once per key.
+
+use std::time::Duration;
+
+use rusqlite::{OptionalExtension, params};
+use tidegate_core::clock::Timestamp;
+use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::id::MessageId;
+use tidegate_core::lifecycle::Counters;
+use tidegate_core::message::{DEFAULT_MAX_AGE, Due, NewMessage};
+use tidegate_core::store::{Counted, Enqueued, Verdicts};
+
+use crate::group::{Group, Lane};
+use crate::place;
+use crate::row::{self, Life};
+use crate::trouble::{Trouble, verdict};
+
+/// How long a caller waits before it tries a full queue again.
+const FULL_RETRY: Duration = Duration::from_secs(1);
+
+/// A message that was checked and hashed, on its caller's thread: the writer's time is everybody's.
+#[derive(Debug, Clone)]
+pub(crate) struct Prepared {
+    message: NewMessage,
+    hash: [u8; 16],
+    fingerprint: [u8; 16],
+    headers: Option<String>,
+}
+
+impl Prepared {
+    pub(crate) fn of(message: NewMessage, max_payload: usize) -> Result<Self, StoreError> {
+        message.check(max_payload)?;
+        let headers = (!message.headers.is_empty())
+            .then(|| serde_json::to_string(&message.headers).expect("a map of strings is plain data"));
+        Ok(Self { hash: message.key.hash(), fingerprint: message.fingerprint().0, headers, message })
+    }
+}
+
+/// Where a message comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Origin {
+    /// From outside: the first of its flow, held back by its queue's limit.
+    Outside,
+    /// It follows from another message: its work was accepted already.
+    Follows {
+        /// The first message of the flow.
+        flow: MessageId,
+        /// The message it follows from.
+        parent: MessageId,
+    },
+}
+
+/// Stores a batch; what was refused while it was prepared keeps its place among the verdicts.
+pub(crate) fn enqueue(
+    group: &mut Group<'_>,
+    batch: Vec<Result<Prepared, StoreError>>,
+) -> Result<Verdicts<Enqueued>, Trouble> {
+    group.items += batch.len();
+    let mut verdicts = Vec::with_capacity(batch.len());
+    for prepared in batch {
+        verdicts.push(match prepared {
+            Ok(prepared) => verdict(one(group, &prepared, Origin::Outside))?,
+            Err(refused) => Err(refused),
+        });
+    }
+    Ok(verdicts)
+}
+
+/// Stores one message, or finds what its key means already.
+pub(crate) fn one(group: &mut Group<'_>, new: &Prepared, origin: Origin) -> Result<Enqueued, Trouble> {
+    const TAKE_KEY: &str = "-- enqueue: the key is the gate, one row for ever
+        insert into tide_key (queue, hash, id, fingerprint) values (?1, ?2, ?3, ?4)
+        on conflict (queue, hash) do nothing";
+    let message = &new.message;
+    let queue_id = group.queue(&message.tenant, &message.queue)?;
+    let outside = matches!(origin, Origin::Outside);
+    let (depth, limit) = if outside { group.depth(queue_id)? } else { (0, None) };
+    let full = limit.is_some_and(|limit| depth >= limit);
+    let retained_from = group.now.before(group.limits.retention);
+    let stale = message.key_time.is_some_and(|made| made < retained_from);
+    let due_at = due_at(group.now, message.due);
+    let late = message.deadline.is_some_and(|deadline| deadline <= due_at);
+    // A known key is answered whatever else is the matter; only an unknown one can be too old or one too many.
+    if full || stale || late {
+        if let Some(known) = known(group, queue_id, new)? {
+            return Ok(known);
+        }
+        if stale {
+            return Ok(Enqueued::Stale);
+        }
+        if let Some(deadline) = message.deadline.filter(|_| late) {
+            let what = format!("the deadline {deadline} is over before the message is due at {due_at}");
+            return Err(StoreError::invalid(what).hint("give it a later deadline, or none").into());
+        }
+        return Err(refuse_full(group, message, limit.unwrap_or_default())?.into());
+    }
+    let id = group.next_id()?;
+    let taken =
+        group.conn.prepare_cached(TAKE_KEY)?.execute(params![queue_id, new.hash, id.as_i64(), new.fingerprint])?;
+    if taken == 0 {
+        return match known(group, queue_id, new)? {
+            Some(known) => Ok(known),
+            None => Err(StoreError::corrupt("tide_key", "a key is taken and cannot be read").into()),
+        };
+    }
+    let lane = group.lane_for(&message.tenant, &message.queue, &message.kind, message.version, message.priority)?;
+    insert(group, new, &lane, id, due_at, origin)?;
+    Ok(Enqueued::New { id })
+}
+
+fn insert(
+    group: &mut Group<'_>,
+    new: &Prepared,
+    lane: &Lane,
+    id: MessageId,
+    due_at: Timestamp,
+    origin: Origin,
+) -> Result<(), Trouble> {
+    const BODY: &str = "-- enqueue: the body, written once
+        insert into tide_message values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+    let message = &new.message;
+    let max_age =
+        message.max_age.unwrap_or_else(|| message.deadline.map_or(DEFAULT_MAX_AGE, |deadline| deadline.since(due_at)));
+    let (flow, parent) = match origin {
+        Origin::Outside => (None, None),
+        Origin::Follows { flow, parent } => (Some(flow.as_i64()), Some(parent.as_i64())),
+    };
+    group.conn.prepare_cached(BODY)?.execute(params![
+        id.as_i64(),
+        lane.id,
+        message.key.as_str(),
+        message.payload.text(),
+        group.now.as_millis(),
+        (due_at > group.now).then_some(due_at.as_millis()),
+        message.deadline.map(Timestamp::as_millis),
+        row::millis(max_age),
+        flow,
+        parent,
+        new.headers,
+    ])?;
+    let life = Life { lane: lane.id, due_at, counters: Counters::default(), flags: 0, expires_at: None, last: None };
+    place::put_ready(group, lane, id, &life)?;
+    group.tally(lane, Counted::Enqueued, "");
+    Ok(())
+}
+
+/// When a message may first be claimed; what is past is now.
+fn due_at(now: Timestamp, due: Due) -> Timestamp {
+    match due {
+        Due::Now => now,
+        Due::In(delay) => now.after(delay),
+        Due::At(at) => at.max(now),
+    }
+}
+
+/// Which message has the key of this one.
+pub(crate) fn whose(group: &mut Group<'_>, new: &Prepared) -> Result<Option<MessageId>, Trouble> {
+    const WHOSE: &str = "-- settle, repeated: the messages that were enqueued with it
+        select id from tide_key where queue = ?1 and hash = ?2";
+    let Some(queue_id) = group.known_queue(&new.message.tenant, &new.message.queue)? else { return Ok(None) };
+    let id: Option<i64> =
+        group.conn.prepare_cached(WHOSE)?.query_row(params![queue_id, new.hash], |row| row.get(0)).optional()?;
+    Ok(id.map(MessageId::from_i64))
+}
+
+/// What a known key means for this call.
+fn known(group: &mut Group<'_>, queue_id: i64, new: &Prepared) -> Result<Option<Enqueued>, Trouble> {
+    const KNOWN: &str = "-- enqueue: whose key it is
+        select id, fingerprint from tide_key where queue = ?1 and hash = ?2";
+    let found: Option<(i64, Vec<u8>)> = group
+        .conn
+        .prepare_cached(KNOWN)?
+        .query_row(params![queue_id, new.hash], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((id, fingerprint)) = found else { return Ok(None) };
+    let id = MessageId::from_i64(id);
+    let Some(found) = place::find(group.conn, id)? else {
+        let what = "the key names a message that is not there";
+        return Err(StoreError::corrupt(&format!("tide_key, message {}", id.as_i64()), what).message_id(id).into());
+    };
+    let lane = group.lane(found.lane())?;
+    if fingerprint != new.fingerprint {
+        group.tally(&lane, Counted::KeyConflicts, "");
+        let what = format!("key {:?} is known in queue {} with another payload: {id}", new.message.key, lane.queue);
+        return Err(StoreError::new(StoreErrorKind::KeyConflict, what)
+            .hint("a key names one intended effect for ever; give another operation a key of its own")
+            .message_id(id)
+            .into());
+    }
+    let answer = match &found {
+        place::Found::Ended(ended) => ended.answer(),
+        place::Found::Ready { .. } | place::Found::Leased(_) => None,
+    };
+    if let Some(answer) = answer {
+        group.tally(&lane, Counted::Replayed, "");
+        return Ok(Some(Enqueued::Replayed { id, answer }));
+    }
+    group.tally(&lane, Counted::Deduplicated, "");
+    let ignored = ignored(group, id, &lane, &new.message)?;
+    Ok(Some(Enqueued::Existing { id, state: found.state(), ignored }))
+}
+
+/// Options of a repeated enqueue that differ from the first ones, which won.
+fn ignored(
+    group: &Group<'_>,
+    id: MessageId,
+    lane: &Lane,
+    message: &NewMessage,
+) -> Result<Vec<&'static str>, Trouble> {
+    let first = place::body(group.conn, id, lane)?;
+    let another_due = match message.due {
+        Due::Now => false,
+        Due::In(delay) => first.first_due_at.since(first.enqueued_at) != delay,
+        Due::At(at) => at.max(first.enqueued_at) != first.first_due_at,
+    };
+    let another_age = message.max_age.is_some_and(|age| first.first_due_at.after(age) != first.expires_at);
+    let differs = [
+        ("priority", message.priority != first.priority),
+        ("due", another_due),
+        ("deadline", message.deadline.is_some() && message.deadline != first.deadline),
+        ("max_age", another_age),
+    ];
+    Ok(differs.into_iter().filter_map(|(option, differs)| differs.then_some(option)).collect())
+}
+
+fn refuse_full(group: &mut Group<'_>, message: &NewMessage, limit: i64) -> Result<StoreError, Trouble> {
+    let lane = group.lane_for(&message.tenant, &message.queue, &message.kind, message.version, message.priority)?;
+    group.tally(&lane, Counted::QueueFull, "");
+    Ok(StoreError::new(StoreErrorKind::QueueFull, format!("queue {} holds its {limit} messages", message.queue))
+        .hint("slow down and repeat it under the same key, or raise the limit: tidegate queue limit")
+        .retry_after(FULL_RETRY))
+}

@@ -1,0 +1,196 @@
+//! Writes the journal of running messages. `effect.rs` of the core decides each row; a late confirmation is kept as
+//! evidence and applied to nothing.
+
+use std::sync::Arc;
+
+use rusqlite::params;
+use tidegate_core::effect::{self, EffectAnswer, EffectRow, EffectState};
+use tidegate_core::error::StoreError;
+use tidegate_core::id::{LeaseToken, MessageId};
+use tidegate_core::message::Message;
+use tidegate_core::store::{Journal, JournalWrite, Verdicts};
+
+use crate::extend;
+use crate::group::Group;
+use crate::place;
+use crate::row::{self, JOURNALED, LeaseRow};
+use crate::trouble::{Trouble, verdict};
+
+/// Writes a batch.
+pub(crate) fn journal(group: &mut Group<'_>, batch: &[Journal]) -> Result<Verdicts<EffectRow>, Trouble> {
+    group.items += batch.len();
+    let mut verdicts = Vec::with_capacity(batch.len());
+    for item in batch {
+        verdicts.push(verdict(one(group, item))?);
+    }
+    Ok(verdicts)
+}
+
+fn one(group: &mut Group<'_>, item: &Journal) -> Result<EffectRow, Trouble> {
+    let writes = || item.before.iter().chain([&item.write]);
+    let Some(lease) = current(group, item.id, item.token)? else {
+        keep_evidence(group, item.id, writes())?;
+        return Err(extend::lost(group, item.id)?.into());
+    };
+    let lane = group.lane(lease.life.lane)?;
+    let message = place::body(group.conn, item.id, &lane)?;
+    let mut rows = place::journal_if(group.conn, item.id, lease.life.flags)?;
+    if item.before.is_empty() {
+        return apply(group, &lease, &message, &mut rows, &item.write);
+    }
+    group.atomically(|group| {
+        apply_all(group, &lease, &message, &mut rows, &item.before)?;
+        apply(group, &lease, &message, &mut rows, &item.write)
+    })
+}
+
+/// The lease, if this token holds it.
+pub(crate) fn current(group: &Group<'_>, id: MessageId, token: LeaseToken) -> Result<Option<LeaseRow>, Trouble> {
+    Ok(place::lease(group.conn, id)?.filter(|lease| lease.token == token))
+}
+
+/// Applies writes in order.
+pub(crate) fn apply_all(
+    group: &mut Group<'_>,
+    lease: &LeaseRow,
+    message: &Message,
+    rows: &mut Vec<EffectRow>,
+    writes: &[JournalWrite],
+) -> Result<(), Trouble> {
+    for write in writes {
+        apply(group, lease, message, rows, write)?;
+    }
+    Ok(())
+}
+
+/// Applies one write and brings `rows` up to date. Its refusal has written nothing.
+fn apply(
+    group: &Group<'_>,
+    lease: &LeaseRow,
+    message: &Message,
+    rows: &mut Vec<EffectRow>,
+    write: &JournalWrite,
+) -> Result<EffectRow, Trouble> {
+    let (token, round) = (lease.token, lease.life.counters.round);
+    let row = match write {
+        JournalWrite::Intent { reached, times } => {
+            // Nothing new may leave once the lease lapsed: a sweep may be about to give the message to another worker.
+            if lease.until < group.now {
+                let what = format!("the lease of {} lapsed at {}; no effect may begin", message.id, lease.until);
+                return Err(StoreError::new(tidegate_core::StoreErrorKind::LeaseLost, what)
+                    .message_id(message.id)
+                    .into());
+            }
+            effect::intend(message, rows, reached, *times, token, round, group.now)?
+        }
+        JournalWrite::Answer { effect, seq, answer } => {
+            let Some(row) = rows.iter().find(|row| row.effect == *effect && row.seq == *seq) else {
+                let what = format!("no row {seq} of effect {effect} in the journal of {}", message.id);
+                return Err(StoreError::conflict(what).into());
+            };
+            check_size(group, answer)?;
+            if repeats(row, answer) {
+                return Ok(row.clone());
+            }
+            EffectRow { state: effect::answered(row, answer, group.now)?, ..row.clone() }
+        }
+        JournalWrite::Natural { reached, value } => {
+            check_value(group, value)?;
+            if let Some(known) = effect::latest(rows, &reached.effect)
+                && known.token == token
+                && known.state == (EffectState::Confirmed { value: value.clone() })
+            {
+                return Ok(known.clone());
+            }
+            effect::confirmed_at_once(message, rows, reached, value.clone(), token, round, group.now)?
+        }
+    };
+    put(group, lease, message.id, rows, &row)?;
+    Ok(row)
+}
+
+/// Writes a row, and notes at the lease that there is a journal.
+pub(crate) fn put(
+    group: &Group<'_>,
+    lease: &LeaseRow,
+    id: MessageId,
+    rows: &mut Vec<EffectRow>,
+    row: &EffectRow,
+) -> Result<(), Trouble> {
+    const NOTE: &str = "-- journal: from now on the journal is read before any decision
+        update tide_lease set flags = flags | ?2 where id = ?1";
+    row::put_effect(group.conn, id, row)?;
+    if !lease.life.has(JOURNALED) && rows.is_empty() {
+        group.conn.prepare_cached(NOTE)?.execute([id.as_i64(), JOURNALED])?;
+    }
+    match rows.iter_mut().find(|known| known.effect == row.effect && known.seq == row.seq) {
+        Some(known) => *known = row.clone(),
+        None => rows.push(row.clone()),
+    }
+    Ok(())
+}
+
+/// Whether the row says already what the answer says: the reply to the first write was lost.
+fn repeats(row: &EffectRow, answer: &EffectAnswer) -> bool {
+    match (&row.state, answer) {
+        (EffectState::Confirmed { value: known }, EffectAnswer::Confirmed { value }) => known == value,
+        (EffectState::Rejected { code: c, detail: d }, EffectAnswer::Rejected { code, detail }) => {
+            c == code && d == detail
+        }
+        (EffectState::NotDone, EffectAnswer::NotDone | EffectAnswer::NotFound) => true,
+        (
+            EffectState::Intent
+            | EffectState::Unknown { .. }
+            | EffectState::Confirmed { .. }
+            | EffectState::Rejected { .. }
+            | EffectState::NotDone,
+            _,
+        ) => false,
+    }
+}
+
+fn check_size(group: &Group<'_>, answer: &EffectAnswer) -> Result<(), StoreError> {
+    match answer {
+        EffectAnswer::Confirmed { value } => check_value(group, value),
+        EffectAnswer::Rejected { .. }
+        | EffectAnswer::NotDone
+        | EffectAnswer::Unknown { .. }
+        | EffectAnswer::NotFound => Ok(()),
+    }
+}
+
+/// Refuses a value that is too large to be kept for ever.
+pub(crate) fn check_value(group: &Group<'_>, value: &Arc<str>) -> Result<(), StoreError> {
+    let (size, most) = (value.len(), group.limits.max_payload);
+    if size <= most {
+        return Ok(());
+    }
+    Err(StoreError::invalid(format!("effect value of {size} bytes is over the limit of {most}"))
+        .hint("confirm with a reference to what the remote returned"))
+}
+
+/// Keeps confirmations that arrived under a lost lease, for whoever resolves.
+pub(crate) fn keep_evidence<'a>(
+    group: &Group<'_>,
+    id: MessageId,
+    writes: impl Iterator<Item = &'a JournalWrite>,
+) -> Result<(), Trouble> {
+    const EVIDENCE: &str = "-- journal: a late confirmation, once
+        insert into tide_evidence (message, at, name, item, value)
+        select ?1, ?2, ?3, ?4, ?5 where exists (select 1 from tide_message where id = ?1)
+          and not exists (select 1 from tide_evidence where message = ?1 and name = ?3 and item = ?4 and value = ?5)
+          -- the journal says so already: this confirmation was applied before its lease was lost
+          and not exists (select 1 from tide_effect where message = ?1 and name = ?3 and item = ?4
+                          and state = 'confirmed' and value = ?5)";
+    for write in writes {
+        let JournalWrite::Answer { effect, answer: EffectAnswer::Confirmed { value }, .. } = write else { continue };
+        group.conn.prepare_cached(EVIDENCE)?.execute(params![
+            id.as_i64(),
+            group.now.as_millis(),
+            effect.name.as_str(),
+            row::stored_item(effect),
+            &**value,
+        ])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! The tables of a store, in numbered steps that are only ever added.
+//!
+//! Each step's text is known by its SHA-256: a store made by other steps than this program's is refused, not guessed
+//! about. All missing steps are one transaction, with the mark that makes the file a store.
+
+use rusqlite::{Connection, params};
+use tidegate_core::clock::{Random, SystemRandom, Timestamp};
+use tidegate_core::error::StoreError;
+use tidegate_core::id::Hex;
+
+use sha2::{Digest, Sha256};
+
+/// Marks a file as a store of ours: "TIDE".
+pub(crate) const APPLICATION_ID: i64 = 0x5449_4445;
+
+struct Migration {
+    name: &'static str,
+    sql: &'static str,
+}
+
+const MIGRATIONS: [Migration; 1] = [Migration { name: "0001_init", sql: include_str!("../migrations/0001_init.sql") }];
+
+/// What a file is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Nothing was ever stored in it.
+    Empty,
+    /// A store with all steps of this program.
+    Current,
+    /// A store that lacks steps.
+    Older {
+        /// Steps it has.
+        has: usize,
+    },
+}
+
+/// Looks at a file without changing it.
+///
+/// # Errors
+/// `Invalid` for a foreign or newer file, or one made by other steps; SQLite's own as they come.
+pub(crate) fn look(conn: &Connection, path: &str) -> Result<Kind, Looked> {
+    let id: i64 = conn.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    if id != APPLICATION_ID {
+        let tables: i64 = conn.query_row("select count(*) from sqlite_schema", [], |row| row.get(0))?;
+        if id == 0 && tables == 0 {
+            return Ok(Kind::Empty);
+        }
+        return Err(StoreError::invalid(format!("{path} is an SQLite database of another program"))
+            .hint("give the path of a tidegate store, or of a file that does not exist yet; this one was left as it is")
+            .into());
+    }
+    let mut statement = conn.prepare("select number, name, checksum from tide_migration order by number")?;
+    let applied = statement.query_map([], |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Vec<u8>>(2)?))
+    })?;
+    let mut has = 0;
+    for row in applied {
+        let (number, name, checksum) = row?;
+        let Some(known) = usize::try_from(number - 1).ok().and_then(|at| MIGRATIONS.get(at)) else {
+            let what = format!("{path} is a store of a newer tidegate: it has step {number} ({name}), this program \
+                knows {}", MIGRATIONS.len());
+            return Err(StoreError::invalid(what).hint("run the newer program, or restore the backup from before").into());
+        };
+        if checksum != digest(known.sql) {
+            let what = format!("step {number} of {path} is {} there and {} in this program",
+                Hex(&checksum), Hex(&digest(known.sql)));
+            return Err(StoreError::invalid(what)
+                .hint("the store was made by another build; run the program that made it, or open another file")
+                .into());
+        }
+        has += 1;
+    }
+    Ok(if has == MIGRATIONS.len() { Kind::Current } else { Kind::Older { has } })
+}
+
+/// A refusal, or SQLite's own error.
+#[derive(Debug)]
+pub(crate) enum Looked {
+    Refused(StoreError),
+    Sqlite(rusqlite::Error),
+}
+
+impl From<StoreError> for Looked {
+    fn from(error: StoreError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<rusqlite::Error> for Looked {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+fn digest(sql: &str) -> [u8; 32] {
+    Sha256::digest(sql.as_bytes()).into()
+}
+
+/// Takes the steps that are missing. The caller holds the file's write lock in a transaction, looked inside it, and
+/// commits.
+pub(crate) fn apply(conn: &Connection, has: usize, now: Timestamp) -> rusqlite::Result<()> {
+    if has == 0 {
+        conn.execute_batch(
+            "create table tide_migration (
+                number     integer primary key,
+                name       text    not null,
+                checksum   blob    not null,
+                applied_at integer not null
+            ) strict;",
+        )?;
+    }
+    for (number, Migration { name, sql }) in (1_i64..).zip(&MIGRATIONS).skip(has) {
+        conn.execute_batch(sql)?;
+        conn.execute(
+            "insert into tide_migration (number, name, checksum, applied_at) values (?1, ?2, ?3, ?4)",
+            params![number, name, digest(sql), now.as_millis()],
+        )?;
+    }
+    if has == 0 {
+        let mut uuid = [0; 16];
+        SystemRandom.fill(&mut uuid);
+        conn.execute("insert into tide_store (one, uuid, created_at) values (1, ?1, ?2)", params![uuid, now.as_millis()])?;
+        conn.pragma_update(None, "application_id", APPLICATION_ID)?;
+    }
+    conn.pragma_update(None, "user_version", MIGRATIONS.len() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn migrated() -> Connection {
+        let conn = Connection::open_in_memory().unwrap();
+        apply(&conn, 0, Timestamp::EPOCH).unwrap();
+        conn
+    }
+
+    fn refusal(conn: &Connection) -> String {
+        match look(conn, "the file") {
+            Err(Looked::Refused(error)) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_migrated_file_is_current_and_an_untouched_one_empty() {
+        assert_eq!(look(&Connection::open_in_memory().unwrap(), "f").unwrap(), Kind::Empty);
+        assert_eq!(look(&migrated(), "f").unwrap(), Kind::Current);
+    }
+
+    #[test]
+    fn a_changed_checksum_is_refused() {
+        let conn = migrated();
+        conn.execute("update tide_migration set checksum = x'00'", []).unwrap();
+        assert!(refusal(&conn).contains("made by another build"));
+    }
+
+    #[test]
+    fn a_newer_step_is_refused() {
+        let conn = migrated();
+        conn.execute("insert into tide_migration values (99, 'later', x'00', 0)", []).unwrap();
+        assert!(refusal(&conn).contains("newer tidegate: it has step 99 (later)"));
+    }
+}

@@ -1,0 +1,327 @@
+//! Opens a store's file, makes it, or refuses it: each refusal is clear, names the path, and has changed nothing.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use tidegate_core::clock::{Clock, SystemClock};
+use tidegate_core::error::{StoreError, StoreErrorKind};
+
+use crate::Options;
+use crate::migrate::{self, Kind, Looked};
+use crate::trouble::store_error;
+
+/// The first SQLite without the bug by which two connections that write and checkpoint at once can corrupt a WAL file.
+const LEAST_SQLITE: i32 = 3_051_003;
+/// Files up to this size are checked page by page when they are opened.
+const CHECKED: u64 = 8 << 20;
+/// How long to wait between two tries on a file that another process is just making.
+const STEP: Duration = Duration::from_millis(5);
+/// Statements kept ready on a connection; there are fewer than this.
+const STATEMENTS: usize = 160;
+
+/// What opening a file gave.
+pub(crate) struct Opened {
+    pub(crate) conn: Connection,
+    /// Absolute: the process may change its directory later.
+    pub(crate) path: PathBuf,
+    pub(crate) uuid: [u8; 16],
+}
+
+/// Opens or makes the file of a store.
+pub(crate) fn open(path: &Path, options: &Options) -> Result<Opened, StoreError> {
+    check_sqlite()?;
+    let made = prepare_file(path, options.create)?;
+    let path = fs::canonicalize(path).map_err(|e| unreachable_file(path, "found", e))?;
+    let opening = Opening { path: &path, options, real: SystemClock::new() };
+    let conn = opening.open()?;
+    if made {
+        // Before the first answer: a power cut must not take the name of a file that has acknowledged messages.
+        sync_directory(&path)?;
+    }
+    let uuid = uuid(&conn).map_err(|e| opening.failed(e))?;
+    Ok(Opened { conn, path, uuid })
+}
+
+fn check_sqlite() -> Result<(), StoreError> {
+    if rusqlite::version_number() >= LEAST_SQLITE {
+        return Ok(());
+    }
+    Err(StoreError::invalid(format!("SQLite {} can corrupt a file with several writers", rusqlite::version()))
+        .hint("build with the bundled SQLite, 3.51.3 or later"))
+}
+
+/// Sees that there is a file that can be written; answers whether it was made here.
+fn prepare_file(path: &Path, create: bool) -> Result<bool, StoreError> {
+    match fs::metadata(path) {
+        Ok(there) if there.is_dir() => {
+            return Err(StoreError::invalid(format!("{} is a directory", path.display()))
+                .hint("give the path of a file in it, such as tidegate.db"));
+        }
+        Ok(_) => {
+            OpenOptions::new().read(true).write(true).open(path).map_err(|e| unreachable_file(path, "written", e))?;
+            return Ok(false);
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !create => {
+            return Err(StoreError::new(StoreErrorKind::NotFound, format!("no store at {}", path.display()))
+                .hint("check the path; a store is made by whatever enqueues first")
+                .source(e));
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(unreachable_file(path, "looked at", e)),
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true);
+    #[cfg(unix)]
+    {
+        // Payloads are nobody else's business. The -wal and -shm files take the mode of this one.
+        use std::os::unix::fs::OpenOptionsExt as _;
+        options.mode(0o600);
+    }
+    match options.open(path) {
+        Ok(_) => Ok(true),
+        // Another process was faster; then it is its file.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(unreachable_file(path, "made", e)),
+    }
+}
+
+fn unreachable_file(path: &Path, what: &str, error: io::Error) -> StoreError {
+    let hint = match error.kind() {
+        io::ErrorKind::PermissionDenied => "the file and its directory must be writable by this user",
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is mounted read-only",
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "the directory must exist; make it first",
+        io::ErrorKind::StorageFull => "free space on the disk",
+        _ => "see the cause; nothing was changed",
+    };
+    StoreError::unavailable(format!("{} cannot be {what}: {error}", path.display())).hint(hint).source(error)
+}
+
+fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let synced = File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(|e| {
+        StoreError::unavailable(format!("directory {} cannot be made durable: {e}", directory.display())).source(e)
+    })
+}
+
+struct Opening<'a> {
+    path: &'a Path,
+    options: &'a Options,
+    /// Real time: waiting for another process must end while a test's clock stands still.
+    real: SystemClock,
+}
+
+impl Opening<'_> {
+    fn open(&self) -> Result<Connection, StoreError> {
+        let size = fs::metadata(self.path).map_err(|e| unreachable_file(self.path, "looked at", e))?.len();
+        if size > 0 {
+            self.look_first()?;
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = Connection::open_with_flags(self.path, flags).map_err(|e| self.failed(e))?;
+        if conn.is_readonly("main").map_err(|e| self.failed(e))? {
+            return Err(StoreError::unavailable(format!("{} can only be read", self.path.display()))
+                .hint("the file and its directory must be writable by this user"));
+        }
+        // Before anything is read with this connection. A store of other steps is not migrated by a mere open.
+        self.patiently(|| settings(&conn))?;
+        self.patiently(|| self.bring_up(&conn))?;
+        if size <= CHECKED {
+            self.check_pages(&conn)?;
+        }
+        Ok(conn)
+    }
+
+    /// Looks at a file that has content, read-only: what is refused here was not touched.
+    fn look_first(&self) -> Result<(), StoreError> {
+        let conn = reader(self.path)?;
+        let looked = self.patiently(|| migrate::look(&conn, &self.path.display().to_string()));
+        looked.map(|_| ())
+    }
+
+    /// Tries again while another process makes or migrates the file.
+    fn patiently<T>(&self, attempt: impl Fn() -> Result<T, Looked>) -> Result<T, StoreError> {
+        let started = self.real.monotonic();
+        loop {
+            let error = match attempt() {
+                Ok(value) => return Ok(value),
+                Err(Looked::Refused(error)) => return Err(error),
+                Err(Looked::Sqlite(error)) => error,
+            };
+            let busy = matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::SchemaChanged)
+            );
+            if !busy || self.real.monotonic().saturating_sub(started) >= self.options.busy_timeout {
+                return Err(self.failed(error));
+            }
+            std::thread::park_timeout(STEP);
+        }
+    }
+
+    /// Makes the tables of an empty file, and migrates an older store where that is allowed.
+    fn bring_up(&self, conn: &Connection) -> Result<(), Looked> {
+        let path = self.path.display().to_string();
+        match migrate::look(conn, &path)? {
+            Kind::Current => Ok(()),
+            // Several processes may be here at once with one new file: the first to get the lock makes it, the others
+            // look again once they have it.
+            Kind::Empty => self.in_transaction(conn, "begin immediate", &path),
+            Kind::Older { has } if self.options.migrate == Migrate::NewFile => {
+                let what = format!("{path} is a store of an older tidegate, at step {has}");
+                Err(StoreError::conflict(what).hint("stop its users, back it up, then run: tidegate migrate").into())
+            }
+            Kind::Older { .. } => self.migrate_alone(&path),
+        }
+    }
+
+    fn in_transaction(&self, conn: &Connection, begin: &str, path: &str) -> Result<(), Looked> {
+        conn.execute_batch(begin)?;
+        let made = migrate::look(conn, path).and_then(|kind| match kind {
+            Kind::Current => Ok(()),
+            Kind::Empty => Ok(migrate::apply(conn, 0, self.options.clock.now())?),
+            Kind::Older { has } => Ok(migrate::apply(conn, has, self.options.clock.now())?),
+        });
+        match made {
+            Ok(()) => Ok(conn.execute_batch("commit")?),
+            Err(error) => {
+                // The error says more than a rollback could; closing the connection rolls back as well.
+                let _rolled_back = conn.execute_batch("rollback");
+                Err(error)
+            }
+        }
+    }
+
+    /// Migrates on a connection that has the file to itself: a process that uses the old tables must not find new ones.
+    fn migrate_alone(&self, path: &str) -> Result<(), Looked> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = Connection::open_with_flags(self.path, flags)?;
+        conn.busy_timeout(Duration::ZERO)?;
+        // In WAL mode SQLite grants this only while nobody else has the file open.
+        conn.pragma_update(None, "locking_mode", "exclusive")?;
+        conn.pragma_update(None, "synchronous", "full")?;
+        match self.in_transaction(&conn, "begin exclusive", path) {
+            Err(Looked::Sqlite(error)) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+                let what = format!("{path} is in use and cannot be migrated");
+                Err(StoreError::conflict(what).hint("stop every process that has it open, then repeat").into())
+            }
+            other => other,
+        }
+    }
+
+    fn check_pages(&self, conn: &Connection) -> Result<(), StoreError> {
+        let found: String =
+            conn.query_row("pragma quick_check(1)", [], |row| row.get(0)).map_err(|e| self.failed(e))?;
+        if found == "ok" {
+            return Ok(());
+        }
+        Err(damaged(self.path, &found))
+    }
+
+    fn failed(&self, error: rusqlite::Error) -> StoreError {
+        failed(self.path, error)
+    }
+}
+
+/// An error of SQLite while a file was opened, with its path.
+fn failed(path: &Path, error: rusqlite::Error) -> StoreError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => {
+            StoreError::new(StoreErrorKind::Corrupt, format!("{} is no SQLite database", path.display()))
+                .hint("give the path of a tidegate store, or of a file that does not exist yet; this one was left as it is")
+                .source(error)
+        }
+        Some(ErrorCode::DatabaseCorrupt) => damaged(path, &error.to_string()).source(error),
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
+            StoreError::unavailable(format!("{} cannot be opened for writing: {error}", path.display()))
+                .hint("the file and its directory must be writable by this user")
+                .source(error)
+        }
+        Some(ErrorCode::DatabaseBusy) => {
+            StoreError::unavailable(format!("{} was held by another process for too long", path.display()))
+                .hint("a process that was stopped inside its write transaction blocks the file until it ends")
+                .source(error)
+        }
+        _ => {
+            let StoreErrorParts { kind, what, hint } = StoreErrorParts::of(&store_error(error));
+            let error = StoreError::new(kind, format!("{}: {what}", path.display()));
+            match hint {
+                Some(hint) => error.hint(hint),
+                None => error,
+            }
+        }
+    }
+}
+
+struct StoreErrorParts {
+    kind: StoreErrorKind,
+    what: String,
+    hint: Option<String>,
+}
+
+impl StoreErrorParts {
+    fn of(error: &StoreError) -> Self {
+        Self { kind: error.kind(), what: error.what().to_owned(), hint: error.hint_text().map(str::to_owned) }
+    }
+}
+
+fn damaged(path: &Path, what: &str) -> StoreError {
+    StoreError::new(StoreErrorKind::Corrupt, format!("{} is damaged: {what}", path.display()))
+        .hint("stop its users, keep a copy of the file with its -wal, and restore a backup; nothing was changed")
+}
+
+/// The settings of the writing connection, read back where a silent refusal would cost messages.
+fn settings(conn: &Connection) -> Result<(), Looked> {
+    conn.busy_timeout(Duration::ZERO)?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    let mode: String = conn.query_row("pragma journal_mode = wal", [], |row| row.get(0))?;
+    conn.execute_batch(
+        "pragma synchronous = full;
+         pragma trusted_schema = off;
+         pragma cell_size_check = on;
+         pragma secure_delete = off;
+         pragma wal_autocheckpoint = 0;
+         pragma temp_store = memory;
+         pragma mmap_size = 0;
+         pragma cache_size = -65536;",
+    )?;
+    let synchronous: i64 = conn.query_row("pragma synchronous", [], |row| row.get(0))?;
+    if !mode.eq_ignore_ascii_case("wal") || synchronous < 2 {
+        let what = format!("SQLite refused durable settings: journal_mode is {mode}, synchronous is {synchronous}");
+        return Err(StoreError::unavailable(what)
+            .hint("the file must be on a local disk; network file systems cannot share a store")
+            .into());
+    }
+    Ok(())
+}
+
+/// A connection that only reads.
+pub(crate) fn reader(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags).map_err(|e| failed(path, e))?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    // A reader waits only for the moments in which another process recovers the log.
+    let set = conn.busy_timeout(Duration::from_secs(5)).and_then(|()| {
+        conn.execute_batch("pragma trusted_schema = off; pragma cell_size_check = on; pragma cache_size = -8192;")
+    });
+    set.map_err(|e| failed(path, e))?;
+    Ok(conn)
+}
+
+/// The identity of a store's file.
+pub(crate) fn uuid(conn: &Connection) -> rusqlite::Result<[u8; 16]> {
+    conn.query_row("select uuid from tide_store", [], |row| row.get(0))
+}
+
+/// Which stores an open may change the tables of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Migrate {
+    /// Makes the tables of a new file; a store of an older version is refused.
+    #[default]
+    NewFile,
+    /// Also brings an older store up to date, if no other process has it open.
+    Older,
+}

@@ -1,0 +1,371 @@
+//! Ends runs: result, state, follow-ups and journal in one commit, under the lease token.
+
+use std::time::Duration;
+
+use rusqlite::{OptionalExtension, params};
+use tidegate_core::clock::Timestamp;
+use tidegate_core::effect::EffectRow;
+use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::id::{LeaseToken, MessageId};
+use tidegate_core::lifecycle::{self, DeadReason, Next, Outcome, ParkReason, State, Transition};
+use tidegate_core::message::{Failure, Message};
+use tidegate_core::store::{self, Counted, Enqueued, Settle, Settled, Verdicts};
+
+use crate::enqueue::{self, Origin};
+use crate::extend;
+use crate::group::{Group, Lane, Place};
+use crate::journal;
+use crate::place::{self, Ending, Found, Limits};
+use crate::row::{self, LastSettlement, LeaseRow, Life};
+use crate::trouble::{Trouble, verdict};
+
+/// A settlement that was hashed and whose follow-ups were checked, on its caller's thread.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    settle: Settle,
+    digest: [u8; 16],
+    then: Vec<Result<enqueue::Prepared, StoreError>>,
+    compensate: Vec<Result<enqueue::Prepared, StoreError>>,
+}
+
+impl Prepared {
+    pub(crate) fn of(mut settle: Settle, max_payload: usize) -> Self {
+        let digest = settle.digest();
+        let prepare = |messages: Vec<_>| {
+            messages.into_iter().map(|message| enqueue::Prepared::of(message, max_payload)).collect()
+        };
+        let then = prepare(std::mem::take(&mut settle.then));
+        let compensate = prepare(std::mem::take(&mut settle.compensate));
+        Self { settle, digest, then, compensate }
+    }
+
+    /// What is enqueued with a message that becomes this.
+    fn follow_ups(&self, state: State) -> &[Result<enqueue::Prepared, StoreError>] {
+        match state {
+            State::Completed => &self.then,
+            State::Failed | State::Dead => &self.compensate,
+            State::Ready | State::Leased | State::Cancelled | State::Parked => &[],
+        }
+    }
+}
+
+/// Settles a batch.
+pub(crate) fn settle(group: &mut Group<'_>, batch: &[Prepared]) -> Result<Verdicts<Settled>, Trouble> {
+    group.items += batch.len();
+    let mut verdicts = Vec::with_capacity(batch.len());
+    for item in batch {
+        verdicts.push(verdict(one(group, item))?);
+    }
+    Ok(verdicts)
+}
+
+/// Which of a settlement's parts are carried out.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    /// Journal writes that cannot be stored are left out instead of refusing the settlement.
+    lenient: bool,
+    follow_ups: bool,
+}
+
+fn one(group: &mut Group<'_>, item: &Prepared) -> Result<Settled, Trouble> {
+    let settle = &item.settle;
+    let Some(lease) = journal::current(group, settle.id, settle.token)? else {
+        return repeated(group, item);
+    };
+    let lane = group.lane(lease.life.lane)?;
+    let writes_once = settle.journal.is_empty() && item.then.is_empty() && item.compensate.is_empty();
+    let all = Extent { lenient: false, follow_ups: true };
+    let first = match too_large(group, &settle.outcome) {
+        Some(error) => Err(Trouble::Item(error)),
+        // Nothing in such a settlement can be refused after its first write, so it needs no savepoint.
+        None if writes_once => end(group, &lane, &lease, item, &settle.outcome, all),
+        None => group.atomically(|group| end(group, &lane, &lease, item, &settle.outcome, all)),
+    };
+    let error = match first {
+        Err(Trouble::Item(error)) if is_data_error(&error) => error,
+        other => return other,
+    };
+    // What cannot be stored ends this message for a person to look at, and nobody else's.
+    let outcome = Outcome::Refused { failure: Failure::new("settlement_refused", error.what()) };
+    for follow_ups in [true, false] {
+        let extent = Extent { lenient: true, follow_ups };
+        match group.atomically(|group| end(group, &lane, &lease, item, &outcome, extent)) {
+            Err(Trouble::Item(error)) if is_data_error(&error) => {}
+            other => return other,
+        }
+    }
+    Err(error.into())
+}
+
+fn is_data_error(error: &StoreError) -> bool {
+    matches!(error.kind(), StoreErrorKind::Invalid | StoreErrorKind::KeyConflict)
+}
+
+fn too_large(group: &Group<'_>, outcome: &Outcome) -> Option<StoreError> {
+    let Outcome::Completed { result, .. } = outcome else { return None };
+    let (size, most) = (result.len(), group.limits.max_payload);
+    (size > most).then(|| StoreError::invalid(format!("result of {size} bytes is over the limit of {most}")))
+}
+
+/// Carries out one settlement under a lease that was just read.
+fn end(
+    group: &mut Group<'_>,
+    lane: &Lane,
+    lease: &LeaseRow,
+    item: &Prepared,
+    outcome: &Outcome,
+    extent: Extent,
+) -> Result<Settled, Trouble> {
+    let id = item.settle.id;
+    let mut rows = place::journal_if(group.conn, id, lease.life.flags)?;
+    let limits = if item.settle.journal.is_empty() {
+        Limits::read(group.conn, id)?
+    } else {
+        let message = place::body(group.conn, id, lane)?;
+        write_journal(group, lease, &message, &mut rows, item, extent)?;
+        Limits::of(&message)
+    };
+    let facts = place::facts(&lease.life, limits, &rows, group.now);
+    let policy = group.policy(&lane.kind)?.unwrap_or_default();
+    let transition = lifecycle::settle(&facts, outcome, &policy, group.now, item.settle.unit);
+    let last = LastSettlement { nonce: *lease.token.nonce.as_bytes(), digest: item.digest };
+    move_on(group, lane, lease, id, outcome, &transition, &rows, Some(last))?;
+
+    let state = transition.next.state();
+    let follow_ups = if extent.follow_ups { follow(group, lease, id, item.follow_ups(state))? } else { Vec::new() };
+    let flow_took =
+        if state.is_terminal() && follow_ups.is_empty() { flow_took(group, id, lease)? } else { None };
+    Ok(Settled {
+        state,
+        due_at: due_at(transition.next),
+        reason: reason(transition.next),
+        follow_ups,
+        flow_took,
+        repeated: false,
+    })
+}
+
+fn write_journal(
+    group: &mut Group<'_>,
+    lease: &LeaseRow,
+    message: &Message,
+    rows: &mut Vec<EffectRow>,
+    item: &Prepared,
+    extent: Extent,
+) -> Result<(), Trouble> {
+    for write in &item.settle.journal {
+        match journal::apply_all(group, lease, message, rows, std::slice::from_ref(write)) {
+            Err(Trouble::Item(error)) if extent.lenient && is_data_error(&error) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Moves a leased message to where the transition says, with its history and counters.
+#[expect(clippy::too_many_arguments, reason = "the whole of what a run's end consists of; two callers")]
+pub(crate) fn move_on(
+    group: &mut Group<'_>,
+    lane: &Lane,
+    lease: &LeaseRow,
+    id: MessageId,
+    outcome: &Outcome,
+    transition: &Transition,
+    rows: &[EffectRow],
+    last: Option<LastSettlement>,
+) -> Result<(), Trouble> {
+    remove_lease(group, lane, id, lease.token)?;
+    let mut flags = lease.life.flags & row::LASTING & !row::SUSPECT;
+    if !rows.is_empty() {
+        flags |= row::JOURNALED;
+    }
+    if transition.suspect {
+        flags |= row::SUSPECT;
+    }
+    let life = Life {
+        lane: lane.id,
+        due_at: lease.life.due_at,
+        counters: transition.counters,
+        flags,
+        expires_at: lease.life.expires_at,
+        last,
+    };
+    let failure = outcome.failure();
+    if transition.next == Next::Cancelled {
+        let facts = tidegate_core::effect::JournalFacts::of(rows, group.now);
+        crate::cancel::called_off(group, lane, id, &life, &facts)?;
+    } else {
+        let result = match outcome {
+            Outcome::Completed { result, .. } if transition.next == Next::Completed => Some(&**result),
+            Outcome::Completed { .. }
+            | Outcome::Permanent { .. }
+            | Outcome::Retryable { .. }
+            | Outcome::NotDone { .. }
+            | Outcome::Unknown { .. }
+            | Outcome::Snooze { .. }
+            | Outcome::Park { .. }
+            | Outcome::Exhausted { .. }
+            | Outcome::Undecodable { .. }
+            | Outcome::Refused { .. }
+            | Outcome::Released
+            | Outcome::LeaseExpired => None,
+        };
+        place::put(group, lane, id, &life, &Ending { next: transition.next, result, failure })?;
+    }
+    if transition.next != Next::Completed {
+        place::history(
+            group,
+            id,
+            &store::Ending {
+                at: group.now,
+                attempt: transition.counters.attempt,
+                generation: transition.counters.generation,
+                outcome: outcome.as_str().to_owned(),
+                state: transition.next.state(),
+                code: failure.map_or_else(String::new, |failure| failure.code.clone()),
+                detail: failure.map_or_else(String::new, |failure| failure.detail.clone()),
+                due_at: due_at(transition.next),
+            },
+        )?;
+    }
+    count(group, lane, outcome, transition.next);
+    Ok(())
+}
+
+fn remove_lease(group: &mut Group<'_>, lane: &Lane, id: MessageId, token: LeaseToken) -> Result<(), Trouble> {
+    const END: &str = "-- settle: ends the run
+        delete from tide_lease where id = ?1
+          and claims = ?2 and nonce = ?3           -- the lease token";
+    let removed =
+        group.conn.prepare_cached(END)?.execute(params![id.as_i64(), token.claims, token.nonce.as_bytes()])?;
+    if removed == 0 {
+        return Err(extend::lost(group, id)?.into());
+    }
+    group.count(lane.queue_id, Place::Leased, -1);
+    Ok(())
+}
+
+fn count(group: &mut Group<'_>, lane: &Lane, outcome: &Outcome, next: Next) {
+    group.tally(lane, Counted::Attempts, outcome.as_str());
+    let code = match outcome.failure() {
+        Some(failure) => Some(failure.code.as_str()),
+        None if *outcome == Outcome::LeaseExpired => Some(outcome.as_str()),
+        None => None,
+    };
+    if let Some(code) = code {
+        group.tally(lane, Counted::Failures, code);
+    }
+    if matches!(next, Next::Ready { .. }) {
+        group.tally(lane, Counted::Retries, code.unwrap_or(outcome.as_str()));
+    }
+}
+
+fn due_at(next: Next) -> Option<Timestamp> {
+    match next {
+        Next::Ready { due_at } => Some(due_at),
+        Next::Completed | Next::Failed | Next::Dead(_) | Next::Parked(_) | Next::Cancelled => None,
+    }
+}
+
+fn reason(next: Next) -> Option<&'static str> {
+    match next {
+        Next::Dead(reason) => Some(reason.as_str()),
+        Next::Parked(reason) => Some(reason.as_str()),
+        Next::Ready { .. } | Next::Completed | Next::Failed | Next::Cancelled => None,
+    }
+}
+
+/// Enqueues what follows from the message, in its flow.
+fn follow(
+    group: &mut Group<'_>,
+    lease: &LeaseRow,
+    id: MessageId,
+    follow_ups: &[Result<enqueue::Prepared, StoreError>],
+) -> Result<Vec<MessageId>, Trouble> {
+    let origin = Origin::Follows { flow: lease.flow.unwrap_or(id), parent: id };
+    let mut ids = Vec::with_capacity(follow_ups.len());
+    for follow_up in follow_ups {
+        match follow_up {
+            Ok(prepared) => match enqueue::one(group, prepared, origin)? {
+                Enqueued::New { id } | Enqueued::Existing { id, .. } | Enqueued::Replayed { id, .. } => ids.push(id),
+                Enqueued::Stale => {
+                    let what = format!("a message that follows from {id} has a key older than the retention");
+                    return Err(StoreError::invalid(what).into());
+                }
+            },
+            Err(refused) => {
+                let what = format!("a message that follows from {id} is refused: {}", refused.what());
+                return Err(StoreError::invalid(what).into());
+            }
+        }
+    }
+    Ok(ids)
+}
+
+/// How long the flow took, if this was its last message to end.
+fn flow_took(group: &Group<'_>, id: MessageId, lease: &LeaseRow) -> Result<Option<Duration>, Trouble> {
+    const LIVE: &str = "-- settle: another message of the flow that has not ended; the newest is the likeliest
+        select 1 from tide_message m where m.flow = ?1
+          and not exists (select 1 from tide_result r where r.id = m.id)
+          and not exists (select 1 from tide_held h where h.id = m.id and h.state = 'dead')
+        order by m.id desc limit 1";
+    const FIRST: &str = "-- settle: the first message of the flow, and whether it has ended
+        select enqueued_at, exists (select 1 from tide_result r where r.id = m.id)
+          or exists (select 1 from tide_held h where h.id = m.id and h.state = 'dead')
+        from tide_message m where m.id = ?1";
+    let root = lease.flow.unwrap_or(id);
+    let live = group.conn.prepare_cached(LIVE)?.exists([root.as_i64()])?;
+    if live {
+        return Ok(None);
+    }
+    if root == id {
+        return Ok(Some(group.now.since(lease.enqueued_at)));
+    }
+    let first: Option<(i64, bool)> = group
+        .conn
+        .prepare_cached(FIRST)?
+        .query_row([root.as_i64()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    Ok(match first {
+        Some((enqueued_at, true)) => Some(group.now.since(Timestamp::from_millis(enqueued_at))),
+        Some((_, false)) | None => None,
+    })
+}
+
+/// The token is not current: this settlement was made before and its reply was lost, or another one was, or the lease is
+/// lost. The row that the message moved to says which; once it was claimed again the token is an old one.
+fn repeated(group: &mut Group<'_>, item: &Prepared) -> Result<Settled, Trouble> {
+    let (id, token) = (item.settle.id, item.settle.token);
+    let found = place::find(group.conn, id)?;
+    let made = |found: &Found| {
+        let last = found.last().filter(|last| last.nonce == *token.nonce.as_bytes());
+        last.filter(|_| found.counters().claims == token.claims)
+    };
+    match found.as_ref().and_then(|found| Some((found, made(found)?))) {
+        Some((found, last)) if last.digest == item.digest => repeated_verdict(group, item, found),
+        Some(_) => {
+            let what = format!("another settlement of {id} was made under this lease token");
+            Err(StoreError::conflict(what).message_id(id).into())
+        }
+        None => {
+            journal::keep_evidence(group, id, item.settle.journal.iter())?;
+            Err(extend::lost(group, id)?.into())
+        }
+    }
+}
+
+fn repeated_verdict(group: &mut Group<'_>, item: &Prepared, found: &Found) -> Result<Settled, Trouble> {
+    let (state, due_at, reason) = match found {
+        Found::Ready { .. } | Found::Leased(_) => (found.state(), found.due_at(), None),
+        Found::Ended(ended) => {
+            let code = ended.reason.as_deref().unwrap_or_default();
+            let dead = DeadReason::from_code(code).map(DeadReason::as_str);
+            (ended.state, None, dead.or(ParkReason::from_code(code).map(ParkReason::as_str)))
+        }
+    };
+    let mut follow_ups = Vec::new();
+    for prepared in item.follow_ups(state).iter().flatten() {
+        follow_ups.extend(enqueue::whose(group, prepared)?);
+    }
+    Ok(Settled { state, due_at, reason, follow_ups, flow_took: None, repeated: true })
+}

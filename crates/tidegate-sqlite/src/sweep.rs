@@ -1,0 +1,131 @@
+//! Takes over lapsed leases, makes due messages claimable and deletes what is past its retention, in bounded steps.
+
+use rusqlite::params;
+use tidegate_core::clock::Timestamp;
+use tidegate_core::id::{MessageId, WorkerId};
+use tidegate_core::lifecycle::{self, Next, Outcome, Transition};
+use tidegate_core::store::{Counted, SweepRequest, Swept, TakenOver};
+
+use crate::cancel;
+use crate::claim;
+use crate::group::Group;
+use crate::place::{self, Limits};
+use crate::row::{self, LeaseRow};
+use crate::settle;
+use crate::trouble::Trouble;
+use crate::watch;
+
+/// One sweep.
+pub(crate) fn sweep(group: &mut Group<'_>, request: &SweepRequest) -> Result<Swept, Trouble> {
+    watch::tick(group.conn, group.now)?;
+    let mut swept = Swept::default();
+    if request.take_over {
+        take_over(group, request, &mut swept)?;
+    }
+    promote(group, request.limit, &mut swept)?;
+    if let Some(retention) = request.retention
+        && let Some(before) = watch::retained_from(group.conn, group.now, retention)?
+    {
+        delete(group, before, request.limit, &mut swept)?;
+    }
+    Ok(swept)
+}
+
+fn take_over(group: &mut Group<'_>, request: &SweepRequest, swept: &mut Swept) -> Result<(), Trouble> {
+    const LAPSED: &str = "-- sweep: as many rows as there are running handlers, so no index is kept for it
+        select * from tide_lease where until < ?1 order by until, id limit ?2";
+    let mut lapsed: Vec<(MessageId, LeaseRow)> = Vec::new();
+    {
+        let mut statement = group.conn.prepare_cached(LAPSED)?;
+        let mut rows = statement.query(params![group.now.as_millis(), request.limit])?;
+        while let Some(row) = rows.next()? {
+            lapsed.push((MessageId::from_i64(row::column(row, "id", "tide_lease")?), row::lease(row)?));
+        }
+    }
+    swept.more |= lapsed.len() >= usize::try_from(request.limit).unwrap_or(usize::MAX);
+    for (id, lease) in lapsed {
+        // Compare and swap: read and removed in one write transaction, by token, and `until` was compared above.
+        match take(group, id, &lease, request.unit) {
+            Ok(taken) => swept.taken_over.push(taken),
+            // A message that cannot be read stays as it is and must not keep the others from their workers.
+            Err(Trouble::Item(_)) => {}
+            Err(trouble) => return Err(trouble),
+        }
+    }
+    Ok(())
+}
+
+fn take(group: &mut Group<'_>, id: MessageId, lease: &LeaseRow, unit: f64) -> Result<TakenOver, Trouble> {
+    let worker = WorkerId::new(&lease.worker)?;
+    let lane = group.lane(lease.life.lane)?;
+    let rows = place::journal_if(group.conn, id, lease.life.flags)?;
+    let facts = place::facts(&lease.life, Limits::read(group.conn, id)?, &rows, group.now);
+    let declared = group.policy(&lane.kind)?;
+    let policy = declared.clone().unwrap_or_default();
+    let outcome = Outcome::LeaseExpired;
+    let mut transition = lifecycle::settle(&facts, &outcome, &policy, group.now, unit);
+    // Nobody declared what the kind allows, so nobody's limit can have been reached: its next worker decides.
+    if declared.is_none() && matches!(transition.next, Next::Dead(_)) {
+        transition = Transition { next: Next::Ready { due_at: group.now }, suspect: true, ..transition };
+    }
+    // No settlement of the old token may be taken for this one: what it would have said is not what became of it.
+    settle::move_on(group, &lane, lease, id, &outcome, &transition, &rows, None)?;
+    group.tally(&lane, Counted::LostLeases, "");
+    Ok(TakenOver { id, state: transition.next.state(), worker, queue: lane.queue })
+}
+
+/// Makes due messages claimable, whoever serves them: depths and ages show them as waiting.
+fn promote(group: &mut Group<'_>, limit: u32, swept: &mut Swept) -> Result<(), Trouble> {
+    const LANES: &str = "-- sweep: lanes are few; each is asked for its head
+        select id from tide_lane";
+    let lanes: Vec<i64> = {
+        let mut statement = group.conn.prepare_cached(LANES)?;
+        let lanes = statement.query_map([], |row| row.get(0))?;
+        lanes.collect::<Result<_, _>>()?
+    };
+    for lane in lanes {
+        let left = limit.saturating_sub(swept.promoted);
+        if left == 0 {
+            swept.more = true;
+            return Ok(());
+        }
+        let lane = group.lane(lane)?;
+        swept.promoted += claim::promote(group, &lane, left)?;
+    }
+    Ok(())
+}
+
+/// Deletes ended messages with everything that hangs on them, oldest settlement first.
+fn delete(group: &mut Group<'_>, before: Timestamp, limit: u32, swept: &mut Swept) -> Result<(), Trouble> {
+    const EXPIRED: &str = "-- sweep: retention counts from the settlement
+        select id, lane from tide_result where at < ?1 order by at limit ?2";
+    const DELETE: [&str; 6] = [
+        "delete from tide_effect where message = ?1",
+        "delete from tide_evidence where message = ?1",
+        "delete from tide_history where message = ?1",
+        "delete from tide_redriven where message = ?1",
+        "delete from tide_message where id = ?1",
+        "delete from tide_result where id = ?1",
+    ];
+    let expired: Vec<(i64, i64)> = {
+        let mut statement = group.conn.prepare_cached(EXPIRED)?;
+        let rows = statement.query_map(params![before.as_millis(), limit], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        rows.collect::<Result<_, _>>()?
+    };
+    swept.more |= expired.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
+    for (id, lane) in expired {
+        let lane = group.lane(lane)?;
+        match cancel::release_key(group, &lane, MessageId::from_i64(id)) {
+            Ok(()) => {}
+            // Corrupt: refused, kept for a person.
+            Err(Trouble::Item(_)) => continue,
+            Err(trouble) => return Err(trouble),
+        }
+        for sql in DELETE {
+            group.conn.prepare_cached(sql)?.execute([id])?;
+        }
+        group.tally(&lane, Counted::Deleted, "");
+        swept.deleted += 1;
+    }
+    Ok(())
+}

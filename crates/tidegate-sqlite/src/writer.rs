@@ -1,0 +1,490 @@
+//! The one writer of this process: a thread that owns the writing connection and commits calls in groups.
+//!
+//! It takes what waits, begins, runs all of it, commits, and only then answers and tells. While it commits, the next group
+//! gathers by itself: at rest a call commits at once, under load one fsync serves many, and nobody ever lingers.
+//!
+//! A commit that fails leaves the outcome of its group unknown: everybody in it is told so, and the store refuses all
+//! further use until it is opened again. Only a full disk rolls back and answers for certain.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode};
+use tidegate_core::clock::{Clock, SystemClock};
+use tidegate_core::error::StoreError;
+use tidegate_core::store::{CommitListener, News};
+use tokio::sync::oneshot;
+
+use crate::group::{Group, Interned, Limits};
+use crate::trouble::{Trouble, store_error};
+use crate::watch::{self, Hands};
+
+/// No group takes longer than this to gather and run before its commit.
+const GROUP_TIME: Duration = Duration::from_millis(10);
+/// No group has more items than this.
+const GROUP_ITEMS: usize = 4096;
+/// From this size of the WAL on, what is in it is copied into the file, as far as readers allow.
+const CHECKPOINT: u64 = 16 << 20;
+/// From this size on the writer waits for the copy and begins the WAL anew.
+const RESTART: u64 = 64 << 20;
+/// How much the WAL must grow before a checkpoint that could not finish is tried again.
+const RETRY_CHECKPOINT: u64 = 4 << 20;
+/// How long to wait between two tries for the write lock of a busy file.
+const BUSY_STEP: Duration = Duration::from_millis(2);
+/// How many commit times are kept.
+const SAMPLES: usize = 4096;
+
+/// What the writer of this process did since the store was opened.
+#[derive(Debug, Clone, Default)]
+pub struct GroupStats {
+    /// Transactions, those without a write included.
+    pub groups: u64,
+    /// Commits that wrote: each is one fsync.
+    pub commits: u64,
+    /// Calls in those commits.
+    pub calls: u64,
+    /// Items of those calls: messages, leases, settlements and so on.
+    pub items: u64,
+    /// Bytes the commits wrote to the write-ahead log. Those of another process in between are counted as well.
+    pub wal_bytes: u64,
+    /// How long the latest commits took, fsync included; at most some thousands.
+    pub commit_times: Vec<Duration>,
+}
+
+impl GroupStats {
+    /// The time that half of the latest commits took at most.
+    #[must_use]
+    pub fn commit_p50(&self) -> Option<Duration> {
+        let mut times = self.commit_times.clone();
+        times.sort_unstable();
+        times.get(times.len() / 2).copied()
+    }
+
+    fn sample(&mut self, took: Duration) {
+        if self.commit_times.len() < SAMPLES {
+            self.commit_times.push(took);
+        } else {
+            let at = usize::try_from(self.commits).unwrap_or(0) % SAMPLES;
+            self.commit_times[at] = took;
+        }
+    }
+}
+
+/// What the thread and its callers share.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    listeners: Mutex<Vec<Weak<dyn CommitListener>>>,
+    stats: Mutex<GroupStats>,
+    /// Why the store refuses all further use.
+    poison: OnceLock<StoreError>,
+}
+
+impl Shared {
+    /// Refuses once the outcome of a commit is unknown.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        match self.poison.get() {
+            Some(error) => Err(stopped(error)),
+            None => Ok(()),
+        }
+    }
+
+    fn poison(&self, error: &StoreError) {
+        // The first trouble is the one that explains the others.
+        let _first = self.poison.set(error.clone());
+    }
+}
+
+fn stopped(error: &StoreError) -> StoreError {
+    StoreError::unavailable(format!("the store stopped after a failure whose outcome is unknown: {}", error.what()))
+        .hint("open it again: what was committed is there, and repeating a call is safe")
+}
+
+/// Settings of the writer.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) limits: Limits,
+    pub(crate) busy_timeout: Duration,
+}
+
+/// The handle on the thread.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    pub(crate) shared: Arc<Shared>,
+    calls: Mutex<Option<Sender<Box<dyn Call>>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Writer {
+    /// Starts the thread.
+    pub(crate) fn start(conn: Connection, path: &Path, settings: Settings) -> Result<Self, StoreError> {
+        let (sender, receiver) = channel();
+        let shared = Arc::new(Shared::default());
+        let thread = Thread {
+            conn,
+            shared: Arc::clone(&shared),
+            settings,
+            real: SystemClock::new(),
+            interned: Interned::default(),
+            data_version: None,
+            hands: None,
+            wal: Wal::default(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("tidegate-writer".into())
+            .spawn(move || thread.run(&receiver))
+            .map_err(|e| StoreError::unavailable(format!("no writer thread for {}: {e}", path.display())).source(e))?;
+        Ok(Self { shared, calls: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Has the work done in a group, and answers after its commit. `items` is how much of the group it takes.
+    pub(crate) async fn call<T, F>(&self, items: usize, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Group<'_>) -> Result<T, Trouble> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        self.shared.check()?;
+        let waiting = Waiting { work: Some(work), outcome: None, reply, items: items.max(1) };
+        let sent = match &*self.calls.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(calls) => calls.send(Box::new(waiting)).is_ok(),
+            None => return Err(closed()),
+        };
+        if !sent {
+            return Err(ended());
+        }
+        answer.await.unwrap_or_else(|_| Err(ended()))
+    }
+
+    pub(crate) fn listen(&self, listener: Weak<dyn CommitListener>) {
+        self.shared.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
+    }
+
+    pub(crate) fn stats(&self) -> GroupStats {
+        self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes no more calls, finishes those that wait, and gives back the thread to be joined.
+    pub(crate) fn close(&self) -> Option<JoinHandle<()>> {
+        drop(self.calls.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Drop for Writer {
+    /// The file is free once a store is dropped: whoever opens it next finds no trace of this one.
+    fn drop(&mut self) {
+        if let Some(thread) = self.close()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _panicked = thread.join();
+        }
+    }
+}
+
+fn closed() -> StoreError {
+    StoreError::unavailable("the store is closed").hint("open it again")
+}
+
+fn ended() -> StoreError {
+    StoreError::unavailable("the writer of the store ended while it had the call; its outcome is unknown")
+        .hint("open the store again and repeat the call")
+}
+
+/// A call on its way through the writer.
+trait Call: Send {
+    fn items(&self) -> usize;
+    fn run(&mut self, group: &mut Group<'_>) -> Result<(), rusqlite::Error>;
+    fn answer(self: Box<Self>);
+    fn fail(self: Box<Self>, error: StoreError);
+}
+
+struct Waiting<T, F> {
+    work: Option<F>,
+    outcome: Option<Result<T, StoreError>>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+    items: usize,
+}
+
+impl<T, F> Call for Waiting<T, F>
+where
+    T: Send,
+    F: FnOnce(&mut Group<'_>) -> Result<T, Trouble> + Send,
+{
+    fn items(&self) -> usize {
+        self.items
+    }
+
+    fn run(&mut self, group: &mut Group<'_>) -> Result<(), rusqlite::Error> {
+        let Some(work) = self.work.take() else { return Ok(()) };
+        self.outcome = Some(match work(group) {
+            Ok(value) => Ok(value),
+            Err(Trouble::Item(error)) => Err(error),
+            Err(Trouble::Group(error)) => return Err(error),
+        });
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>) {
+        let this = *self;
+        // A caller that went away does not undo what was committed.
+        let _gone = this.reply.send(this.outcome.unwrap_or_else(|| Err(ended())));
+    }
+
+    fn fail(self: Box<Self>, error: StoreError) {
+        let _gone = self.reply.send(Err(error));
+    }
+}
+
+/// How a group failed.
+enum Failed {
+    /// Nothing of it was stored, for certain.
+    RolledBack(StoreError),
+    /// Nobody knows; nothing may be done on this handle any more.
+    Unknown(StoreError),
+}
+
+/// The write-ahead log as this process last saw it, in frames.
+#[derive(Debug, Default)]
+struct Wal {
+    frames: u64,
+    /// Size at which the next checkpoint is tried.
+    next_try: u64,
+}
+
+struct Thread {
+    conn: Connection,
+    shared: Arc<Shared>,
+    settings: Settings,
+    /// Real time, whatever clock the store was given: how long a commit takes and how long a file is busy are facts of
+    /// the machine, and must pass while a test's clock stands still.
+    real: SystemClock,
+    interned: Interned,
+    data_version: Option<i64>,
+    /// The store's clock as the last group saw it.
+    hands: Option<Hands>,
+    wal: Wal,
+}
+
+impl Thread {
+    fn run(mut self, receiver: &Receiver<Box<dyn Call>>) {
+        self.wal = Wal { frames: wal_frames(&self.conn).unwrap_or(0), next_try: CHECKPOINT };
+        while let Ok(first) = receiver.recv() {
+            if let Err(error) = self.shared.check() {
+                first.fail(error);
+                continue;
+            }
+            let mut calls = vec![first];
+            match self.group(receiver, &mut calls) {
+                Ok(news) => {
+                    for call in calls {
+                        call.answer();
+                    }
+                    self.tell(&news);
+                    self.checkpoint();
+                }
+                Err(Failed::RolledBack(error)) => {
+                    self.interned.forget();
+                    for call in calls {
+                        call.fail(error.clone());
+                    }
+                }
+                Err(Failed::Unknown(error)) => {
+                    self.shared.poison(&error);
+                    let error = stopped(&error);
+                    for call in calls {
+                        call.fail(error.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs one transaction; what joins while it runs belongs to it.
+    fn group(
+        &mut self,
+        receiver: &Receiver<Box<dyn Call>>,
+        calls: &mut Vec<Box<dyn Call>>,
+    ) -> Result<News, Failed> {
+        self.begin(receiver, calls)?;
+        let Self { conn, settings, interned, real, data_version, hands, .. } = self;
+        let mut run = |conn: &Connection, calls: &mut Vec<Box<dyn Call>>| -> Result<(News, usize), rusqlite::Error> {
+            let version: i64 = conn.prepare_cached("pragma data_version")?.query_row([], |row| row.get(0))?;
+            if data_version.replace(version) != Some(version) {
+                interned.others_wrote();
+            }
+            let started = real.monotonic();
+            let now = Hands { wall: settings.clock.now(), monotonic: settings.clock.monotonic() };
+            watch::look(conn, hands.replace(now), now)?;
+            let mut group = Group::new(conn, now.wall, settings.limits, interned);
+            let (mut at, mut weight) = (0, 0);
+            loop {
+                while let Some(call) = calls.get_mut(at) {
+                    weight += call.items();
+                    call.run(&mut group)?;
+                    at += 1;
+                }
+                if weight >= GROUP_ITEMS || real.monotonic().saturating_sub(started) >= GROUP_TIME {
+                    break;
+                }
+                match receiver.try_recv() {
+                    Ok(call) => calls.push(call),
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+                }
+            }
+            let items = group.items;
+            Ok((group.finish()?, items))
+        };
+        let changes = conn.total_changes();
+        let ran = catch_unwind(AssertUnwindSafe(|| run(conn, calls)));
+        let (news, items) = match ran {
+            Ok(Ok(done)) => done,
+            Ok(Err(error)) => return Err(self.roll_back(error)),
+            Err(panic) => return Err(self.roll_back_panic(&*panic)),
+        };
+        if self.conn.is_autocommit() {
+            let what = "the transaction ended by itself before its commit";
+            return Err(Failed::Unknown(StoreError::unavailable(what)));
+        }
+        let wrote = self.conn.total_changes() != changes;
+        self.commit(wrote, calls.len(), items)?;
+        Ok(news)
+    }
+
+    /// Takes the write lock of the file. The busy time-out is ours, not SQLite's: its own sleeps grow, and the calls
+    /// behind this one can join the group meanwhile.
+    fn begin(&self, receiver: &Receiver<Box<dyn Call>>, calls: &mut Vec<Box<dyn Call>>) -> Result<(), Failed> {
+        let started = self.real.monotonic();
+        loop {
+            let error = match self.conn.prepare_cached("begin immediate").and_then(|mut begin| begin.execute([])) {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) {
+                return Err(self.roll_back(error));
+            }
+            if self.real.monotonic().saturating_sub(started) >= self.settings.busy_timeout {
+                return Err(Failed::RolledBack(store_error(error)));
+            }
+            match receiver.recv_timeout(BUSY_STEP) {
+                Ok(call) => calls.push(call),
+                // Closed: what waits is still done. Parking is no busy loop and no sleep that cannot be cut short.
+                Err(RecvTimeoutError::Disconnected) => std::thread::park_timeout(BUSY_STEP),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    fn commit(&mut self, wrote: bool, calls: usize, items: usize) -> Result<(), Failed> {
+        let started = self.real.monotonic();
+        if let Err(error) = self.conn.prepare_cached("commit").and_then(|mut commit| commit.execute([])) {
+            let full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
+            return Err(if full { self.roll_back(error) } else { Failed::Unknown(store_error(error)) });
+        }
+        let took = self.real.monotonic().saturating_sub(started);
+        let frames = if wrote { wal_frames(&self.conn) } else { None };
+        let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.groups += 1;
+        if wrote {
+            stats.commits += 1;
+            stats.calls += calls as u64;
+            stats.items += items as u64;
+            stats.sample(took);
+        }
+        if let Some(frames) = frames {
+            // Fewer than before: the log began anew with this commit.
+            let written = frames.checked_sub(self.wal.frames).unwrap_or(frames);
+            stats.wal_bytes += written * FRAME;
+            self.wal.frames = frames;
+        }
+        Ok(())
+    }
+
+    /// Undoes the group after an error before its commit. A damaged file or a failed read or write leaves no certainty.
+    fn roll_back(&self, error: rusqlite::Error) -> Failed {
+        let code = error.sqlite_error_code();
+        let undone = self.conn.is_autocommit() || self.conn.execute_batch("rollback").is_ok();
+        let answer = store_error(error);
+        match code {
+            _ if !undone => Failed::Unknown(answer),
+            Some(
+                ErrorCode::DatabaseCorrupt
+                | ErrorCode::NotADatabase
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::CannotOpen
+                | ErrorCode::FileLockingProtocolFailed,
+            ) => Failed::Unknown(answer),
+            Some(_) | None => Failed::RolledBack(answer),
+        }
+    }
+
+    fn roll_back_panic(&self, panic: &(dyn Any + Send)) -> Failed {
+        let said = panic_text(panic);
+        let answer = StoreError::unavailable(format!(
+            "a call of the store panicked ({said}); nothing of its group was stored"
+        ))
+        .hint("this is a defect of the store; calls of other groups are not affected");
+        let undone = self.conn.is_autocommit() || self.conn.execute_batch("rollback").is_ok();
+        if undone { Failed::RolledBack(answer) } else { Failed::Unknown(answer) }
+    }
+
+    fn tell(&self, news: &News) {
+        if news.ready.is_empty() && news.ended.is_empty() {
+            return;
+        }
+        let listeners: Vec<_> = {
+            let mut listeners = self.shared.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+            listeners.retain(|listener| listener.strong_count() > 0);
+            listeners.iter().filter_map(Weak::upgrade).collect()
+        };
+        for listener in listeners {
+            // A listener that panics loses its news, not everybody's writer.
+            let _panicked = catch_unwind(AssertUnwindSafe(|| listener.committed(news)));
+        }
+    }
+
+    /// Copies the log into the file between groups. Its failure is no group's: the next commit will tell.
+    fn checkpoint(&mut self) {
+        let size = self.wal.frames * FRAME;
+        if size < self.wal.next_try {
+            if size < CHECKPOINT {
+                self.wal.next_try = CHECKPOINT;
+            }
+            return;
+        }
+        let how = if size >= RESTART { "pragma wal_checkpoint(restart)" } else { "pragma wal_checkpoint(passive)" };
+        let done = self.conn.prepare_cached(how).and_then(|mut checkpoint| {
+            checkpoint.query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
+        });
+        match done {
+            // All copied: the next commit begins the log anew, unless a reader still looks at it.
+            Ok((0, log, copied)) if log == copied => self.wal.next_try = size + RETRY_CHECKPOINT,
+            Ok(_) => self.wal.next_try = size + RETRY_CHECKPOINT,
+            Err(error) => {
+                tracing::warn!(%error, "the write-ahead log could not be copied into the store's file");
+                self.wal.next_try = size + RETRY_CHECKPOINT;
+            }
+        }
+    }
+}
+
+/// Bytes of a page in the log, with its header.
+const FRAME: u64 = 4096 + 24;
+
+/// How many frames the log has. Asks without copying anything (SQLite 3.51 and later).
+fn wal_frames(conn: &Connection) -> Option<u64> {
+    let frames: i64 =
+        conn.prepare_cached("pragma wal_checkpoint(noop)").ok()?.query_row([], |row| row.get(1)).ok()?;
+    u64::try_from(frames).ok()
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text").to_owned()
+}
