@@ -14,7 +14,7 @@ use std::time::Duration;
 use tidegate_core::error::{StoreError, StoreErrorKind};
 use tidegate_core::lifecycle::{Outcome, State};
 use tidegate_core::message::Failure;
-use tidegate_core::store::{Extend, Lease, Settle, Settled};
+use tidegate_core::store::{Extend, Journal, JournalWrite, Lease, Settle, Settled};
 use tracing::{Instrument, debug, error, info_span, warn};
 
 use crate::context::{Context, Ended, Inner, Progress};
@@ -53,11 +53,11 @@ async fn attempt(worker: &Shared, lease: Lease, held: &Arc<Held>) {
     let outcome = outcome(&context, ran);
     worker.metrics.ran(&lease.message, worker.clock.monotonic().saturating_sub(started));
 
+    let progress = std::mem::take(&mut *context.progress());
     let Some(outcome) = outcome else {
         debug!("the lease of message {} was lost while its handler was running", lease.message.id);
-        return;
+        return leave_evidence(worker, &lease, progress.pending).await;
     };
-    let progress = std::mem::take(&mut *context.progress());
     settle(worker, &lease, held, outcome, progress).await;
 }
 
@@ -172,10 +172,12 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 
 /// What is reported. `None`: nothing, because somebody else has the message.
 fn outcome(context: &Context, ran: Ran) -> Option<Outcome> {
-    // What an effect ended stays ended, whatever the handler made of it.
+    // What an effect ended stays ended, whatever the handler made of it. A handler that was itself cut off says why.
     let ended = context.progress().ended.clone();
-    if let Some(ended) = ended {
-        return ended_outcome(ended);
+    match ended {
+        Some(Ended::CutOff(_)) if !matches!(ran, Ran::Returned(_)) => {}
+        Some(ended) => return ended_outcome(ended),
+        None => {}
     }
     let orphans = context.has_orphans();
     let retryable =
@@ -204,7 +206,7 @@ fn outcome(context: &Context, ran: Ran) -> Option<Outcome> {
 fn ended_outcome(ended: Ended) -> Option<Outcome> {
     Some(match ended {
         Ended::NotDone { failure, after } => Outcome::NotDone { failure, after },
-        Ended::Unknown(failure) => Outcome::Unknown { failure },
+        Ended::Unknown(failure) | Ended::CutOff(failure) => Outcome::Unknown { failure },
         Ended::Park(reason, failure) => Outcome::Park { reason, failure },
         Ended::Exhausted(failure) => Outcome::Exhausted { failure },
         Ended::Refused(failure) => Outcome::Refused { failure },
@@ -225,6 +227,15 @@ fn completed(context: &Context, result: String, orphans: bool) -> Outcome {
 fn permanent(context: &Context, failure: Failure, orphans: bool) -> Outcome {
     let compensated = !context.progress().compensate.is_empty();
     Outcome::Permanent { failure, compensated, orphans }
+}
+
+/// Tells the store what was confirmed under a lease that is lost: it is applied to nothing, and kept for whoever resolves.
+async fn leave_evidence(worker: &Shared, lease: &Lease, mut pending: Vec<JournalWrite>) {
+    let Some(write) = pending.pop() else { return };
+    let late = Journal { id: lease.message.id, token: lease.token, before: pending, write };
+    if let Err(error) = worker.store.journal(vec![late]).await {
+        warn!(error = %error, "what message {} confirmed under a lost lease could not be kept", lease.message.id);
+    }
 }
 
 /// Stores the end of the run, again and again until it is known to be stored or somebody else has the message.

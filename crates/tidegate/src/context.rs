@@ -49,6 +49,8 @@ pub(crate) struct Progress {
     pub(crate) compensate: Vec<NewMessage>,
     /// What ended the attempt, whatever the handler makes of it.
     pub(crate) ended: Option<Ended>,
+    /// The effect that is under way: one at a time, or nobody could say which of two came first.
+    pub(crate) under_way: Option<EffectId>,
 }
 
 /// What ended an attempt before its handler returned.
@@ -66,8 +68,33 @@ pub(crate) enum Ended {
     Refused(Failure),
     /// The handler's use of the context was wrong, or the store was away.
     Retryable(Failure),
+    /// An effect was dropped by its handler before its answer was known.
+    CutOff(Failure),
     /// Somebody else has the message by now.
     LeaseLost,
+}
+
+/// An effect under way. Dropped before [`UnderWay::over`], its answer is missing: nothing else may begin in this attempt.
+pub(crate) struct UnderWay(Option<Context>);
+
+impl UnderWay {
+    /// The effect ended as it should: answered, or with the reason why the attempt ends.
+    pub(crate) fn over(mut self) {
+        if let Some(context) = self.0.take() {
+            context.progress().under_way = None;
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let Some(context) = self.0.take() else { return };
+        let effect = context.progress().under_way.take();
+        if let Some(effect) = effect {
+            let detail = format!("effect {effect} was dropped before its answer was known");
+            context.end(Ended::CutOff(Failure::new("cut_off", detail)));
+        }
+    }
 }
 
 impl Context {
@@ -185,13 +212,19 @@ impl Context {
         self.progress().ended.get_or_insert(ended);
     }
 
-    /// Marks an effect as reached.
-    pub(crate) fn reach(&self, effect: &EffectId) -> Result<(), Failure> {
-        if self.progress().reached.insert(effect.clone()) {
-            return Ok(());
+    /// Marks an effect as reached and under way.
+    pub(crate) fn reach(&self, effect: &EffectId) -> Result<UnderWay, Failure> {
+        let mut progress = self.progress();
+        if let Some(other) = &progress.under_way {
+            let detail = format!("effect {effect} was begun beside effect {other}; hint: await one, then the other");
+            return Err(Failure::new("effect_concurrent", detail));
         }
-        let detail = format!("effect {effect} was used twice in one attempt; hint: tell them apart with .item(..)");
-        Err(Failure::new("effect_repeated", detail))
+        if !progress.reached.insert(effect.clone()) {
+            let detail = format!("effect {effect} was used twice in one attempt; hint: tell them apart with .item(..)");
+            return Err(Failure::new("effect_repeated", detail));
+        }
+        progress.under_way = Some(effect.clone());
+        Ok(UnderWay(Some(self.clone())))
     }
 
     /// Whether an open effect of an earlier run was not reached by this one.

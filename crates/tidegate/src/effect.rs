@@ -23,7 +23,7 @@ use tidegate_core::message::Failure;
 use tidegate_core::store::{Journal, JournalWrite};
 use tracing::debug;
 
-use crate::context::{Context, Ended, effect_id};
+use crate::context::{Context, Ended, UnderWay, effect_id};
 use crate::handler::{HandlerError, Rejection, Stop};
 use crate::keepalive::Stopped;
 #[cfg(feature = "sqlite")]
@@ -298,17 +298,22 @@ impl<'a, T: Serialize + DeserializeOwned + Send> Effect<'a, T> {
         Fut: Future<Output = EffectAnswer<T>> + Send,
     {
         let context = self.builder.context.clone();
-        let reached = ready(&context, self.builder.reached(self.policy, self.quarantine))?;
+        let (reached, under_way) = ready(&context, self.builder.reached(self.policy, self.quarantine))?;
         let times = IntentTimes {
             send_within: self.builder.send_within.unwrap_or(DEFAULT_SEND_WITHIN),
             reconcile_for: self.builder.reconcile_for,
         };
-        Call { context, reached, times }.run(self.lookup, send).await
+        let made = Call { context, reached, times }.run(self.lookup, send).await;
+        under_way.over();
+        made
     }
 }
 
 /// Marks the effect as reached, or refuses it because the attempt is over already.
-pub(crate) fn ready(context: &Context, reached: Result<Reached, StoreError>) -> Result<Reached, HandlerError> {
+pub(crate) fn ready(
+    context: &Context,
+    reached: Result<Reached, StoreError>,
+) -> Result<(Reached, UnderWay), HandlerError> {
     if context.progress().ended.is_some() {
         return Err(HandlerError::of(Stop::Ended));
     }
@@ -316,8 +321,8 @@ pub(crate) fn ready(context: &Context, reached: Result<Reached, StoreError>) -> 
         Ok(reached) => reached,
         Err(error) => return Err(stop(context, Ended::Retryable(Failure::new("effect", error.to_string())))),
     };
-    context.reach(&reached.effect).map_err(|failure| stop(context, Ended::Retryable(failure)))?;
-    Ok(reached)
+    let under_way = context.reach(&reached.effect).map_err(|failure| stop(context, Ended::Retryable(failure)))?;
+    Ok((reached, under_way))
 }
 
 fn stop(context: &Context, ended: Ended) -> HandlerError {

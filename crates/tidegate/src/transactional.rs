@@ -43,39 +43,48 @@ impl Transactional {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let context = self.0.context.clone();
-        let reached = ready(&context, self.0.reached(EffectPolicy::Transactional, Duration::ZERO))?;
+        let (reached, under_way) = ready(&context, self.0.reached(EffectPolicy::Transactional, Duration::ZERO))?;
         let times = IntentTimes { send_within: Duration::ZERO, reconcile_for: Duration::ZERO };
-        let call = Call { context, reached, times };
-        match call.decide() {
-            Decision::Replay(value) => return call.decode(&value),
-            Decision::Send => call.may_begin()?,
-            Decision::ReplayRejected { code, detail } => return Err(rejected(code, detail)),
-            Decision::LookUp { .. } => {}
-            Decision::Park(reason) => {
-                let failure =
-                    Failure::new(reason.as_str(), format!("effect {} has another policy", call.reached.effect));
-                return Err(call.stop(Ended::Park(reason, failure)));
-            }
-        }
         let work: tidegate_sqlite::Work = Box::new(move |tx| {
             let value = work(tx).map_err(Into::into)?;
             Ok(serde_json::to_string(&value)?.into())
         });
-        let (id, token) = (call.context.id(), call.context.0.lease.token);
-        match store.effect_in(id, token, call.reached.clone(), work).await {
-            Ok(value) => {
-                note_confirmed(&call, value.clone());
-                call.decode(&value)
-            }
-            Err(tidegate_sqlite::EffectInError::Work(error)) => {
-                Err(HandlerError::retryable("error", crate::answer::chain(error.as_ref())))
-            }
-            Err(tidegate_sqlite::EffectInError::Store(error)) if error.kind() == StoreErrorKind::LeaseLost => {
-                Err(call.stop(Ended::LeaseLost))
-            }
-            Err(tidegate_sqlite::EffectInError::Store(error)) => {
-                Err(call.stop(Ended::Retryable(Failure::new("journal", error.to_string()))))
-            }
+        let made = write(&Call { context, reached, times }, store, work).await;
+        // Whatever happened to the write, it is all or nothing: no answer can be missing.
+        under_way.over();
+        made
+    }
+}
+
+async fn write<T: DeserializeOwned>(
+    call: &Call,
+    store: &tidegate_sqlite::SqliteStore,
+    work: tidegate_sqlite::Work,
+) -> Result<T, HandlerError> {
+    match call.decide() {
+        Decision::Replay(value) => return call.decode(&value),
+        Decision::Send => call.may_begin()?,
+        Decision::ReplayRejected { code, detail } => return Err(rejected(code, detail)),
+        Decision::LookUp { .. } => {}
+        Decision::Park(reason) => {
+            let failure = Failure::new(reason.as_str(), format!("effect {} has another policy", call.reached.effect));
+            return Err(call.stop(Ended::Park(reason, failure)));
+        }
+    }
+    let (id, token) = (call.context.id(), call.context.0.lease.token);
+    match store.effect_in(id, token, call.reached.clone(), work).await {
+        Ok(value) => {
+            note_confirmed(call, value.clone());
+            call.decode(&value)
+        }
+        Err(tidegate_sqlite::EffectInError::Work(error)) => {
+            Err(HandlerError::retryable("error", crate::answer::chain(error.as_ref())))
+        }
+        Err(tidegate_sqlite::EffectInError::Store(error)) if error.kind() == StoreErrorKind::LeaseLost => {
+            Err(call.stop(Ended::LeaseLost))
+        }
+        Err(tidegate_sqlite::EffectInError::Store(error)) => {
+            Err(call.stop(Ended::Retryable(Failure::new("journal", error.to_string()))))
         }
     }
 }

@@ -332,7 +332,7 @@ struct Dispatcher {
 
 impl Dispatcher {
     async fn run(mut self, mut stop: watch::Receiver<Option<Duration>>) -> Drained {
-        let mut nonce = None;
+        let mut missing = None;
         let mut pause = Duration::ZERO;
         let mut look_for_strangers_at = Duration::ZERO;
         loop {
@@ -340,7 +340,7 @@ impl Dispatcher {
             if stop.borrow().is_some() {
                 break;
             }
-            let look_in = match self.claim(&mut nonce).await {
+            let look_in = match self.claim(&mut missing).await {
                 Ok(look_in) => {
                     pause = Duration::ZERO;
                     look_in
@@ -363,8 +363,9 @@ impl Dispatcher {
 
     /// Fills the free slots; says when to look again if nothing else happens.
     ///
-    /// `nonce` is that of a claim whose reply is missing: repeated, it gives the same leases.
-    async fn claim(&mut self, nonce: &mut Option<Nonce>) -> Result<Duration, StoreError> {
+    /// `missing` is a claim whose reply is missing, with the time at which it was first sent: repeated under its nonce it
+    /// gives the same leases, which hold no longer for being told twice.
+    async fn claim(&mut self, missing: &mut Option<(Nonce, Duration)>) -> Result<Duration, StoreError> {
         loop {
             let free = self.free();
             let wanted: u32 = free.iter().map(|slots| slots.slots).sum();
@@ -372,13 +373,14 @@ impl Dispatcher {
                 self.saturated = true;
                 return Ok(self.poll_every);
             }
-            let sent_at = self.shared.clock.monotonic();
+            let (nonce, sent_at) = *missing
+                .get_or_insert_with(|| (Nonce::new(self.shared.random.as_ref()), self.shared.clock.monotonic()));
             let request = ClaimRequest {
                 worker: self.name.clone(),
                 tenant: Tenant::default(),
                 queues: free,
                 kinds: self.kinds.clone(),
-                nonce: *nonce.get_or_insert_with(|| Nonce::new(self.shared.random.as_ref())),
+                nonce,
                 lease: self.shared.lease,
             };
             let Claimed { leases, next_due, ended } = match self.shared.store.claim(request).await {
@@ -386,12 +388,12 @@ impl Dispatcher {
                 Err(error) => {
                     // Only an unknown outcome is worth repeating; any other refusal took nothing.
                     if error.kind() != StoreErrorKind::Unavailable {
-                        *nonce = None;
+                        *missing = None;
                     }
                     return Err(error);
                 }
             };
-            *nonce = None;
+            *missing = None;
             let got = leases.len();
             for lease in leases {
                 self.start(lease, sent_at);

@@ -338,3 +338,69 @@ async fn a_transactional_effect_that_fails_leaves_nothing() {
     assert!(view.history[0].detail.contains("no_such_table") && view.state == State::Dead);
     worker.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn two_effects_at_once_are_refused_and_nothing_parks_for_it() {
+    let stage = Stage::new().await;
+    let remote = Remote::default();
+    let shared = remote.clone();
+    let handler = move |context: Context, _: Work| {
+        let remote = shared.clone();
+        async move {
+            let send = |key: EffectKey| {
+                let remote = remote.clone();
+                async move {
+                    tokio::task::yield_now().await;
+                    EffectAnswer::confirmed(remote.sent(&key))
+                }
+            };
+            let first = context.effect("first").keyed(LONG).call(send);
+            let second = context.effect("second").keyed(LONG).call(send);
+            let (first, second) = tokio::join!(first, second);
+            first?;
+            second?;
+            Ok(0)
+        }
+    };
+    let worker = stage.tide.worker().handle_with(handler, at_once(1)).start().await.unwrap();
+    let sent = stage.tide.enqueue(Work { n: 1 }).await.unwrap();
+    assert_eq!(sent.answer(SOON).await.unwrap(), Answer::Dead { reason: "exhausted".into() });
+    assert_eq!(stage.view(sent.id()).await.history[0].code, "effect_concurrent");
+    assert_eq!(remote.keys().len(), 1);
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_effect_that_its_handler_gives_up_waiting_for_ends_the_attempt_as_unknown() {
+    let stage = Stage::new().await;
+    let remote = Remote::default();
+    let shared = remote.clone();
+    let handler = move |context: Context, _: Work| {
+        let remote = shared.clone();
+        async move {
+            let send = |key: EffectKey| {
+                let n = remote.sent(&key);
+                async move {
+                    if n == 1 {
+                        std::future::pending::<()>().await;
+                    }
+                    EffectAnswer::confirmed(n)
+                }
+            };
+            let capture = context.effect("capture").keyed(LONG).call(send);
+            let in_time = tokio::time::timeout(Duration::from_millis(20), capture).await;
+            let notified = context.effect("notify").keyed(LONG).call(|_| async { EffectAnswer::confirmed(()) }).await;
+            // A handler that ignores both cannot make a completion of them.
+            if in_time.is_err() {
+                assert!(notified.is_err(), "another effect began beside one whose answer is missing");
+                return Ok(0);
+            }
+            Ok(u32::try_from(in_time??).unwrap())
+        }
+    };
+    let worker = stage.tide.worker().handle_with(handler, at_once(1)).start().await.unwrap();
+    let sent = stage.tide.enqueue(Work { n: 1 }).await.unwrap();
+    assert_eq!(sent.answer(SOON).await.unwrap(), Answer::Completed(2));
+    assert_eq!(stage.view(sent.id()).await.history[0].code, "cut_off");
+    worker.stop().await.unwrap();
+}
