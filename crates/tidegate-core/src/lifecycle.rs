@@ -444,6 +444,24 @@ pub fn settle(facts: &Facts, outcome: &Outcome, policy: &Policy, now: Timestamp,
     Transition { next, counters, suspect: suspect && matches!(next, Next::Ready { .. }) }
 }
 
+/// Decides when a sweep takes a lapsed lease over. `policy` is what the kind's workers declared, if any ever did: without it
+/// nobody's limit can have been reached, so that the message goes back to ready and its next worker decides.
+#[must_use]
+pub fn take_over(facts: &Facts, policy: Option<&Policy>, now: Timestamp, unit: f64) -> Transition {
+    let declared = settle(facts, &Outcome::LeaseExpired, policy.unwrap_or(&Policy::default()), now, unit);
+    match declared.next {
+        Next::Dead(_) if policy.is_none() => {
+            Transition { next: Next::Ready { due_at: now }, suspect: true, ..declared }
+        }
+        Next::Dead(_)
+        | Next::Ready { .. }
+        | Next::Completed
+        | Next::Failed
+        | Next::Parked(_)
+        | Next::Cancelled => declared,
+    }
+}
+
 /// How many counted attempts the message has had after this run.
 fn counted_attempts(facts: &Facts, uncounted: bool) -> u32 {
     let attempt = facts.counters.attempt;

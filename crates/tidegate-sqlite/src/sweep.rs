@@ -3,7 +3,7 @@
 use rusqlite::params;
 use tidegate_core::clock::Timestamp;
 use tidegate_core::id::{MessageId, WorkerId};
-use tidegate_core::lifecycle::{self, Next, Outcome, Transition};
+use tidegate_core::lifecycle::{self, Outcome};
 use tidegate_core::store::{Counted, SweepRequest, Swept, TakenOver};
 
 use crate::cancel;
@@ -60,16 +60,9 @@ fn take(group: &mut Group<'_>, id: MessageId, lease: &LeaseRow, unit: f64) -> Re
     let lane = group.lane(lease.life.lane)?;
     let rows = place::journal_if(group.conn, id, lease.life.flags)?;
     let facts = place::facts(&lease.life, Limits::read(group.conn, id)?, &rows, group.now);
-    let declared = group.policy(&lane.kind)?;
-    let policy = declared.clone().unwrap_or_default();
-    let outcome = Outcome::LeaseExpired;
-    let mut transition = lifecycle::settle(&facts, &outcome, &policy, group.now, unit);
-    // Nobody declared what the kind allows, so nobody's limit can have been reached: its next worker decides.
-    if declared.is_none() && matches!(transition.next, Next::Dead(_)) {
-        transition = Transition { next: Next::Ready { due_at: group.now }, suspect: true, ..transition };
-    }
+    let transition = lifecycle::take_over(&facts, group.policy(&lane.kind)?.as_ref(), group.now, unit);
     // No settlement of the old token may be taken for this one: what it would have said is not what became of it.
-    settle::move_on(group, &lane, lease, id, &outcome, &transition, &rows, None)?;
+    settle::move_on(group, &lane, lease, id, &Outcome::LeaseExpired, &transition, &rows, None)?;
     group.tally(&lane, Counted::LostLeases, "");
     Ok(TakenOver { id, state: transition.next.state(), worker, queue: lane.queue })
 }

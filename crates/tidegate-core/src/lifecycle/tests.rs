@@ -386,3 +386,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_take_over_makes_no_dead_letter_of_a_kind_that_nobody_declared() {
+    let spent = Counters { claims: 99, attempt: 99, crashes: 99, ..Counters::default() };
+    let facts = Facts { counters: spent, alone: true, ..facts() };
+    let declared = take_over(&facts, Some(&policy()), at(100), 0.5);
+    assert_eq!(declared.next, Next::Dead(DeadReason::CrashLimit));
+    let undeclared = take_over(&facts, None, at(100), 0.5);
+    assert_eq!((undeclared.next, undeclared.suspect), (Next::Ready { due_at: at(100) }, true));
+}
