@@ -429,26 +429,24 @@ impl Call {
         let message = &inner.lease.message;
         let too_late = inner.clock.now() >= message.deadline.unwrap_or(message.expires_at).min(message.expires_at);
         let waived = effect::JournalFacts::of(&self.context.progress().journal, inner.clock.now()).confirmed;
-        // A redriven message has a new span of time, which only the store knows: it answers the claim.
-        if too_late && !waived && inner.lease.counters.generation == 0 {
+        if too_late && !waived {
             let failure = Failure::new("deadline", "no effect begins after the deadline");
             return Err(self.stop(Ended::Retryable(failure)));
         }
         self.window_is_long_enough()
     }
 
-    /// A keyed effect whose window ends before the message's `max_age` could be retried when the remote has forgotten the
+    /// A keyed effect whose window ends before the message's age does could be retried when the remote has forgotten the
     /// key; without a look-up that is a second effect waiting to happen.
     fn window_is_long_enough(&self) -> Result<(), HandlerError> {
-        let message = &self.context.0.lease.message;
-        let max_age = message.expires_at.since(message.first_due_at);
+        let left = self.context.0.lease.message.expires_at.since(self.context.0.clock.now());
         let EffectPolicy::Keyed { window, or_lookup: false } = self.reached.policy else { return Ok(()) };
-        if window >= max_age {
+        if window >= left {
             return Ok(());
         }
         let detail = format!(
-            "effect {}: the remote forgets a key after {window:?}, and the message may be retried for {max_age:?}; \
-             hint: add .or_lookup(..), or give the message a shorter max_age",
+            "effect {}: the remote forgets a key after {window:?}, and the message may be retried for {left:?}; hint: add \
+             .or_lookup(..), or give the message a shorter max_age",
             self.reached.effect
         );
         Err(self.stop(Ended::Retryable(Failure::new("window_too_short", detail))))
