@@ -1,1 +1,199 @@
-fn main() {}
+//! The program `tidegate`: one command a file, named as it is typed.
+//!
+//! This file reads the command line and the environment, starts what was asked for, and turns how it ended into an exit
+//! code. A command works on a store through the contract of `tidegate::Store`, starts no housekeeping, and prints through
+//! [`output`]: data on standard output, talk on standard error.
+
+mod audit;
+mod bench;
+mod cancel;
+mod dead;
+mod demo;
+mod enqueue;
+mod exit;
+mod explain;
+mod get;
+mod input;
+mod list;
+mod open;
+mod output;
+mod parked;
+mod queue;
+mod redrive;
+mod resolve;
+mod role;
+mod stats;
+mod view;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::exit::{Code, Problem};
+use crate::output::{Colour, Output};
+
+const EXAMPLES: &str = "\
+Examples:
+  tidegate demo
+  tidegate enqueue --kind greet --key greet-ada --payload '{\"name\":\"Ada\"}'
+  tidegate list
+  tidegate explain msg_01jcz4t6q8000
+  tidegate parked list
+  tidegate dead redrive msg_01jcz4t6q8000 --reason \"gateway certificate renewed\"";
+
+/// Background work that takes effect exactly once: look at a store, put messages in, decide what waits for a person
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, before_help = EXAMPLES, arg_required_else_help = true)]
+struct Cli {
+    /// The store: a file, or sqlite://PATH
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "TIDEGATE_STORE",
+        default_value = "tidegate.db",
+        help_heading = GLOBAL
+    )]
+    store: String,
+    /// Print JSON: one object, or one a line for lists
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    json: bool,
+    /// When to use colour; `auto` is on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t, help_heading = GLOBAL)]
+    color: Colour,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const GLOBAL: &str = "Options of every command";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::DemoArgs),
+    Enqueue(enqueue::Args),
+    Get(get::Args),
+    List(list::Args),
+    Explain(explain::Args),
+    Cancel(cancel::Args),
+    Dead(dead::Args),
+    Parked(parked::Args),
+    Queue(queue::Args),
+    Audit(audit::Args),
+    Stats(stats::Args),
+    Bench(bench::Args),
+    #[command(hide = true)]
+    Role(role::Args),
+}
+
+fn main() -> ExitCode {
+    let matches = match dressed(Cli::command()).try_get_matches() {
+        Ok(matches) => matches,
+        Err(told) => {
+            // There is nobody left to tell that the terminal is gone.
+            let _told = told.print();
+            if !told.render().to_string().ends_with('\n') {
+                let _told = writeln!(std::io::stdout());
+            }
+            return if told.use_stderr() { Code::Usage.into() } else { Code::Done.into() };
+        }
+    };
+    // The bench takes `--store` as the name of an engine, and must not take a store from the environment for one.
+    let store_was_typed = matches.value_source("store") == Some(ValueSource::CommandLine);
+    match Cli::from_arg_matches(&matches) {
+        Ok(cli) => run(cli, store_was_typed),
+        Err(told) => {
+            let _told = told.print();
+            Code::Usage.into()
+        }
+    }
+}
+
+/// Examples before everything else, the exit codes at the end, and one help: `-h` and `--help` say the same, a line to an
+/// option.
+fn dressed(command: clap::Command) -> clap::Command {
+    let codes = if command.get_name() == "tidegate" { exit::HELP } else { exit::HELP_IN_SHORT };
+    let own = command.get_after_help().map(|own| format!("{own}\n\n")).unwrap_or_default();
+    let help = clap::Arg::new("help").short('h').long("help").action(clap::ArgAction::HelpShort).help("Print this");
+    command
+        .disable_help_flag(true)
+        .arg(help.help_heading(GLOBAL))
+        .help_template("{about-with-newline}\n{before-help}{usage-heading} {usage}\n\n{all-args}{after-help}")
+        .mut_subcommands(dressed)
+        .after_help(format!("{own}{codes}"))
+}
+
+fn run(cli: Cli, store_was_typed: bool) -> ExitCode {
+    let output = Output::new(cli.json, cli.color);
+    log_to_stderr();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return ended(Err(Problem::new(Code::Failed, format!("cannot start: {error}"))), &output),
+    };
+    let ending = runtime.block_on(async {
+        tokio::select! {
+            ending = command(cli, store_was_typed, &output) => ending,
+            interrupted = tokio::signal::ctrl_c() => Err(match interrupted {
+                Ok(()) => Problem::new(Code::Interrupted, "interrupted")
+                    .hint("what was acknowledged is stored; giving the same input again adds nothing twice"),
+                Err(error) => Problem::new(Code::Failed, format!("cannot listen for Ctrl-C: {error}")),
+            }),
+        }
+    });
+    // Not dropped: a thread that waits for the terminal would have to be waited for.
+    runtime.shutdown_background();
+    ended(ending, &output)
+}
+
+fn ended(ending: Result<ExitCode, Problem>, output: &Output) -> ExitCode {
+    match ending {
+        Ok(code) => code,
+        Err(problem) => {
+            if problem.code != Code::Done {
+                output.problem(&problem);
+            }
+            problem.code.into()
+        }
+    }
+}
+
+async fn command(cli: Cli, store_was_typed: bool, output: &Output) -> Result<ExitCode, Problem> {
+    let store = cli.store.as_str();
+    let code = match cli.command {
+        // These two print for themselves, and know their own exit codes.
+        Command::Demo(args) => return Ok(demo::run(args).await?),
+        Command::Role(args) => return Ok(role::run(args).await?),
+        Command::Enqueue(args) => enqueue::run(args, store, output).await,
+        Command::Get(args) => get::run(args, store, output).await,
+        Command::List(args) => list::run(args, store, output).await,
+        Command::Explain(args) => explain::run(args, store, output).await,
+        Command::Cancel(args) => cancel::run(args, store, output).await,
+        Command::Dead(args) => dead::run(args, store, output).await,
+        Command::Parked(args) => parked::run(args, store, output).await,
+        Command::Queue(args) => queue::run(args, store, output).await,
+        Command::Audit(args) => audit::run(args, store, output).await,
+        Command::Stats(args) => stats::run(args, store, output).await,
+        Command::Bench(args) => bench::run(args, store_was_typed.then_some(store), output).await,
+    };
+    Ok(code?.into())
+}
+
+/// Warnings of the engine are for whoever looks; `TIDEGATE_LOG` says what else is.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_env_var("TIDEGATE_LOG")
+        .with_default_directive(tracing_subscriber::filter::LevelFilter::WARN.into())
+        .from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        dressed(Cli::command()).debug_assert();
+    }
+}

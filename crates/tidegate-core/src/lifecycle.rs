@@ -448,8 +448,11 @@ pub fn settle(facts: &Facts, outcome: &Outcome, policy: &Policy, now: Timestamp,
 /// nobody's limit can have been reached, so that the message goes back to ready and its next worker decides.
 #[must_use]
 pub fn take_over(facts: &Facts, policy: Option<&Policy>, now: Timestamp, unit: f64) -> Transition {
-    let declared = settle(facts, &Outcome::LeaseExpired, policy.unwrap_or(&Policy::default()), now, unit);
+    // Asked without limits, not bent afterwards: a run that never began must not be counted either.
+    let unlimited = Policy { max_attempts: u32::MAX, crash_limit: u32::MAX, ..Policy::default() };
+    let declared = settle(facts, &Outcome::LeaseExpired, policy.unwrap_or(&unlimited), now, unit);
     match declared.next {
+        // Only its time can be over; the next claim says so.
         Next::Dead(_) if policy.is_none() => {
             Transition { next: Next::Ready { due_at: now }, suspect: true, ..declared }
         }

@@ -8,9 +8,10 @@ create table tide_store (
     steady_since integer not null default 0     -- when the wall clock was last set; 0: never
 ) strict;
 
--- How often and how far the wall clock was set ahead: retention counts the time that passed without it.
+-- How often and how far the wall clock was set: each process learns here what another one put right already, and
+-- retention counts the time that passed without the jumps ahead.
 create table tide_jump (
-    seq   integer primary key,
+    seq   integer primary key autoincrement,
     at    integer not null,                     -- by the clock as it was after
     by_ms integer not null
 ) strict;
@@ -136,7 +137,8 @@ create table tide_result (
     code        text,
     body        text,                           -- completed: the result; failed: the detail
     last_nonce  blob,
-    last_digest blob
+    last_digest blob,
+    expires_at  integer
 ) strict;
 create index tide_result_by_time on tide_result (at);
 
@@ -156,7 +158,8 @@ create table tide_held (
     code        text,
     detail      text,
     last_nonce  blob,
-    last_digest blob
+    last_digest blob,
+    expires_at  integer
 ) strict;
 create index tide_held_parked on tide_held (lane, at) where state = 'parked';
 

@@ -37,17 +37,7 @@ fn one(group: &mut Group<'_>, request: &Cancel, id: MessageId) -> Result<Cancell
             place::remove(group, &lane, id, &found)?;
             let life = Life { flags: life.flags | release, ..life.clone() };
             called_off(group, &lane, id, &life, &facts)?;
-            let line = store::Ending {
-                at: group.now,
-                attempt: life.counters.attempt,
-                generation: life.counters.generation,
-                outcome: "cancelled".to_owned(),
-                state: State::Cancelled,
-                code: String::new(),
-                detail: request.act.reason.clone(),
-                due_at: None,
-            };
-            place::history(group, id, &line)?;
+            note_history(group, id, &life, &request.act.reason)?;
         }
         (Cancellation::Now | Cancellation::Requested, _) => note(group, id, &found, CANCEL | release)?,
     }
@@ -93,6 +83,21 @@ pub(crate) fn called_off(
         release_key(group, lane, id)?;
     }
     Ok(())
+}
+
+/// Tells in the history that it was called off between two runs.
+pub(crate) fn note_history(group: &Group<'_>, id: MessageId, life: &Life, reason: &str) -> Result<(), Trouble> {
+    let line = store::Ending {
+        at: group.now,
+        attempt: life.counters.attempt,
+        generation: life.counters.generation,
+        outcome: "cancelled".to_owned(),
+        state: State::Cancelled,
+        code: String::new(),
+        detail: reason.to_owned(),
+        due_at: None,
+    };
+    place::history(group, id, &line)
 }
 
 /// Frees the key, if it still names this message.

@@ -8,6 +8,7 @@ use tidegate_core::lifecycle::{self, Admission, DeadReason, Next, ParkReason};
 use tidegate_core::message::{Failure, Message};
 use tidegate_core::store::{ClaimRequest, Claimed, Lease};
 
+use crate::cancel;
 use crate::group::{Group, Lane, Place};
 use crate::place::{self, Ending, Limits};
 use crate::row::{self, JOURNALED, LeaseRow, Life, RECONCILING};
@@ -77,7 +78,7 @@ fn leases_of(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Vec<Lease>
     for (id, lease) in found {
         let lane = group.lane(lease.life.lane)?;
         leases.push(Lease {
-            message: place::body(group.conn, id, &lane)?,
+            message: place::in_force(place::body(group.conn, id, &lane)?, lease.life.expires_at),
             token: lease.token,
             until: lease.until,
             counters: lease.life.counters,
@@ -148,12 +149,12 @@ fn heads(group: &Group<'_>, lanes: &[Lane], most: u32) -> Result<Vec<Head>, Trou
         let priority = lanes[at].priority;
         let peers = lanes[at..].iter().take_while(|lane| lane.priority == priority).count();
         let mut of_this: Vec<Head> = Vec::new();
-        for lane in at..at + peers {
+        for (lane, of) in lanes.iter().enumerate().skip(at).take(peers) {
             let mut statement = group.conn.prepare_cached(HEADS)?;
             let left = i64::try_from(most - heads.len()).unwrap_or(i64::MAX);
-            let mut rows = statement.query([lanes[lane].id, left])?;
+            let mut rows = statement.query([of.id, left])?;
             while let Some(row) = rows.next()? {
-                let id = MessageId::from_i64(row::column(row, "id", "tide_ready")?);
+                let id = MessageId::from_i64(row::column(row, (2, "id"), "tide_ready")?);
                 of_this.push(Head { lane, id, life: row::life(row, "tide_ready")? });
             }
         }
@@ -175,11 +176,8 @@ fn remove_heads(group: &mut Group<'_>, lanes: &[Lane], heads: &[Head]) -> Result
         let of_lane = || heads.iter().filter(|head| head.lane == index);
         let Some(last) = of_lane().next_back() else { continue };
         let taken = i64::try_from(of_lane().count()).unwrap_or(i64::MAX);
-        let removed = group.conn.prepare_cached(REMOVE)?.execute([
-            lane.id,
-            last.life.due_at.as_millis(),
-            last.id.as_i64(),
-        ])?;
+        let removed =
+            group.conn.prepare_cached(REMOVE)?.execute([lane.id, last.life.due_at.as_millis(), last.id.as_i64()])?;
         if i64::try_from(removed) != Ok(taken) {
             let what = format!("{removed} rows left lane {} where {taken} were read", lane.id);
             return Err(Trouble::Group(rusqlite::Error::SqliteFailure(
@@ -201,7 +199,7 @@ fn start(
     mut life: Life,
 ) -> Result<Option<Lease>, Trouble> {
     let read = place::body(group.conn, id, lane)
-        .and_then(|message| Ok((message, place::journal_if(group.conn, id, life.flags)?)));
+        .and_then(|body| Ok((place::in_force(body, life.expires_at), place::journal_if(group.conn, id, life.flags)?)));
     let (message, journal) = match read {
         Ok(read) => read,
         Err(Trouble::Item(error)) if error.kind() == StoreErrorKind::Corrupt => {
@@ -218,7 +216,8 @@ fn start(
             return Ok(None);
         }
         Admission::Cancelled => {
-            crate::cancel::called_off(group, lane, id, &life, &facts.journal)?;
+            cancel::called_off(group, lane, id, &life, &facts.journal)?;
+            cancel::note_history(group, id, &life, "an earlier request")?;
             return Ok(None);
         }
     };
@@ -296,8 +295,7 @@ fn next_due(group: &Group<'_>, lanes: &[Lane]) -> Result<Option<Timestamp>, Trou
         select due_at from tide_sched where lane = ?1 order by due_at, id limit 1";
     let mut earliest: Option<Timestamp> = None;
     for lane in lanes {
-        let due: Option<i64> =
-            group.conn.prepare_cached(NEXT)?.query_row([lane.id], |row| row.get(0)).optional()?;
+        let due: Option<i64> = group.conn.prepare_cached(NEXT)?.query_row([lane.id], |row| row.get(0)).optional()?;
         earliest = [earliest, due.map(Timestamp::from_millis)].into_iter().flatten().min();
     }
     Ok(earliest)

@@ -201,12 +201,7 @@ fn known(group: &mut Group<'_>, queue_id: i64, new: &Prepared) -> Result<Option<
 }
 
 /// Options of a repeated enqueue that differ from the first ones, which won.
-fn ignored(
-    group: &Group<'_>,
-    id: MessageId,
-    lane: &Lane,
-    message: &NewMessage,
-) -> Result<Vec<&'static str>, Trouble> {
+fn ignored(group: &Group<'_>, id: MessageId, lane: &Lane, message: &NewMessage) -> Result<Vec<&'static str>, Trouble> {
     let first = place::body(group.conn, id, lane)?;
     let another_due = match message.due {
         Due::Now => false,

@@ -31,13 +31,7 @@ fn one(group: &mut Group<'_>, item: &Extend) -> Result<Extended, Trouble> {
         .conn
         .prepare_cached(EXTEND)?
         .query_row(
-            params![
-                item.id.as_i64(),
-                item.token.claims,
-                item.token.nonce.as_bytes(),
-                until.as_millis(),
-                alone
-            ],
+            params![item.id.as_i64(), item.token.claims, item.token.nonce.as_bytes(), until.as_millis(), alone],
             |row| row.get(0),
         )
         .optional()?;
@@ -51,8 +45,7 @@ fn one(group: &mut Group<'_>, item: &Extend) -> Result<Extended, Trouble> {
 pub(crate) fn lost(group: &mut Group<'_>, id: MessageId) -> Result<StoreError, Trouble> {
     const LANE: &str = "-- a late write is counted where its message was enqueued
         select lane from tide_message where id = ?1";
-    let lane: Option<i64> =
-        group.conn.prepare_cached(LANE)?.query_row([id.as_i64()], |row| row.get(0)).optional()?;
+    let lane: Option<i64> = group.conn.prepare_cached(LANE)?.query_row([id.as_i64()], |row| row.get(0)).optional()?;
     if let Some(lane) = lane {
         let lane = group.lane(lane)?;
         group.tally(&lane, Counted::RejectedLateWrites, "");

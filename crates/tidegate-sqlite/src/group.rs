@@ -194,15 +194,8 @@ impl<'c> Group<'c> {
             .conn
             .prepare_cached(INTERN)?
             .query_row(params![queue_id, kind.as_str(), version, priority.get()], |row| row.get(0))?;
-        let lane = Lane {
-            id,
-            queue_id,
-            tenant: tenant.clone(),
-            queue: queue.clone(),
-            kind: kind.clone(),
-            version,
-            priority,
-        };
+        let lane =
+            Lane { id, queue_id, tenant: tenant.clone(), queue: queue.clone(), kind: kind.clone(), version, priority };
         self.interned.lanes.insert(id, lane.clone());
         Ok(lane)
     }
@@ -358,9 +351,9 @@ pub(crate) fn policy(conn: &Connection, kind: &Kind) -> Result<Option<Policy>, T
         .query_row([kind.as_str()], |row| row.get(0))
         .optional()?;
     let Some(text) = text else { return Ok(None) };
-    serde_json::from_str(&text).map(Some).map_err(|e| {
-        Trouble::Item(StoreError::corrupt(&format!("tide_policy.policy, kind {kind}"), &e.to_string()))
-    })
+    serde_json::from_str(&text)
+        .map(Some)
+        .map_err(|e| Trouble::Item(StoreError::corrupt(&format!("tide_policy.policy, kind {kind}"), &e.to_string())))
 }
 
 #[cfg(test)]
@@ -368,6 +361,9 @@ mod tests {
     #[test]
     fn the_places_are_numbered_as_the_counts_are_written() {
         use super::Place;
-        assert_eq!([Place::Ready, Place::Scheduled, Place::Leased, Place::Parked, Place::Dead].map(|p| p as usize), [0, 1, 2, 3, 4]);
+        assert_eq!(
+            [Place::Ready, Place::Scheduled, Place::Leased, Place::Parked, Place::Dead].map(|p| p as usize),
+            [0, 1, 2, 3, 4]
+        );
     }
 }

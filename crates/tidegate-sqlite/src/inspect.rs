@@ -47,7 +47,7 @@ fn view(conn: &Connection, id: MessageId) -> Result<Option<MessageView>, Trouble
     };
     let live = matches!(found, Found::Ready { .. } | Found::Leased(_));
     Ok(Some(MessageView {
-        message: place::body(conn, id, &lane)?,
+        message: place::in_force(place::body(conn, id, &lane)?, found.expires_at()),
         state: found.state(),
         counters: found.counters(),
         due_at: found.due_at(),
@@ -201,10 +201,8 @@ fn why(ended: &Ended) -> (Option<String>, Option<String>) {
 fn last_failure(conn: &Connection, id: MessageId) -> Result<(Option<String>, Option<String>), Trouble> {
     const LAST: &str = "-- list: the last attempt's failure
         select code, detail from tide_history where message = ?1 order by seq desc limit 1";
-    let last: Option<(String, String)> = conn
-        .prepare_cached(LAST)?
-        .query_row([id.as_i64()], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
+    let last: Option<(String, String)> =
+        conn.prepare_cached(LAST)?.query_row([id.as_i64()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     Ok(match last {
         Some((code, detail)) if !code.is_empty() => (Some(code), Some(detail)),
         Some(_) | None => (None, None),

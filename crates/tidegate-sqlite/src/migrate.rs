@@ -39,9 +39,11 @@ pub(crate) enum Kind {
 /// # Errors
 /// `Invalid` for a foreign or newer file, or one made by other steps; SQLite's own as they come.
 pub(crate) fn look(conn: &Connection, path: &str) -> Result<Kind, Looked> {
-    let id: i64 = conn.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    // One statement, one snapshot: between two, another process may make this very file a store.
+    const MARK: &str =
+        "select (select application_id from pragma_application_id), (select count(*) from sqlite_schema)";
+    let (id, tables): (i64, i64) = conn.query_row(MARK, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
     if id != APPLICATION_ID {
-        let tables: i64 = conn.query_row("select count(*) from sqlite_schema", [], |row| row.get(0))?;
         if id == 0 && tables == 0 {
             return Ok(Kind::Empty);
         }
@@ -50,20 +52,27 @@ pub(crate) fn look(conn: &Connection, path: &str) -> Result<Kind, Looked> {
             .into());
     }
     let mut statement = conn.prepare("select number, name, checksum from tide_migration order by number")?;
-    let applied = statement.query_map([], |row| {
-        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Vec<u8>>(2)?))
-    })?;
+    let applied = statement
+        .query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Vec<u8>>(2)?)))?;
     let mut has = 0;
     for row in applied {
         let (number, name, checksum) = row?;
         let Some(known) = usize::try_from(number - 1).ok().and_then(|at| MIGRATIONS.get(at)) else {
-            let what = format!("{path} is a store of a newer tidegate: it has step {number} ({name}), this program \
-                knows {}", MIGRATIONS.len());
-            return Err(StoreError::invalid(what).hint("run the newer program, or restore the backup from before").into());
+            let what = format!(
+                "{path} is a store of a newer tidegate: it has step {number} ({name}), this program \
+                knows {}",
+                MIGRATIONS.len()
+            );
+            return Err(StoreError::invalid(what)
+                .hint("run the newer program, or restore the backup from before")
+                .into());
         };
         if checksum != digest(known.sql) {
-            let what = format!("step {number} of {path} is {} there and {} in this program",
-                Hex(&checksum), Hex(&digest(known.sql)));
+            let what = format!(
+                "step {number} of {path} is {} there and {} in this program",
+                Hex(&checksum),
+                Hex(&digest(known.sql))
+            );
             return Err(StoreError::invalid(what)
                 .hint("the store was made by another build; run the program that made it, or open another file")
                 .into());
@@ -119,7 +128,10 @@ pub(crate) fn apply(conn: &Connection, has: usize, now: Timestamp) -> rusqlite::
     if has == 0 {
         let mut uuid = [0; 16];
         SystemRandom.fill(&mut uuid);
-        conn.execute("insert into tide_store (one, uuid, created_at) values (1, ?1, ?2)", params![uuid, now.as_millis()])?;
+        conn.execute(
+            "insert into tide_store (one, uuid, created_at) values (1, ?1, ?2)",
+            params![uuid, now.as_millis()],
+        )?;
         conn.pragma_update(None, "application_id", APPLICATION_ID)?;
     }
     conn.pragma_update(None, "user_version", MIGRATIONS.len() as i64)

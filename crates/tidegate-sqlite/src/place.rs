@@ -41,6 +41,8 @@ pub(crate) struct Ended {
     /// The result of a completed message.
     pub(crate) body: Option<String>,
     pub(crate) last: Option<LastSettlement>,
+    /// As in [`Life::expires_at`].
+    pub(crate) expires_at: Option<Timestamp>,
 }
 
 impl Ended {
@@ -94,6 +96,15 @@ impl Found {
         }
     }
 
+    /// The end of its time, if an operator gave it a new span.
+    pub(crate) fn expires_at(&self) -> Option<Timestamp> {
+        match self {
+            Self::Ready { life, .. } => life.expires_at,
+            Self::Leased(lease) => lease.life.expires_at,
+            Self::Ended(ended) => ended.expires_at,
+        }
+    }
+
     pub(crate) fn due_at(&self) -> Option<Timestamp> {
         match self {
             Self::Ready { life, .. } => Some(life.due_at),
@@ -114,10 +125,8 @@ pub(crate) fn find(conn: &Connection, id: MessageId) -> Result<Option<Found>, Tr
     const WHERE_READY: &str = "select lane, coalesce(
             (select due_at from tide_history where message = m.id order by seq desc limit 1), first_due_at, enqueued_at) due_at
         from tide_message m where id = ?1";
-    let place: Option<(i64, i64)> = conn
-        .prepare_cached(WHERE_READY)?
-        .query_row([id.as_i64()], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
+    let place: Option<(i64, i64)> =
+        conn.prepare_cached(WHERE_READY)?.query_row([id.as_i64()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     let Some((lane, due_at)) = place else { return Ok(None) };
     const READY: &str = "select * from tide_ready where lane = ?1 and due_at = ?2 and id = ?3";
     const SCHED: &str = "select * from tide_sched where lane = ?1 and due_at = ?2 and id = ?3";
@@ -160,6 +169,7 @@ pub(crate) fn ended_result(row: &rusqlite::Row<'_>) -> Result<Ended, Trouble> {
         failure,
         body: body.filter(|_| state == State::Completed),
         last: row::last_settlement(row, table)?,
+        expires_at: row::maybe_time(row, "expires_at", table)?,
     })
 }
 
@@ -178,6 +188,7 @@ pub(crate) fn ended_held(row: &rusqlite::Row<'_>) -> Result<Ended, Trouble> {
         failure: code.map(|code| Failure { code, detail: detail.unwrap_or_default() }),
         body: None,
         last: row::last_settlement(row, table)?,
+        expires_at: row::maybe_time(row, "expires_at", table)?,
     })
 }
 
@@ -195,6 +206,15 @@ pub(crate) fn body(conn: &Connection, id: MessageId, lane: &Lane) -> Result<Mess
     match rows.next()? {
         Some(row) => row::message(row, lane),
         None => Err(bodiless(id).into()),
+    }
+}
+
+/// A message with the times that are in force: an operator who put it back gave it a new span, and a deadline that was
+/// missed by then is past caring.
+pub(crate) fn in_force(message: Message, expires_at: Option<Timestamp>) -> Message {
+    match expires_at {
+        Some(expires_at) => Message { expires_at, deadline: None, ..message },
+        None => message,
     }
 }
 
@@ -342,7 +362,13 @@ pub(crate) struct Ending<'a> {
 }
 
 /// Puts a message where its next state lives, and counts it. The caller has removed it from where it was.
-pub(crate) fn put(group: &mut Group<'_>, lane: &Lane, id: MessageId, life: &Life, ending: &Ending<'_>) -> Result<(), Trouble> {
+pub(crate) fn put(
+    group: &mut Group<'_>,
+    lane: &Lane,
+    id: MessageId,
+    life: &Life,
+    ending: &Ending<'_>,
+) -> Result<(), Trouble> {
     let Counters { claims, attempt, crashes, generation, round } = life.counters;
     let (nonce, digest) = (life.last.map(|last| last.nonce), life.last.map(|last| last.digest));
     let failure = ending.failure;
@@ -351,9 +377,10 @@ pub(crate) fn put(group: &mut Group<'_>, lane: &Lane, id: MessageId, life: &Life
             return put_ready(group, lane, id, &Life { due_at, ..life.clone() });
         }
         Next::Completed | Next::Failed | Next::Cancelled => {
-            const RESULT: &str = "-- the commit that stores the result removes the claimable row: nothing with an answer can be
+            const RESULT: &str =
+                "-- the commit that stores the result removes the claimable row: nothing with an answer can be
                 -- claimed, so no attempt needs to consult the result first
-                insert into tide_result values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
+                insert into tide_result values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
             let failed = failure.filter(|_| ending.next == Next::Failed);
             group.conn.prepare_cached(RESULT)?.execute(params![
                 id.as_i64(),
@@ -370,6 +397,7 @@ pub(crate) fn put(group: &mut Group<'_>, lane: &Lane, id: MessageId, life: &Life
                 ending.result.or(failed.map(|failure| failure.detail.as_str())),
                 nonce,
                 digest,
+                life.expires_at.map(Timestamp::as_millis),
             ])?;
             match ending.next {
                 Next::Completed => (Counted::Completed, ""),
@@ -378,7 +406,8 @@ pub(crate) fn put(group: &mut Group<'_>, lane: &Lane, id: MessageId, life: &Life
             }
         }
         Next::Dead(_) | Next::Parked(_) => {
-            const HELD: &str = "insert into tide_held values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+            const HELD: &str =
+                "insert into tide_held values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
             let (reason, counted, place) = match ending.next {
                 Next::Dead(reason) => (reason.as_str(), Counted::Dead, Place::Dead),
                 Next::Parked(reason) => (reason.as_str(), Counted::Parked, Place::Parked),
@@ -394,12 +423,14 @@ pub(crate) fn put(group: &mut Group<'_>, lane: &Lane, id: MessageId, life: &Life
                 crashes,
                 generation,
                 round,
-                life.flags & JOURNALED,
+                // A wish to cancel outlives being parked.
+                life.flags & row::LASTING & !row::SUSPECT,
                 reason,
                 failure.map(|failure| failure.code.as_str()),
                 failure.map(|failure| failure.detail.as_str()),
                 nonce,
                 digest,
+                life.expires_at.map(Timestamp::as_millis),
             ])?;
             group.count(lane.queue_id, place, 1);
             (counted, reason)

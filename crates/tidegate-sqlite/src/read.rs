@@ -51,8 +51,8 @@ impl Readers {
         // A message moves between tables: without one snapshot it could be seen in two of them, or in none.
         conn.execute_batch("begin").map_err(store_error)?;
         let outcome = read(&conn);
-        // A connection that cannot end its read is dropped, which ends it.
-        if conn.execute_batch("commit").is_ok() {
+        // A connection that cannot end its read is dropped, which ends it; so is one that comes back to a closed pool.
+        if conn.execute_batch("commit").is_ok() && !self.turns.is_closed() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(conn);
         }
         outcome.map_err(Trouble::into_store_error)

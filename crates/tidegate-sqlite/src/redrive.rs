@@ -30,7 +30,9 @@ fn check(request: &Redrive) -> Result<(), StoreError> {
         return Err(StoreError::invalid(what).hint("repeat it in chunks under the same operation id"));
     }
     if request.operation.is_empty() {
-        return Err(StoreError::invalid("a redrive needs an operation id").hint("any text, the same for all its chunks"));
+        return Err(
+            StoreError::invalid("a redrive needs an operation id").hint("any text, the same for all its chunks")
+        );
     }
     if request.again && request.act.reason.trim().is_empty() {
         return Err(StoreError::invalid("a redrive of failed messages needs a reason")

@@ -26,7 +26,9 @@ pub(crate) fn resolve(group: &mut Group<'_>, request: &Resolve) -> Result<Resolv
     };
     let parked = match &found {
         Found::Ended(ended) if ended.state == State::Parked => ended,
-        Found::Ready { .. } | Found::Leased(_) | Found::Ended(_) => return repeated(group, request, &found, &rows, &row),
+        Found::Ready { .. } | Found::Leased(_) | Found::Ended(_) => {
+            return repeated(group, request, &found, &rows, &row);
+        }
     };
     let reason = parked.reason.as_deref().and_then(ParkReason::from_code).unwrap_or(ParkReason::OutcomeUnknown);
     let state = lifecycle::resolve(&row, reason, &request.resolution, group.now)?;
@@ -49,7 +51,7 @@ pub(crate) fn resolve(group: &mut Group<'_>, request: &Resolve) -> Result<Resolv
         lane: lane.id,
         due_at: group.now,
         counters,
-        flags: JOURNALED,
+        flags: parked.flags & row::LASTING | JOURNALED,
         // It waited for a person, not for itself: its span of time starts anew.
         expires_at: Some(group.now.after(place::Limits::read(group.conn, id)?.max_age)),
         last: None,

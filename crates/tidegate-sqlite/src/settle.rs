@@ -133,8 +133,7 @@ fn end(
 
     let state = transition.next.state();
     let follow_ups = if extent.follow_ups { follow(group, lease, id, item.follow_ups(state))? } else { Vec::new() };
-    let flow_took =
-        if state.is_terminal() && follow_ups.is_empty() { flow_took(group, id, lease)? } else { None };
+    let flow_took = if state.is_terminal() && follow_ups.is_empty() { flow_took(group, id, lease)? } else { None };
     Ok(Settled {
         state,
         due_at: due_at(transition.next),
@@ -247,16 +246,14 @@ fn remove_lease(group: &mut Group<'_>, lane: &Lane, id: MessageId, token: LeaseT
 
 fn count(group: &mut Group<'_>, lane: &Lane, outcome: &Outcome, next: Next) {
     group.tally(lane, Counted::Attempts, outcome.as_str());
-    let code = match outcome.failure() {
-        Some(failure) => Some(failure.code.as_str()),
-        None if *outcome == Outcome::LeaseExpired => Some(outcome.as_str()),
-        None => None,
-    };
-    if let Some(code) = code {
-        group.tally(lane, Counted::Failures, code);
-    }
+    let code = outcome.failure().map(|failure| failure.code.as_str());
     if matches!(next, Next::Ready { .. }) {
-        group.tally(lane, Counted::Retries, code.unwrap_or(outcome.as_str()));
+        group.tally(lane, Counted::Retries, code.unwrap_or_default());
+    }
+    // A lost lease is a failure nobody could report a code of.
+    let lost = (*outcome == Outcome::LeaseExpired).then_some(outcome.as_str());
+    if let Some(code) = code.or(lost) {
+        group.tally(lane, Counted::Failures, code);
     }
 }
 
@@ -354,9 +351,25 @@ fn repeated(group: &mut Group<'_>, item: &Prepared) -> Result<Settled, Trouble> 
     }
 }
 
+/// What the last run of a message made of it.
+fn last_run(group: &Group<'_>, id: MessageId) -> Result<Option<(State, Option<Timestamp>)>, Trouble> {
+    const LAST_RUN: &str = "-- settle, repeated: the last ending that is no operator's act
+        select message, state, due_at from tide_history where message = ?1 and outcome <> 'cancelled'
+        order by seq desc limit 1";
+    let mut statement = group.conn.prepare_cached(LAST_RUN)?;
+    let mut rows = statement.query([id.as_i64()])?;
+    let table = "tide_history";
+    rows.next()?.map(|row| Ok((row::state(row, table)?, row::maybe_time(row, "due_at", table)?))).transpose()
+}
+
 fn repeated_verdict(group: &mut Group<'_>, item: &Prepared, found: &Found) -> Result<Settled, Trouble> {
     let (state, due_at, reason) = match found {
         Found::Ready { .. } | Found::Leased(_) => (found.state(), found.due_at(), None),
+        // An operator may have called it off since: what the settlement made of it stands in the history.
+        Found::Ended(ended) if ended.state == State::Cancelled => {
+            let (state, due_at) = last_run(group, item.settle.id)?.unwrap_or((State::Cancelled, None));
+            (state, due_at, None)
+        }
         Found::Ended(ended) => {
             let code = ended.reason.as_deref().unwrap_or_default();
             let dead = DeadReason::from_code(code).map(DeadReason::as_str);

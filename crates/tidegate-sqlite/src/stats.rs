@@ -38,7 +38,8 @@ pub(crate) fn stats(conn: &Connection, now: Timestamp) -> Result<Stats, Trouble>
         queue.oldest_parked = queue.oldest_parked.max(oldest_parked(conn, lane, now)?);
     }
     let open: i64 = conn.prepare_cached(OPEN)?.query_row([], |row| row.get(0))?;
-    lane_stats.sort_by(|a, b| (&a.queue, &a.kind, a.version, a.priority).cmp(&(&b.queue, &b.kind, b.version, b.priority)));
+    lane_stats
+        .sort_by(|a, b| (&a.queue, &a.kind, a.version, a.priority).cmp(&(&b.queue, &b.kind, b.version, b.priority)));
     Ok(Stats {
         queues: queues.into_iter().map(|(_, queue)| queue).collect(),
         tallies: tallies(conn)?,
@@ -64,7 +65,7 @@ fn queues(conn: &Connection) -> Result<Vec<(i64, QueueStats)>, Trouble> {
     let mut rows = statement.query([])?;
     let mut queues = Vec::new();
     while let Some(row) = rows.next()? {
-        let count = |name: &str| {
+        let count = |name: &'static str| {
             let count: i64 = row::column(row, name, table)?;
             Ok::<u64, Trouble>(u64::try_from(count).unwrap_or_default())
         };

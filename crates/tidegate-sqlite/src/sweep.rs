@@ -91,7 +91,7 @@ fn promote(group: &mut Group<'_>, limit: u32, swept: &mut Swept) -> Result<(), T
 /// Deletes ended messages with everything that hangs on them, oldest settlement first.
 fn delete(group: &mut Group<'_>, before: Timestamp, limit: u32, swept: &mut Swept) -> Result<(), Trouble> {
     const EXPIRED: &str = "-- sweep: retention counts from the settlement
-        select id, lane from tide_result where at < ?1 order by at limit ?2";
+        select id, lane from tide_result where at <= ?1 order by at limit ?2";
     const DELETE: [&str; 6] = [
         "delete from tide_effect where message = ?1",
         "delete from tide_evidence where message = ?1",

@@ -48,8 +48,10 @@ pub(crate) fn store_error(error: rusqlite::Error) -> StoreError {
     let code = error.sqlite_error_code();
     let text = error.to_string();
     let answer = match code {
-        Some(ErrorCode::DiskFull) => StoreError::unavailable("the disk of the store is full; nothing of this call was stored")
-            .hint("free space, then repeat the call under the same key"),
+        Some(ErrorCode::DiskFull) => {
+            StoreError::unavailable("the disk of the store is full; nothing of this call was stored")
+                .hint("free space, then repeat the call under the same key")
+        }
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             StoreError::unavailable("another process held the store for too long; nothing of this call was stored")
                 .hint("a process that was stopped inside its write transaction blocks the file until it ends")

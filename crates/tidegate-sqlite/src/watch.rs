@@ -1,13 +1,13 @@
 //! Watches the wall clock against the time that really passed, at the start of every group.
 //!
 //! A wall clock that is set ahead makes quarantines and retentions look over that are not, and leases lapsed that hold.
-//! So quarantines that were running start again, leases get the jump on top, and the jump is noted: retention counts
+//! So quarantines that were running start again, leases move with the clock, and the jump is noted: retention counts
 //! without it. Every process watches for itself; what one has noted, the others do not note again.
 
 use std::time::Duration;
 
 use rusqlite::{Connection, params};
-use tidegate_core::clock::Timestamp;
+use tidegate_core::clock::{Clock, Timestamp};
 
 use crate::row;
 
@@ -25,70 +25,90 @@ const TICK: Duration = Duration::from_secs(5);
 pub(crate) struct Hands {
     pub(crate) wall: Timestamp,
     pub(crate) monotonic: Duration,
+    /// The last jump that was noted when they were read.
+    noted: i64,
 }
 
-/// Compares the hands with those of this process's last group.
-pub(crate) fn look(conn: &Connection, before: Option<Hands>, now: Hands) -> rusqlite::Result<()> {
-    let Some(before) = before else { return after_rest(conn, now.wall) };
-    let expected = before.wall.after(now.monotonic.saturating_sub(before.monotonic));
-    if now.wall.since(expected) > JUMP {
-        set_ahead(conn, expected, now.wall)?;
-    } else if expected.since(now.wall) > JUMP {
-        set_back(conn, expected, now.wall)?;
+impl Hands {
+    pub(crate) fn of(clock: &dyn Clock) -> Self {
+        Self { wall: clock.now(), monotonic: clock.monotonic(), noted: 0 }
     }
-    Ok(())
+
+    /// What the wall clock would show now if nobody had set it.
+    fn expected(self, now: Self) -> Timestamp {
+        self.wall.after(now.monotonic.saturating_sub(self.monotonic))
+    }
+
+    /// Whether the wall clock was set since these hands were read.
+    pub(crate) fn jumped(self, now: Self) -> bool {
+        let expected = self.expected(now);
+        now.wall.since(expected) > JUMP || expected.since(now.wall) > JUMP
+    }
 }
 
-/// The first look of this process: nobody may have watched for a while.
-fn after_rest(conn: &Connection, now: Timestamp) -> rusqlite::Result<()> {
+const NEWEST: &str = "-- watch: the last jump that anybody noted
+        select coalesce(max(seq), 0) from tide_jump";
+
+/// The hands of a process that just opened the store.
+pub(crate) fn first(conn: &Connection, clock: &dyn Clock) -> rusqlite::Result<Hands> {
+    let noted = conn.query_row(NEWEST, [], |row| row.get(0))?;
+    Ok(Hands { noted, ..Hands::of(clock) })
+}
+
+/// Compares the hands with those of this process's last group; answers the hands to compare with next time.
+pub(crate) fn look(conn: &Connection, before: Hands, now: Hands) -> rusqlite::Result<Hands> {
+    const NOTED: &str = "-- watch: what other processes noted since
+        select coalesce(sum(by_ms), 0) from tide_jump where seq > ?1";
+    let expected = before.expected(now);
+    let jump = now.wall.as_millis() - expected.as_millis();
+    if jump.abs() > row::millis(JUMP) {
+        let noted: i64 = conn.prepare_cached(NOTED)?.query_row([before.noted], |row| row.get(0))?;
+        let unnoted = jump - noted;
+        if unnoted.abs() > row::millis(JUMP) {
+            shift_leases(conn, unnoted)?;
+            if unnoted > 0 {
+                restart_quarantines(conn, expected, now.wall, unnoted)?;
+            }
+            note(conn, now.wall, unnoted)?;
+        }
+    }
+    let noted = conn.prepare_cached(NEWEST)?.query_row([], |row| row.get(0))?;
+    Ok(Hands { noted, ..now })
+}
+
+/// The first look of this process, at the time it opened the store: nobody may have watched for a while.
+pub(crate) fn after_rest(conn: &Connection, now: Timestamp) -> rusqlite::Result<()> {
     let (last_tick, _) = ticks(conn)?;
     if last_tick != Timestamp::EPOCH && now.since(last_tick) > REST {
-        restart_quarantines(conn, last_tick, now)?;
+        restart_quarantines(conn, last_tick, now, 0)?;
         unsteady(conn, now)?;
     }
     Ok(())
 }
 
-fn set_ahead(conn: &Connection, expected: Timestamp, now: Timestamp) -> rusqlite::Result<()> {
-    const NOTED: &str = "-- watch: what other processes noted of this jump
-        select coalesce(sum(by_ms), 0) from tide_jump where at > ?1";
+/// Leases hold as long as they did, and have lapsed where they had: their holders did nothing, and nothing happened to them.
+fn shift_leases(conn: &Connection, jump: i64) -> rusqlite::Result<()> {
+    const SHIFT: &str = "-- watch: all of them were given before: whoever gives a lease has looked at the clock first
+        update tide_lease set until = until + ?1";
+    conn.prepare_cached(SHIFT)?.execute([jump])?;
+    Ok(())
+}
+
+/// Quarantines that were running start again: how much of them passed is not known. A sender that had not given up then
+/// has as long as it had.
+fn restart_quarantines(conn: &Connection, before: Timestamp, now: Timestamp, jump: i64) -> rusqlite::Result<()> {
+    const RESTART: &str = "-- watch: a request may still be under way for all we know
+        update tide_effect set last_possible_send = max(?1, last_possible_send + ?3)
+        where state in ('intent', 'unknown')
+          and last_possible_send + quarantine_ms > ?2 and first_intent_at <= ?2";
+    conn.prepare_cached(RESTART)?.execute([now.as_millis(), before.as_millis(), jump])?;
+    Ok(())
+}
+
+fn note(conn: &Connection, now: Timestamp, jump: i64) -> rusqlite::Result<()> {
     const NOTE: &str = "insert into tide_jump (at, by_ms) values (?1, ?2)";
-    let noted: i64 = conn.prepare_cached(NOTED)?.query_row([expected.as_millis()], |row| row.get(0))?;
-    let jump = row::millis(now.since(expected)) - noted;
-    if jump <= row::millis(JUMP) {
-        return Ok(());
-    }
-    restart_quarantines(conn, expected, now)?;
-    lengthen_leases(conn, expected, now, jump)?;
     conn.prepare_cached(NOTE)?.execute(params![now.as_millis(), jump])?;
     unsteady(conn, now)
-}
-
-/// Leases that were to lapse soon must not hold for as long as the clock went back.
-fn set_back(conn: &Connection, expected: Timestamp, now: Timestamp) -> rusqlite::Result<()> {
-    const SHORTEN: &str = "-- watch: leases given before the clock was set back
-        update tide_lease set until = until - ?1 where until >= ?2";
-    let by = row::millis(expected.since(now));
-    conn.prepare_cached(SHORTEN)?.execute([by, expected.as_millis()])?;
-    unsteady(conn, now)
-}
-
-/// Quarantines that were running start again: how much of them passed is not known.
-fn restart_quarantines(conn: &Connection, before: Timestamp, now: Timestamp) -> rusqlite::Result<()> {
-    const RESTART: &str = "-- watch: a request may still be under way for all we know
-        update tide_effect set last_possible_send = ?1
-        where state in ('intent', 'unknown')
-          and last_possible_send + quarantine_ms > ?2 and last_possible_send < ?1";
-    conn.prepare_cached(RESTART)?.execute([now.as_millis(), before.as_millis()])?;
-    Ok(())
-}
-
-/// Leases that held before the jump hold as long as they did.
-fn lengthen_leases(conn: &Connection, expected: Timestamp, now: Timestamp, by: i64) -> rusqlite::Result<()> {
-    const LENGTHEN: &str = "-- watch: the clock was set, their holders did nothing wrong
-        update tide_lease set until = until + ?1 where until >= ?2 and until < ?3";
-    conn.prepare_cached(LENGTHEN)?.execute([by, expected.as_millis(), now.as_millis()])?;
-    Ok(())
 }
 
 fn unsteady(conn: &Connection, now: Timestamp) -> rusqlite::Result<()> {
@@ -101,8 +121,7 @@ fn unsteady(conn: &Connection, now: Timestamp) -> rusqlite::Result<()> {
 fn ticks(conn: &Connection) -> rusqlite::Result<(Timestamp, Timestamp)> {
     const TICKS: &str = "-- watch: the last tick of any process
         select last_tick, steady_since from tide_store";
-    let (last, steady): (i64, i64) =
-        conn.prepare_cached(TICKS)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (last, steady): (i64, i64) = conn.prepare_cached(TICKS)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     Ok((Timestamp::from_millis(last), Timestamp::from_millis(steady)))
 }
 
@@ -125,7 +144,7 @@ pub(crate) fn retained_from(
     retention: Duration,
 ) -> rusqlite::Result<Option<Timestamp>> {
     const JUMPS: &str = "-- sweep: the newest jumps first
-        select at, by_ms from tide_jump where at > ?1 order by at desc";
+        select at, by_ms from tide_jump where at > ?1 and by_ms > 0";
     let (_, steady_since) = ticks(conn)?;
     // Never set since the store was made: it has always been steady.
     if steady_since != Timestamp::EPOCH && now.since(steady_since) < STEADY {
@@ -135,7 +154,8 @@ pub(crate) fn retained_from(
     loop {
         // Reaching further back may bring further jumps into reach.
         let mut statement = conn.prepare_cached(JUMPS)?;
-        let jumps = statement.query_map([from.as_millis()], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+        let jumps =
+            statement.query_map([from.as_millis()], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
         let mut reached = now.before(retention);
         for jump in jumps {
             let (_, by) = jump?;

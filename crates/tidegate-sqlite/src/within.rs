@@ -93,9 +93,10 @@ fn check_transaction(conn: &Connection, uuid: &[u8; 16]) -> Result<(), StoreErro
             .hint("begin one first: transaction_with_behavior(Immediate), or BEGIN IMMEDIATE"));
     }
     if conn.transaction_state(Some("main")).map_err(read)? != TransactionState::Write {
-        return Err(StoreError::invalid("enqueue_in inside a transaction that does not hold the write lock")
-            .hint("begin it with transaction_with_behavior(Immediate), or BEGIN IMMEDIATE: a deferred one fails \
-                when it first writes"));
+        return Err(StoreError::invalid("enqueue_in inside a transaction that does not hold the write lock").hint(
+            "begin it with transaction_with_behavior(Immediate), or BEGIN IMMEDIATE: a deferred one fails \
+                when it first writes",
+        ));
     }
     let synchronous: i64 = conn.query_row("pragma synchronous", [], |row| row.get(0)).map_err(read)?;
     if synchronous < 2 {
@@ -122,6 +123,7 @@ pub(crate) struct EffectIn {
 
 /// Runs the work and writes its confirmation, or neither.
 pub(crate) fn effect_in(group: &mut Group<'_>, item: EffectIn) -> Result<Result<Arc<str>, EffectInError>, Trouble> {
+    group.items += 1;
     let EffectIn { id, token, reached, work } = item;
     let Some(lease) = journal::current(group, id, token)? else {
         return Err(extend::lost(group, id)?.into());
@@ -160,7 +162,8 @@ pub(crate) fn effect_in(group: &mut Group<'_>, item: EffectIn) -> Result<Result<
                 return Err(undone());
             }
             Err(panic) => {
-                failed = Some(format!("the work of effect {} panicked: {}", reached.effect, panic_text(&*panic)).into());
+                failed =
+                    Some(format!("the work of effect {} panicked: {}", reached.effect, panic_text(&*panic)).into());
                 return Err(undone());
             }
         };

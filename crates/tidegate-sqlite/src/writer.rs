@@ -82,6 +82,8 @@ pub(crate) struct Shared {
     stats: Mutex<GroupStats>,
     /// Why the store refuses all further use.
     poison: OnceLock<StoreError>,
+    /// The store's clock as the last group saw it.
+    hands: Mutex<Option<Hands>>,
 }
 
 impl Shared {
@@ -91,6 +93,16 @@ impl Shared {
             Some(error) => Err(stopped(error)),
             None => Ok(()),
         }
+    }
+
+    fn seen(&self, hands: Hands) {
+        *self.hands.lock().unwrap_or_else(PoisonError::into_inner) = Some(hands);
+    }
+
+    /// Whether the wall clock was set since the last group: until the next one, stored times are not those in force.
+    pub(crate) fn clock_jumped(&self, clock: &dyn Clock) -> bool {
+        let seen = *self.hands.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.is_some_and(|seen| seen.jumped(Hands::of(clock)))
     }
 
     fn poison(&self, error: &StoreError) {
@@ -125,6 +137,8 @@ impl Writer {
     pub(crate) fn start(conn: Connection, path: &Path, settings: Settings) -> Result<Self, StoreError> {
         let (sender, receiver) = channel();
         let shared = Arc::new(Shared::default());
+        let hands = watch::first(&conn, &*settings.clock).map_err(store_error)?;
+        shared.seen(hands);
         let thread = Thread {
             conn,
             shared: Arc::clone(&shared),
@@ -132,7 +146,8 @@ impl Writer {
             real: SystemClock::new(),
             interned: Interned::default(),
             data_version: None,
-            hands: None,
+            hands,
+            rested: true,
             wal: Wal::default(),
         };
         let thread = std::thread::Builder::new()
@@ -266,8 +281,10 @@ struct Thread {
     real: SystemClock,
     interned: Interned,
     data_version: Option<i64>,
-    /// The store's clock as the last group saw it.
-    hands: Option<Hands>,
+    /// The store's clock as the last group saw it; at first as it was when the store was opened.
+    hands: Hands,
+    /// Whether a group was committed yet.
+    rested: bool,
     wal: Wal,
 }
 
@@ -306,43 +323,43 @@ impl Thread {
     }
 
     /// Runs one transaction; what joins while it runs belongs to it.
-    fn group(
-        &mut self,
-        receiver: &Receiver<Box<dyn Call>>,
-        calls: &mut Vec<Box<dyn Call>>,
-    ) -> Result<News, Failed> {
+    fn group(&mut self, receiver: &Receiver<Box<dyn Call>>, calls: &mut Vec<Box<dyn Call>>) -> Result<News, Failed> {
         self.begin(receiver, calls)?;
-        let Self { conn, settings, interned, real, data_version, hands, .. } = self;
-        let mut run = |conn: &Connection, calls: &mut Vec<Box<dyn Call>>| -> Result<(News, usize), rusqlite::Error> {
-            let version: i64 = conn.prepare_cached("pragma data_version")?.query_row([], |row| row.get(0))?;
-            if data_version.replace(version) != Some(version) {
-                interned.others_wrote();
-            }
-            let started = real.monotonic();
-            let now = Hands { wall: settings.clock.now(), monotonic: settings.clock.monotonic() };
-            watch::look(conn, hands.replace(now), now)?;
-            let mut group = Group::new(conn, now.wall, settings.limits, interned);
-            let (mut at, mut weight) = (0, 0);
-            loop {
-                while let Some(call) = calls.get_mut(at) {
-                    weight += call.items();
-                    call.run(&mut group)?;
-                    at += 1;
+        let Self { conn, settings, interned, real, data_version, hands, rested, .. } = self;
+        let mut run =
+            |conn: &Connection, calls: &mut Vec<Box<dyn Call>>| -> Result<(News, usize, Hands), rusqlite::Error> {
+                let version: i64 = conn.prepare_cached("pragma data_version")?.query_row([], |row| row.get(0))?;
+                if data_version.replace(version) != Some(version) {
+                    interned.others_wrote();
                 }
-                if weight >= GROUP_ITEMS || real.monotonic().saturating_sub(started) >= GROUP_TIME {
-                    break;
+                let started = real.monotonic();
+                let now = Hands::of(&*settings.clock);
+                if *rested {
+                    watch::after_rest(conn, hands.wall)?;
                 }
-                match receiver.try_recv() {
-                    Ok(call) => calls.push(call),
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+                let now = watch::look(conn, *hands, now)?;
+                let mut group = Group::new(conn, now.wall, settings.limits, interned);
+                let (mut at, mut weight) = (0, 0);
+                loop {
+                    while let Some(call) = calls.get_mut(at) {
+                        weight += call.items();
+                        call.run(&mut group)?;
+                        at += 1;
+                    }
+                    if weight >= GROUP_ITEMS || real.monotonic().saturating_sub(started) >= GROUP_TIME {
+                        break;
+                    }
+                    match receiver.try_recv() {
+                        Ok(call) => calls.push(call),
+                        Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+                    }
                 }
-            }
-            let items = group.items;
-            Ok((group.finish()?, items))
-        };
+                let items = group.items;
+                Ok((group.finish()?, items, now))
+            };
         let changes = conn.total_changes();
         let ran = catch_unwind(AssertUnwindSafe(|| run(conn, calls)));
-        let (news, items) = match ran {
+        let (news, items, now) = match ran {
             Ok(Ok(done)) => done,
             Ok(Err(error)) => return Err(self.roll_back(error)),
             Err(panic) => return Err(self.roll_back_panic(&*panic)),
@@ -353,6 +370,9 @@ impl Thread {
         }
         let wrote = self.conn.total_changes() != changes;
         self.commit(wrote, calls.len(), items)?;
+        // Only now: what a look noted would be gone with a group that was rolled back.
+        (self.hands, self.rested) = (now, false);
+        self.shared.seen(now);
         Ok(news)
     }
 
@@ -361,10 +381,8 @@ impl Thread {
     fn begin(&self, receiver: &Receiver<Box<dyn Call>>, calls: &mut Vec<Box<dyn Call>>) -> Result<(), Failed> {
         let started = self.real.monotonic();
         loop {
-            let error = match self.conn.prepare_cached("begin immediate").and_then(|mut begin| begin.execute([])) {
-                Ok(_) => return Ok(()),
-                Err(error) => error,
-            };
+            let begun = self.conn.prepare_cached("begin immediate").and_then(|mut begin| begin.execute([]));
+            let Err(error) = begun else { return Ok(()) };
             if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) {
                 return Err(self.roll_back(error));
             }
@@ -425,10 +443,9 @@ impl Thread {
 
     fn roll_back_panic(&self, panic: &(dyn Any + Send)) -> Failed {
         let said = panic_text(panic);
-        let answer = StoreError::unavailable(format!(
-            "a call of the store panicked ({said}); nothing of its group was stored"
-        ))
-        .hint("this is a defect of the store; calls of other groups are not affected");
+        let answer =
+            StoreError::unavailable(format!("a call of the store panicked ({said}); nothing of its group was stored"))
+                .hint("this is a defect of the store; calls of other groups are not affected");
         let undone = self.conn.is_autocommit() || self.conn.execute_batch("rollback").is_ok();
         if undone { Failed::RolledBack(answer) } else { Failed::Unknown(answer) }
     }
@@ -478,8 +495,7 @@ const FRAME: u64 = 4096 + 24;
 
 /// How many frames the log has. Asks without copying anything (SQLite 3.51 and later).
 fn wal_frames(conn: &Connection) -> Option<u64> {
-    let frames: i64 =
-        conn.prepare_cached("pragma wal_checkpoint(noop)").ok()?.query_row([], |row| row.get(1)).ok()?;
+    let frames: i64 = conn.prepare_cached("pragma wal_checkpoint(noop)").ok()?.query_row([], |row| row.get(1)).ok()?;
     u64::try_from(frames).ok()
 }
 

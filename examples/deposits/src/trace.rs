@@ -126,13 +126,29 @@ pub struct TraceOptions {
     pub double_click_ms: u64,
     /// How many customers there are.
     pub accounts: u32,
+    /// How many of their accounts are closed: a deposit to one is captured, cannot be credited, and is refunded.
+    pub closed_accounts: u32,
 }
 
 impl TraceOptions {
-    /// The demo's shares over these phases: 1 % declined, 2 % double clicks within 100 ms, 200 customers.
+    /// The demo's shares over these phases: 1 % declined, 2 % double clicks within 100 ms, 200 customers of whom two
+    /// have closed their account.
     #[must_use]
     pub fn of_phases(phases: Vec<Phase>) -> Self {
-        Self { phases, declined_share: 0.01, double_click_share: 0.02, double_click_ms: 100, accounts: 200 }
+        Self {
+            phases,
+            declined_share: 0.01,
+            double_click_share: 0.02,
+            double_click_ms: 100,
+            accounts: 200,
+            closed_accounts: 2,
+        }
+    }
+
+    /// The closed accounts: the last ones.
+    #[must_use]
+    pub fn closed(&self) -> Vec<String> {
+        (self.accounts.saturating_sub(self.closed_accounts)..self.accounts).map(account).collect()
     }
 }
 
@@ -210,10 +226,14 @@ fn check(options: &TraceOptions) -> anyhow::Result<()> {
 fn deposit(number: u64, options: &TraceOptions, rng: &mut ChaCha8Rng) -> DepositRequest {
     DepositRequest {
         deposit: format!("dep-{number:06}"),
-        account: format!("acct-{:04}", rng.random_range(0..options.accounts)),
+        account: account(rng.random_range(0..options.accounts)),
         cents: rng.random_range(100..=50_000),
         card: if rng.random_bool(options.declined_share) { Card::Declined } else { Card::Ok },
     }
+}
+
+fn account(number: u32) -> String {
+    format!("acct-{number:04}")
 }
 
 /// Every time that shrinks with the fast preset.
@@ -239,6 +259,10 @@ pub struct Scale {
     pub hang_limit_ms: u64,
     /// How long after the trace the load waits for final states.
     pub finish_within_ms: u64,
+    /// How long a customer waits for an answer before going away.
+    pub patience_ms: u64,
+    /// The greatest pause between two looks of a polling client.
+    pub look_every_ms: u64,
 }
 
 impl Scale {
@@ -253,14 +277,16 @@ impl Scale {
         backoff_greatest_ms: 2_000,
         restart_after_ms: 1_000,
         hang_limit_ms: 30_000,
-        finish_within_ms: 30_000,
+        finish_within_ms: 45_000,
+        patience_ms: 40_000,
+        look_every_ms: 2_000,
     };
 
     /// About a tenth of them.
     pub const FAST: Self = Self {
         call_timeout_ms: 250,
         greatest_lateness_ms: 500,
-        quarantine_ms: 900,
+        quarantine_ms: 1_500,
         lease_ms: 1_000,
         poll_ms: 10,
         backoff_first_ms: 30,
@@ -268,6 +294,8 @@ impl Scale {
         restart_after_ms: 200,
         hang_limit_ms: 3_000,
         finish_within_ms: 20_000,
+        patience_ms: 5_000,
+        look_every_ms: 250,
     };
 }
 
@@ -387,6 +415,16 @@ impl Preset {
             },
             scenario,
         )
+    }
+
+    /// Lets the gateway process calls this late, and a quarter of those in the time-out phase: so late that it exceeds
+    /// the quarantine, this shows where the guarantee ends.
+    pub fn set_lateness(&mut self, greatest_lateness_ms: u64) {
+        self.script.greatest_lateness_ms = greatest_lateness_ms;
+        self.scale.greatest_lateness_ms = greatest_lateness_ms;
+        for window in self.script.windows.iter_mut().filter(|window| window.faults.late > 0.0) {
+            window.faults.late = 0.25;
+        }
     }
 
     fn laid_out(pace: &Pace, scenario: Scenario) -> Self {

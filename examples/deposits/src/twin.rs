@@ -8,7 +8,7 @@
 use std::future::Future;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,12 +20,12 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rusqlite::{Connection, params};
-use serde::{Deserialize, Serialize};
+use rusqlite::Connection;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::books::{self, Credited, Sums};
 use crate::clock;
 use crate::gateway::{Operation, OperationBody};
 use crate::trace::DepositRequest;
@@ -43,6 +43,8 @@ pub struct TwinOptions {
     pub call_timeout: Duration,
     /// How often it sends a call again, whatever went wrong.
     pub retries: u32,
+    /// Customers' accounts that are closed.
+    pub closed: Vec<String>,
 }
 
 impl TwinOptions {
@@ -55,20 +57,9 @@ impl TwinOptions {
             wallet: wallet.into(),
             call_timeout: Duration::from_secs(2),
             retries: 3,
+            closed: Vec::new(),
         }
     }
-}
-
-/// The sums of a side's wallet, as `GET /books` tells them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Books {
-    /// The sum of all debit entries.
-    pub debits: i64,
-    /// The sum of all credit entries.
-    pub credits: i64,
-    /// What all customers together have.
-    pub wallet_total: i64,
 }
 
 /// Runs a twin until `shutdown` ends, announcing `listening 127.0.0.1:PORT` on one line when it is ready.
@@ -116,7 +107,7 @@ impl Twin {
             .await
             .with_context(|| format!("cannot listen on {asked}; hint: port 0 takes a free one"))?;
         let address = listener.local_addr().context("the listener has no address")?;
-        let router = Router::new().route("/deposits", post(take_deposit)).route("/books", get(books)).with_state(app);
+        let router = Router::new().route("/deposits", post(take_deposit)).route("/books", get(sums)).with_state(app);
         let stop = watch::Sender::new(false);
         let mut stopped = stop.subscribe();
         let task = tokio::spawn(async move {
@@ -164,6 +155,7 @@ impl Drop for Twin {
 #[derive(Debug)]
 enum Failure {
     Declined,
+    AccountClosed,
     TimedOut,
     Broken(String),
 }
@@ -172,6 +164,7 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let (status, body) = match self {
             Self::Declined => (StatusCode::PAYMENT_REQUIRED, json!({ "state": "failed", "code": "card_declined" })),
+            Self::AccountClosed => (StatusCode::CONFLICT, json!({ "state": "failed", "code": "account_closed" })),
             Self::TimedOut => (StatusCode::GATEWAY_TIMEOUT, json!({ "state": "failed", "code": "gateway_timeout" })),
             Self::Broken(why) => {
                 (StatusCode::BAD_GATEWAY, json!({ "state": "failed", "code": "gateway_error", "message": why }))
@@ -187,15 +180,20 @@ async fn take_deposit(
 ) -> Result<Json<serde_json::Value>, Failure> {
     app.call(Operation::Authorise, &request).await?;
     app.call(Operation::Capture, &request).await?;
-    credit(&app, &request).await.map_err(|error| Failure::Broken(format!("{error:#}")))?;
+    let credited = credit(&app, &request).await.map_err(|error| Failure::Broken(format!("{error:#}")))?;
+    if credited == Credited::AccountClosed {
+        // It gives the money back as it took it: with blind retries, and with nobody to notice when they fail.
+        app.call(Operation::Refund, &request).await?;
+        return Err(Failure::AccountClosed);
+    }
     if let Err(failure) = app.call(Operation::Receipt, &request).await {
         tracing::debug!("no receipt for deposit {}: {failure:?}", request.deposit);
     }
     Ok(Json(json!({ "state": "completed", "deposit": request.deposit })))
 }
 
-async fn books(State(app): State<Arc<App>>) -> Result<Json<Books>, (StatusCode, String)> {
-    let sums = on_wallet(&app, |wallet| wallet.books()).await;
+async fn sums(State(app): State<Arc<App>>) -> Result<Json<Sums>, (StatusCode, String)> {
+    let sums = on_wallet(&app, |wallet| Sums::read(wallet)).await;
     sums.map(Json).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))
 }
 
@@ -203,7 +201,7 @@ async fn books(State(app): State<Arc<App>>) -> Result<Json<Books>, (StatusCode, 
 struct App {
     options: TwinOptions,
     client: reqwest::Client,
-    wallet: Mutex<Wallet>,
+    wallet: Mutex<Connection>,
     rng: Mutex<ChaCha8Rng>,
 }
 
@@ -211,9 +209,10 @@ impl App {
     fn open(options: TwinOptions) -> anyhow::Result<Self> {
         let client = reqwest::Client::builder()
             .timeout(options.call_timeout)
+            .no_proxy()
             .build()
             .context("cannot make the HTTP client of the twin")?;
-        let wallet = Wallet::open(&options.wallet)?;
+        let wallet = books::prepare(&options.wallet, &options.closed)?;
         // From the clock: references must differ from those before a restart.
         let rng = ChaCha8Rng::seed_from_u64(clock::wall_ms());
         Ok(Self { options, client, wallet: Mutex::new(wallet), rng: Mutex::new(rng) })
@@ -254,7 +253,7 @@ impl App {
         let text = answer.text().await.map_err(|error| failure(&error))?;
         match status {
             status if status.is_success() => Ok(()),
-            reqwest::StatusCode::PAYMENT_REQUIRED => Err(Failure::Declined),
+            StatusCode::PAYMENT_REQUIRED => Err(Failure::Declined),
             status => Err(Failure::Broken(format!("{} answered {status}: {text}", operation.name()))),
         }
     }
@@ -269,15 +268,22 @@ fn failure(error: &reqwest::Error) -> Failure {
     if error.is_timeout() { Failure::TimedOut } else { Failure::Broken(error.to_string()) }
 }
 
-async fn credit(app: &Arc<App>, request: &DepositRequest) -> anyhow::Result<()> {
+async fn credit(app: &Arc<App>, request: &DepositRequest) -> anyhow::Result<Credited> {
     let (deposit, account, cents) = (request.deposit.clone(), request.account.clone(), request.cents);
-    on_wallet(app, move |wallet| wallet.credit(&deposit, &account, cents)).await
+    on_wallet(app, move |wallet| {
+        let context = || format!("cannot credit deposit {deposit}");
+        let transaction = wallet.transaction().with_context(context)?;
+        let credited = books::credit(&transaction, &deposit, &account, cents).with_context(context)?;
+        transaction.commit().with_context(context)?;
+        Ok(credited)
+    })
+    .await
 }
 
 /// SQLite blocks, and `synchronous = FULL` waits for the disk, so neither happens on a thread of the runtime.
 async fn on_wallet<T: Send + 'static>(
     app: &Arc<App>,
-    work: impl FnOnce(&mut Wallet) -> anyhow::Result<T> + Send + 'static,
+    work: impl FnOnce(&mut Connection) -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
     let app = Arc::clone(app);
     let done = tokio::task::spawn_blocking(move || {
@@ -285,62 +291,4 @@ async fn on_wallet<T: Send + 'static>(
         work(&mut wallet)
     });
     done.await.context("the wallet's thread died")?
-}
-
-#[derive(Debug)]
-struct Wallet {
-    connection: Connection,
-}
-
-/// The other side of every customer's credit: what the gateway owes us.
-const CLEARING: &str = "gateway-clearing";
-
-const SCHEMA: &str = "
-pragma journal_mode = wal;
-pragma synchronous = full;
-create table if not exists entries (
-    id      integer primary key,
-    deposit text    not null,
-    account text    not null,
-    side    text    not null check (side in ('debit', 'credit')),
-    cents   integer not null check (cents > 0)
-) strict;
-";
-
-const INSERT_ENTRY: &str = "insert into entries (deposit, account, side, cents) values (?1, ?2, ?3, ?4)";
-
-const SUM_BOOKS: &str = "
-select coalesce(sum(cents) filter (where side = 'debit'), 0),
-       coalesce(sum(cents) filter (where side = 'credit'), 0),
-       coalesce(sum(case side when 'credit' then cents else -cents end) filter (where account <> ?1), 0)
-from entries";
-
-impl Wallet {
-    fn open(path: &Path) -> anyhow::Result<Self> {
-        let context = || format!("cannot open the wallet {}", path.display());
-        let connection = Connection::open(path).with_context(context)?;
-        connection.busy_timeout(Duration::from_secs(5)).with_context(context)?;
-        connection.execute_batch(SCHEMA).with_context(context)?;
-        Ok(Self { connection })
-    }
-
-    fn credit(&mut self, deposit: &str, account: &str, cents: i64) -> anyhow::Result<()> {
-        let context = || format!("cannot credit deposit {deposit}");
-        let transaction = self.connection.transaction().with_context(context)?;
-        for (account, side) in [(CLEARING, "debit"), (account, "credit")] {
-            transaction
-                .prepare_cached(INSERT_ENTRY)
-                .and_then(|mut insert| insert.execute(params![deposit, account, side, cents]))
-                .with_context(context)?;
-        }
-        transaction.commit().with_context(context)
-    }
-
-    fn books(&self) -> anyhow::Result<Books> {
-        self.connection
-            .query_row(SUM_BOOKS, [CLEARING], |row| {
-                Ok(Books { debits: row.get(0)?, credits: row.get(1)?, wallet_total: row.get(2)? })
-            })
-            .context("cannot sum the wallet")
-    }
 }

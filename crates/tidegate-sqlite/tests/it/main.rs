@@ -1,3 +1,13 @@
 //! What the SQLite engine does: the conformance suite of every engine, and what only this one has.
 
-mod bench_free;
+mod engine;
+mod fixture;
+mod groups;
+mod model_check;
+mod open;
+mod plans;
+mod within;
+
+mod conformance {
+    tidegate_testkit::conformance!(crate::engine::Sqlite);
+}

@@ -113,10 +113,9 @@ impl Answer {
                 let code = json!({ "code": "card_declined", "deposit": entry.deposit, "reference": reference });
                 Self::json(StatusCode::PAYMENT_REQUIRED, &code)
             }
-            LedgerResult::Authorised
-            | LedgerResult::Captured
-            | LedgerResult::Refunded
-            | LedgerResult::Receipt => Self::json(StatusCode::OK, &told),
+            LedgerResult::Authorised | LedgerResult::Captured | LedgerResult::Refunded | LedgerResult::Receipt => {
+                Self::json(StatusCode::OK, &told)
+            }
         }
     }
 }
@@ -175,7 +174,9 @@ impl Bank {
             }),
         };
         match written {
-            Ok(entry) if entry.deposit == body.deposit && entry.account == body.account && entry.cents == body.cents => {
+            Ok(entry)
+                if entry.deposit == body.deposit && entry.account == body.account && entry.cents == body.cents =>
+            {
                 Answer::of_entry(&entry)
             }
             Ok(entry) => Answer::error(

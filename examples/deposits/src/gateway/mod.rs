@@ -2,7 +2,7 @@
 //!
 //! It serves HTTP/1 on 127.0.0.1 with hyper, because faults need the connection in hand. A call is processed in a task
 //! of its own: a client that gives up never stops what it started, as with a real gateway. What it did stands in its
-//! [`ledger`] before the answer leaves; the proof reads that file. It never asks a side what the side believes.
+//! ledger before the answer leaves; the proof reads that file. It never asks a side what the side believes.
 //!
 //! `POST /authorise | /capture | /refund` with `{deposit, account, cents, card}` and `Idempotency-Key`,
 //! `POST /receipts` (harmless), `GET /find?operation=capture&key=K`, `POST /script/start`.
@@ -527,7 +527,8 @@ mod tests {
 
     #[test]
     fn percent_escapes_are_decoded_and_broken_ones_refused() {
-        let cases = [("a%3Ab", Some("a:b")), ("plain", Some("plain")), ("%C3%A9", Some("é")), ("%4", None), ("%zz", None)];
+        let cases =
+            [("a%3Ab", Some("a:b")), ("plain", Some("plain")), ("%C3%A9", Some("é")), ("%4", None), ("%zz", None)];
         for (text, expected) in cases {
             assert_eq!(percent_decoded(text).as_deref(), expected, "{text}");
         }

@@ -1,0 +1,168 @@
+//! The least that the same rows need: written straight with SQLite, by one thread that knows everything beforehand.
+//!
+//! Per message: the key (as the gate of deduplication), the body, the claimable row; its head read and removed, the body
+//! read, the lease written; the lease removed under its token, the result written. The tables, indexes and settings are
+//! those of the engine's own file, of which this one is a copy. A transaction has as many of each as the engine had in a
+//! commit on average. There is no counter, no audit, no policy, no history, no reply to anybody: a bound, not a rival.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rusqlite::{Connection, params};
+use tidegate::clock::{Clock, SystemClock};
+
+use crate::keys::Key;
+use crate::library::Work;
+
+/// The engine's file, used without the engine.
+pub(crate) struct Raw {
+    conn: Connection,
+    next_id: i64,
+    clock: SystemClock,
+    wal: Wal,
+}
+
+/// One round.
+pub(crate) struct RawRound {
+    pub(crate) per_s: f64,
+    pub(crate) wal_bytes_per_message: f64,
+}
+
+/// The settings of the engine's writing connection. It copies its log back into the file from 16 MiB on; so does this.
+const SETTINGS: &str = "pragma synchronous = full; pragma secure_delete = off; pragma cell_size_check = on;
+    pragma temp_store = memory; pragma mmap_size = 0; pragma cache_size = -65536; pragma wal_autocheckpoint = 0;";
+const CHECKPOINT_FRAMES: u64 = (16 << 20) / FRAME;
+/// Bytes of a page in the log, with its header.
+const FRAME: u64 = 4096 + 24;
+
+const TAKE_KEY: &str = "insert into tide_key (queue, hash, id, fingerprint) values (1, ?1, ?2, ?3)
+    on conflict (queue, hash) do nothing";
+const BODY: &str =
+    "insert into tide_message (id, lane, key, payload, enqueued_at, max_age_ms) values (?1, 1, ?2, ?3, ?4, ?5)";
+const READY: &str = "insert into tide_ready (lane, due_at, id) values (1, ?1, ?2)";
+const HEAD: &str = "select due_at, id from tide_ready where lane = 1 order by due_at, id limit ?1";
+const REMOVE: &str = "delete from tide_ready where lane = 1 and (due_at, id) <= (?1, ?2)";
+const READ_BODY: &str = "select key, payload, enqueued_at from tide_message where id = ?1";
+const LEASE: &str =
+    "insert into tide_lease (id, lane, due_at, claims, attempt, crashes, generation, round, flags, nonce,
+    until, worker, enqueued_at) values (?1, 1, ?2, 1, 1, 0, 0, 0, 0, ?3, ?4, 'raw', ?2)";
+const END: &str = "delete from tide_lease where id = ?1 and claims = 1 and nonce = ?2";
+const RESULT: &str = "insert into tide_result (id, state, at, lane, claims, attempt, body, last_nonce, last_digest)
+    values (?1, 'completed', ?2, 1, 1, 1, '0', ?3, ?3)";
+
+const MAX_AGE_MS: i64 = 3 * 24 * 3600 * 1000;
+const LEASE_MS: i64 = 30_000;
+const NONCE: [u8; 16] = [7; 16];
+
+impl Raw {
+    pub(crate) fn open(file: &Path) -> anyhow::Result<Self> {
+        let conn = Connection::open(file).context("the copy of the filled file cannot be opened")?;
+        let mode: String = conn.query_row("pragma journal_mode = wal", [], |row| row.get(0))?;
+        anyhow::ensure!(mode.eq_ignore_ascii_case("wal"), "SQLite refused the write-ahead log: {mode}");
+        conn.execute_batch(SETTINGS)?;
+        let clock = SystemClock::new();
+        let next_id = clock.now().as_millis() << 20;
+        Ok(Self { conn, next_id, clock, wal: Wal::default() })
+    }
+
+    /// Takes the messages of these keys through their lives, so many steps to a commit.
+    pub(crate) fn round(&mut self, keys: &[Key], group_size: f64) -> anyhow::Result<RawRound> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a size between 1 and some thousands"
+        )]
+        let chunk = ((group_size / 3.0).round() as usize).clamp(1, 4096);
+        let messages: Vec<(&Key, String)> = (keys.iter())
+            .map(|key| Ok((key, serde_json::to_string(&Work::of(key))?)))
+            .collect::<anyhow::Result<_>>()?;
+        let mut chunks = messages.chunks(chunk);
+        let Self { conn, next_id, clock, wal } = self;
+        let (mut claimed, mut settled, before) = (Vec::new(), 0, wal.written);
+        let started = clock.monotonic();
+        // Each commit settles what the one before claimed, claims what it enqueued, and enqueues more.
+        while settled < messages.len() {
+            let transaction = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let now = clock.now().as_millis();
+            let to_settle = std::mem::take(&mut claimed);
+            settle(&transaction, &to_settle, now)?;
+            settled += to_settle.len();
+            claimed = claim(&transaction, chunk, now)?;
+            if let Some(chunk) = chunks.next() {
+                *next_id = enqueue(&transaction, chunk, *next_id, now)?;
+            }
+            transaction.commit()?;
+            wal.after_commit(conn)?;
+        }
+        let took = clock.monotonic().saturating_sub(started).max(Duration::from_micros(1));
+        let count = keys.len() as u64;
+        Ok(RawRound {
+            per_s: crate::ratio(count, 1) / took.as_secs_f64(),
+            wal_bytes_per_message: crate::ratio((wal.written - before) * FRAME, count),
+        })
+    }
+}
+
+fn enqueue(conn: &Connection, messages: &[(&Key, String)], mut id: i64, now: i64) -> anyhow::Result<i64> {
+    let (mut key_row, mut body, mut ready) =
+        (conn.prepare_cached(TAKE_KEY)?, conn.prepare_cached(BODY)?, conn.prepare_cached(READY)?);
+    for (key, payload) in messages {
+        id += 1;
+        let taken = key_row.execute(params![key.hash, id, key.hash])?;
+        anyhow::ensure!(taken == 1, "a key of the benchmark was known already");
+        body.execute(params![id, key.text, payload, now, MAX_AGE_MS])?;
+        ready.execute(params![now, id])?;
+    }
+    Ok(id)
+}
+
+fn claim(conn: &Connection, most: usize, now: i64) -> anyhow::Result<Vec<i64>> {
+    let heads: Vec<(i64, i64)> = conn
+        .prepare_cached(HEAD)?
+        .query_map([i64::try_from(most)?], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    let Some((due_at, id)) = heads.last() else { return Ok(Vec::new()) };
+    let removed = conn.prepare_cached(REMOVE)?.execute([due_at, id])?;
+    anyhow::ensure!(removed == heads.len(), "{removed} rows left the lane where {} were read", heads.len());
+    let (mut body, mut lease) = (conn.prepare_cached(READ_BODY)?, conn.prepare_cached(LEASE)?);
+    for (due_at, id) in &heads {
+        let payload: String = body.query_row([id], |row| row.get(1))?;
+        anyhow::ensure!(!payload.is_empty(), "a message without its body");
+        lease.execute(params![id, due_at, NONCE, now + LEASE_MS])?;
+    }
+    Ok(heads.into_iter().map(|(_, id)| id).collect())
+}
+
+fn settle(conn: &Connection, ids: &[i64], now: i64) -> anyhow::Result<()> {
+    let (mut end, mut result) = (conn.prepare_cached(END)?, conn.prepare_cached(RESULT)?);
+    for id in ids {
+        anyhow::ensure!(end.execute(params![id, NONCE])? == 1, "a lease was not there");
+        result.execute(params![id, now, NONCE])?;
+    }
+    Ok(())
+}
+
+/// The write-ahead log, in frames.
+#[derive(Debug, Default)]
+struct Wal {
+    frames: u64,
+    written: u64,
+}
+
+impl Wal {
+    /// Counts what was written, and copies it back when there is as much of it as the engine lets grow.
+    fn after_commit(&mut self, conn: &Connection) -> anyhow::Result<()> {
+        let ask = |how: &str| -> rusqlite::Result<u64> {
+            conn.prepare_cached(how)?.query_row([], |row| row.get::<_, i64>(1)).map(i64::unsigned_abs)
+        };
+        let frames = ask("pragma wal_checkpoint(noop)")?;
+        // Fewer than before: the log began anew with this commit.
+        self.written += frames.checked_sub(self.frames).unwrap_or(frames);
+        self.frames = frames;
+        if frames >= CHECKPOINT_FRAMES {
+            ask("pragma wal_checkpoint(passive)")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,85 @@
+//! The engine through its verbs in batches, without the library's worker: what the library itself costs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tidegate::clock::{Clock, SystemClock, SystemRandom};
+use tidegate::lifecycle::Outcome;
+use tidegate::message::{NewMessage, Payload};
+use tidegate::sqlite::SqliteStore;
+use tidegate::store::{ClaimRequest, QueueSlots, Settle};
+use tidegate::{Kind, Nonce, QueueName, Store, Tenant, WorkerId};
+
+use crate::Parameters;
+use crate::keys::Key;
+use crate::library::{KIND, Work};
+
+/// Messages of one claim and one settlement.
+const BATCH: u32 = 250;
+
+/// Lifecycles per second.
+pub(crate) async fn round(store: &Arc<SqliteStore>, keys: &[Key], parameters: &Parameters) -> anyhow::Result<f64> {
+    let clock = SystemClock::new();
+    let started = clock.monotonic();
+    let count = keys.len();
+    let messages: Vec<NewMessage> = keys
+        .iter()
+        .map(|key| {
+            let payload = Payload::of(&Work::of(key))?;
+            Ok(NewMessage::new(QueueName::new(KIND)?, Kind::new(KIND)?, key.checked(), payload))
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let producer = tokio::spawn(produce(Arc::clone(store), messages, parameters.batch.max(1) as usize));
+    let left = Arc::new(AtomicUsize::new(count));
+    let consumers: Vec<_> =
+        (0..2).map(|number| tokio::spawn(consume(Arc::clone(store), number, Arc::clone(&left)))).collect();
+    producer.await??;
+    for consumer in consumers {
+        consumer.await??;
+    }
+    Ok(crate::ratio(count as u64, 1) / clock.monotonic().saturating_sub(started).as_secs_f64())
+}
+
+async fn produce(store: Arc<SqliteStore>, messages: Vec<NewMessage>, batch: usize) -> anyhow::Result<()> {
+    for batch in messages.chunks(batch) {
+        for verdict in store.enqueue(batch.to_vec()).await? {
+            verdict?;
+        }
+    }
+    Ok(())
+}
+
+/// Claims and settles until nothing is left.
+async fn consume(store: Arc<SqliteStore>, number: u32, left: Arc<AtomicUsize>) -> anyhow::Result<()> {
+    while left.load(Ordering::SeqCst) > 0 {
+        let request = ClaimRequest {
+            worker: WorkerId::new(&format!("bench-{number}"))?,
+            tenant: Tenant::default(),
+            queues: vec![QueueSlots { queue: QueueName::new(KIND)?, slots: BATCH }],
+            kinds: vec![(Kind::new(KIND)?, 1)],
+            nonce: Nonce::new(&SystemRandom),
+            lease: Duration::from_secs(60),
+        };
+        // Nothing claimed: the producer is behind. Each try goes through the writer, so this is no busy loop.
+        let settles: Vec<Settle> = (store.claim(request).await?.leases.into_iter())
+            .map(|lease| Settle {
+                id: lease.message.id,
+                token: lease.token,
+                outcome: Outcome::Completed { result: "0".into(), orphans: false },
+                journal: Vec::new(),
+                then: Vec::new(),
+                compensate: Vec::new(),
+                unit: 0.0,
+            })
+            .collect();
+        if settles.is_empty() {
+            continue;
+        }
+        for verdict in store.settle(settles).await? {
+            verdict?;
+            left.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Which store a command works on, and opening it: from `--store`, else `TIDEGATE_STORE`, else `tidegate.db`.
+//!
+//! Only a command that is there to store something may create a file; every other one says that there is none. What the
+//! system forbids is found out before SQLite is asked, because SQLite answers "cannot open" to all of it.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::unistd::{AccessFlags, Uid, User, access};
+use tidegate::sqlite::{Options, SqliteStore};
+use tidegate::store::Act;
+use tidegate::{Store, StoreErrorKind};
+
+use crate::exit::{Code, Problem};
+
+/// Whether a file that is not there is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Existing,
+    Create,
+}
+
+/// The file a `--store` names.
+pub(crate) fn place(named: &str) -> Result<PathBuf, Problem> {
+    let (scheme, rest) = named.split_once("://").unwrap_or(("sqlite", named));
+    match scheme {
+        "sqlite" if rest.is_empty() => Err(Problem::usage(format!("store {named:?} names no file"))
+            .hint("--store PATH, or the environment variable TIDEGATE_STORE")),
+        "sqlite" => Ok(PathBuf::from(rest)),
+        // Only the scheme is repeated: the rest of such an address may hold a password.
+        "postgres" | "postgresql" => {
+            Err(Problem::usage(format!("store {scheme}://…: PostgreSQL is not in this build yet"))
+                .hint("use a file: --store PATH"))
+        }
+        _ => Err(Problem::usage(format!("store {scheme}://…: no engine of that name"))
+            .hint("use a file: --store PATH or --store sqlite://PATH")),
+    }
+}
+
+/// Opens the store, lets `work` use it, and closes it whatever the work came to.
+pub(crate) async fn with_store<F, Fut>(named: &str, access: Access, work: F) -> Result<Code, Problem>
+where
+    F: FnOnce(Arc<dyn Store>) -> Fut + Send,
+    Fut: Future<Output = Result<Code, Problem>> + Send,
+{
+    let path = place(named)?;
+    check(&path, access)?;
+    let options = Options { create: access == Access::Create, ..Options::default() };
+    // Opening waits for the disk and for other processes; Ctrl-C has to get through meanwhile.
+    let opened = tokio::task::spawn_blocking(move || SqliteStore::open(path, options)).await;
+    let opened = opened.map_err(|e| Problem::new(Code::Failed, format!("opening the store panicked: {e}")))?;
+    let store = opened.map_err(|error| {
+        // The arguments are in order; it is the file that this program cannot work on.
+        let is_another = error.kind() == StoreErrorKind::Invalid;
+        let problem = Problem::from(error);
+        if is_another { Problem { code: Code::Conflict, ..problem } } else { problem }
+    })?;
+    let ended = work(store.clone()).await;
+    store.close().await;
+    ended
+}
+
+/// What can be known about the place without opening it.
+fn check(path: &Path, access: Access) -> Result<(), Problem> {
+    let shown = path.display();
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if path.is_dir() {
+        return Err(Problem::usage(format!("store {shown} is a directory")).hint("name a file in it: --store PATH"));
+    }
+    if !directory.is_dir() {
+        return Err(Problem::new(Code::NotFound, format!("no directory {}", directory.display()))
+            .hint("make it first; a store creates its file, not the directories above it"));
+    }
+    // An empty file is what an interrupted creation leaves; whoever only looks must not make a store of it.
+    let has_content = path.metadata().is_ok_and(|about| about.len() > 0);
+    if !has_content && access == Access::Existing {
+        let what =
+            if path.exists() { format!("{shown} is empty, and no store yet") } else { format!("no store at {shown}") };
+        return Err(Problem::new(Code::NotFound, what)
+            .hint("--store PATH or TIDEGATE_STORE names another one; `tidegate enqueue` creates it"));
+    }
+    // The write-ahead log and its index are files of their own beside the store, even for a reader.
+    for (place, what) in [(path, "store"), (directory, "directory of the store,")] {
+        if place.exists() && !may_write(place) {
+            return Err(Problem::new(Code::NotAllowed, format!("{what} {} may not be written", place.display())).hint(
+                "the file and its directory must be writable for this user; to look only, copy the file and its -wal",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn may_write(place: &Path) -> bool {
+    access(place, AccessFlags::R_OK | AccessFlags::W_OK).is_ok()
+}
+
+/// Who acts and why. The actor is the operating system's user, not what the environment says of itself.
+pub(crate) fn act(reason: Option<&str>) -> Act {
+    let uid = Uid::current();
+    let name = User::from_uid(uid).ok().flatten().map(|user| user.name);
+    Act { actor: name.unwrap_or_else(|| format!("uid {uid}")), reason: reason.unwrap_or_default().to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_a_path_or_an_address_of_a_path() {
+        let file = |named: &str| place(named).map(|path| path.display().to_string()).map_err(|p| (p.code, p.what));
+        assert_eq!(file("a/b.db"), Ok("a/b.db".to_owned()));
+        assert_eq!(file("sqlite://a/b.db"), Ok("a/b.db".to_owned()));
+        assert_eq!(file("sqlite:///var/b.db"), Ok("/var/b.db".to_owned()));
+        for refused in ["", "sqlite://", "postgres://u:secret@host/db", "postgresql://host/db", "mysql://host/db"] {
+            let (code, what) = file(refused).unwrap_err();
+            assert_eq!(code, Code::Usage);
+            assert!(what.contains(refused.split_once("://").map_or("\"\"", |(scheme, _)| scheme)), "{what}");
+            assert!(!what.contains("secret"), "{what}");
+        }
+    }
+
+    #[test]
+    fn somebody_acts() {
+        assert!(!act(None).actor.is_empty());
+        assert_eq!(act(Some("because")).reason, "because");
+    }
+}

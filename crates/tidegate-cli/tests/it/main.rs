@@ -1,0 +1,15 @@
+//! The command as its users meet it: a process, its two outputs and its exit code.
+//!
+//! `desk` runs the program and prepares stores; the rest is by subject. What `--json` prints is compared as text, with
+//! placeholders for ids and times: it is a promise to scripts.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
+
+mod bad_input;
+mod demo;
+mod desk;
+mod documents;
+mod enqueue;
+mod help;
+mod inspect;
+mod operate;

@@ -1,0 +1,1139 @@
+//! All that a store knows, as plain maps, and the verbs on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tidegate_core::effect::{EffectAnswer, EffectRow, EffectState};
+use tidegate_core::lifecycle::{Cancellation, Counters, Outcome, ParkReason, Resolution, State};
+use tidegate_core::message::{Answer, DEFAULT_MAX_AGE, DEFAULT_MAX_PAYLOAD, Due, Failure, Message, NewMessage};
+use tidegate_core::retry::Policy;
+use tidegate_core::store::{
+    Act, AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, Counted, DEFAULT_RETENTION, Ending, Enqueued,
+    Evidence, ExplainFacts, Extend, Extended, Filter, Journal, JournalWrite, LaneStats, Lease, MessageView, News,
+    QueueChange, QueueStats, REDRIVE_CHUNK, Redrive, Resolve, Resolved, Settle, Settled, Stats, Summary, SweepRequest,
+    Swept, TakenOver, Tally,
+};
+use tidegate_core::{
+    Clock, IdempotencyKey, Kind, LeaseToken, MessageId, QueueName, StoreError, StoreErrorKind, Tenant, Timestamp,
+    WorkerId,
+};
+
+use super::{Mutation, rules};
+
+/// One moment of a store.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    pub(super) mutation: Option<Mutation>,
+    pub(super) keys: BTreeMap<(Tenant, QueueName, IdempotencyKey), MessageId>,
+    pub(super) policies: BTreeMap<Kind, Policy>,
+    pub(super) audit: Vec<AuditEntry>,
+    pub(super) news: News,
+    records: BTreeMap<MessageId, Record>,
+    queues: BTreeMap<(Tenant, QueueName), Queue>,
+    tallies: BTreeMap<(QueueName, Kind, Counted, String), u64>,
+    operations: BTreeSet<(String, MessageId)>,
+    last_id: Option<MessageId>,
+    leases: u64,
+    time: Time,
+}
+
+/// The two hands of the clock as of this verb, and the time that really passed since the first one.
+#[derive(Debug, Default, Clone, Copy)]
+struct Time {
+    now: Timestamp,
+    monotonic: Option<Duration>,
+    passed: Duration,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Queue {
+    paused: bool,
+    max_depth: Option<u64>,
+}
+
+#[derive(Debug, Clone)]
+struct Record {
+    message: Message,
+    fingerprint: [u8; 16],
+    max_age: Duration,
+    life: Life,
+    counters: Counters,
+    cancel_wanted: bool,
+    release_wanted: bool,
+    suspect: bool,
+    failure: Option<Failure>,
+    journal: Vec<EffectRow>,
+    evidence: Vec<Evidence>,
+    history: Vec<Ending>,
+    settled: Option<(LeaseToken, [u8; 16], Settled)>,
+}
+
+#[derive(Debug, Clone)]
+enum Life {
+    /// Once it could be claimed it stays so, wherever the wall clock is set.
+    Ready { due_at: Timestamp, claimable: bool },
+    Leased(Held),
+    Parked { reason: String, at: Timestamp },
+    Over { state: State, at: Timestamp, passed: Duration, reason: Option<String>, answer: Option<Answer> },
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    order: u64,
+    token: LeaseToken,
+    worker: WorkerId,
+    until: Timestamp,
+    due_at: Timestamp,
+    reconciling: bool,
+    alone: bool,
+}
+
+impl Record {
+    fn state(&self) -> State {
+        match &self.life {
+            Life::Ready { .. } => State::Ready,
+            Life::Leased(_) => State::Leased,
+            Life::Parked { .. } => State::Parked,
+            Life::Over { state, .. } => *state,
+        }
+    }
+
+    /// A person wants it to run: it gets its whole age again, and a deadline that was missed is past caring.
+    fn start_anew(&mut self, now: Timestamp) {
+        self.message.expires_at = now.after(self.max_age);
+        self.message.deadline = None;
+    }
+
+    fn facts(&self) -> rules::Journal<'_> {
+        rules::Journal::of(&self.journal)
+    }
+
+    fn held_by(&self, token: LeaseToken) -> Option<&Held> {
+        match &self.life {
+            Life::Leased(held) if held.token == token => Some(held),
+            Life::Leased(_) | Life::Ready { .. } | Life::Parked { .. } | Life::Over { .. } => None,
+        }
+    }
+
+    /// The code that a list shows: why it ended or was parked, or how the last run failed.
+    fn code(&self) -> Option<String> {
+        match &self.life {
+            Life::Parked { reason, .. } | Life::Over { reason: Some(reason), .. } => Some(reason.clone()),
+            Life::Ready { .. } | Life::Leased(_) | Life::Over { .. } => self.failure.as_ref().map(|f| f.code.clone()),
+        }
+    }
+
+    fn ended_at(&self) -> Option<Timestamp> {
+        match &self.life {
+            Life::Parked { at, .. } | Life::Over { at, .. } => Some(*at),
+            Life::Ready { .. } | Life::Leased(_) => None,
+        }
+    }
+
+    fn is_claimable(&self, now: Timestamp) -> bool {
+        matches!(self.life, Life::Ready { due_at, claimable } if claimable || due_at <= now)
+    }
+
+    fn due_at(&self) -> Option<Timestamp> {
+        match &self.life {
+            Life::Ready { due_at, .. } => Some(*due_at),
+            Life::Leased(_) | Life::Parked { .. } | Life::Over { .. } => None,
+        }
+    }
+}
+
+/// What is applied to a journal before it is written back, or not at all.
+fn apply(
+    record: &Record,
+    rows: &mut Vec<EffectRow>,
+    write: &JournalWrite,
+    token: LeaseToken,
+    now: Timestamp,
+) -> Result<EffectRow, StoreError> {
+    let round = record.counters.round;
+    let row = match write {
+        JournalWrite::Intent { reached, times } => {
+            rules::intent(&record.message, rows, reached, *times, token, round, now)?
+        }
+        JournalWrite::Natural { reached, value } => {
+            let newest = rules::Journal::of(rows).newest(&reached.effect);
+            let known = EffectState::Confirmed { value: value.clone() };
+            if let Some(row) = newest.filter(|row| row.token == token && row.state == known) {
+                return Ok(row.clone());
+            }
+            rules::natural(&record.message, rows, reached, value, token, round, now)?
+        }
+        JournalWrite::Answer { effect, seq, answer } => {
+            let row = rows.iter().find(|row| row.effect == *effect && row.seq == *seq);
+            let row = row.ok_or_else(|| StoreError::conflict(format!("effect {effect} has no row {seq}")))?;
+            if rules::says_already(row, answer) {
+                return Ok(row.clone());
+            }
+            EffectRow { state: rules::answer(row, answer, now)?, ..row.clone() }
+        }
+    };
+    rows.retain(|known| (&known.effect, known.seq) != (&row.effect, row.seq));
+    rows.push(row.clone());
+    rows.sort_by(|a, b| (&a.effect, a.seq).cmp(&(&b.effect, b.seq)));
+    Ok(row)
+}
+
+impl World {
+    // --- time --------------------------------------------------------------------------------------------------------
+
+    /// Reads the clock. What the wall clock gained over the time that passed is a jump.
+    pub(super) fn tick(&mut self, clock: &dyn Clock) {
+        let (now, monotonic) = (clock.now(), clock.monotonic());
+        let before = self.time;
+        self.time = Time { now, monotonic: Some(monotonic), ..before };
+        let Some(then) = before.monotonic else { return };
+        let passed = monotonic.saturating_sub(then);
+        self.time.passed += passed;
+        let jump = now.since(before.now.after(passed));
+        let back = before.now.after(passed).since(now);
+        if jump > Duration::from_secs(1) {
+            self.restart_quarantines(before.now);
+            self.move_leases(|until| until.after(jump));
+        } else if back > Duration::from_secs(1) {
+            self.move_leases(|until| until.before(back));
+        }
+    }
+
+    /// A lease holds as long as it was given, wherever the wall clock is set.
+    fn move_leases(&mut self, to: impl Fn(Timestamp) -> Timestamp) {
+        for record in self.records.values_mut() {
+            if let Life::Leased(held) = &mut record.life {
+                held.until = to(held.until);
+            }
+        }
+    }
+
+    /// No time passed while the wall clock was set ahead: running quarantines begin anew.
+    fn restart_quarantines(&mut self, then: Timestamp) {
+        let now = self.time.now;
+        for row in self.records.values_mut().flat_map(|record| &mut record.journal) {
+            if row.state.is_open() && row.last_possible_send.after(row.quarantine) > then {
+                row.last_possible_send = now.after(row.last_possible_send.since(then));
+            }
+        }
+    }
+
+    // --- bookkeeping -------------------------------------------------------------------------------------------------
+
+    fn tally(&mut self, message: &Message, what: Counted, code: &str) {
+        self.tally_for(&message.queue, &message.kind, what, code);
+    }
+
+    fn tally_for(&mut self, queue: &QueueName, kind: &Kind, what: Counted, code: &str) {
+        *self.tallies.entry((queue.clone(), kind.clone(), what, code.to_owned())).or_default() += 1;
+    }
+
+    fn record_act(&mut self, act: &Act, what: &str, message: Option<MessageId>, queue: Option<QueueName>, detail: String) {
+        self.audit.push(AuditEntry {
+            seq: self.audit.len() as u64 + 1,
+            at: self.time.now,
+            actor: act.actor.clone(),
+            act: what.to_owned(),
+            reason: act.reason.clone(),
+            message,
+            queue,
+            detail,
+        });
+    }
+
+    fn record(&self, id: MessageId) -> Result<&Record, StoreError> {
+        self.records.get(&id).ok_or_else(|| StoreError::not_found(id))
+    }
+
+    fn change(&mut self, id: MessageId) -> &mut Record {
+        self.records.get_mut(&id).expect("looked up before")
+    }
+
+    /// Refuses and counts a write under a token that is not current; keeps what it confirms.
+    fn late<T>(&mut self, id: MessageId, writes: &[&JournalWrite]) -> Result<T, StoreError> {
+        let now = self.time.now;
+        let Some(record) = self.records.get_mut(&id) else { return Err(StoreError::not_found(id)) };
+        for write in writes {
+            let (effect, value) = match write {
+                JournalWrite::Answer { effect, answer: EffectAnswer::Confirmed { value }, .. } => (effect, value),
+                // A natural effect is never open: nobody will have to decide about it.
+                JournalWrite::Answer { .. } | JournalWrite::Natural { .. } | JournalWrite::Intent { .. } => continue,
+            };
+            if self.mutation == Some(Mutation::LateConfirmApplied) {
+                for row in record.journal.iter_mut().filter(|row| row.effect == *effect && row.state.is_open()) {
+                    row.state = EffectState::Confirmed { value: value.clone() };
+                }
+            }
+            record.evidence.push(Evidence { at: now, effect: effect.clone(), value: value.clone() });
+        }
+        let message = record.message.clone();
+        if self.mutation != Some(Mutation::LateWritesUncounted) {
+            self.tally(&message, Counted::RejectedLateWrites, "");
+        }
+        Err(StoreError::lease_lost(id))
+    }
+
+    // --- enqueue -----------------------------------------------------------------------------------------------------
+
+    pub(super) fn enqueue(&mut self, new: &NewMessage) -> Result<Enqueued, StoreError> {
+        new.check(DEFAULT_MAX_PAYLOAD)?;
+        if let Some(known) = self.known(new)? {
+            return Ok(known);
+        }
+        if new.key_time.is_some_and(|made| self.time.now.since(made) > DEFAULT_RETENTION) {
+            return Ok(Enqueued::Stale);
+        }
+        let due_at = self.due_at(new.due);
+        if new.deadline.is_some_and(|deadline| deadline <= due_at) {
+            return Err(StoreError::invalid("the deadline is over before the message is due"));
+        }
+        let scope = (new.tenant.clone(), new.queue.clone());
+        let limit = self.queues.get(&scope).and_then(|queue| queue.max_depth);
+        if limit.is_some_and(|limit| self.depth(&scope) >= limit) {
+            self.tally_for(&new.queue, &new.kind, Counted::QueueFull, "");
+            let full = StoreError::new(StoreErrorKind::QueueFull, format!("queue {} is full", new.queue));
+            return Err(full.retry_after(Duration::from_secs(1)));
+        }
+        Ok(Enqueued::New { id: self.insert(new, None) })
+    }
+
+    /// The verdict on a key that is known.
+    fn known(&mut self, new: &NewMessage) -> Result<Option<Enqueued>, StoreError> {
+        let scope = (new.tenant.clone(), new.queue.clone(), new.key.clone());
+        let Some(&id) = self.keys.get(&scope) else { return Ok(None) };
+        let record = self.record(id)?.clone();
+        let differs = record.fingerprint != new.fingerprint().0;
+        if differs && self.mutation != Some(Mutation::KeyConflictIgnored) {
+            self.tally_for(&new.queue, &new.kind, Counted::KeyConflicts, "");
+            let what = format!("key {} is known with another payload", new.key);
+            return Err(StoreError::new(StoreErrorKind::KeyConflict, what).message_id(id));
+        }
+        if let Life::Over { answer: Some(answer), .. } = &record.life {
+            self.tally(&record.message, Counted::Replayed, "");
+            return Ok(Some(Enqueued::Replayed { id, answer: answer.clone() }));
+        }
+        self.tally(&record.message, Counted::Deduplicated, "");
+        let mut ignored = Vec::new();
+        if record.message.priority != new.priority {
+            ignored.push("priority");
+        }
+        // What was not asked for cannot be ignored.
+        if new.deadline.is_some() && record.message.deadline != new.deadline {
+            ignored.push("deadline");
+        }
+        Ok(Some(Enqueued::Existing { id, state: record.state(), ignored }))
+    }
+
+    fn due_at(&self, due: Due) -> Timestamp {
+        match due {
+            Due::Now => self.time.now,
+            Due::In(delay) => self.time.now.after(delay),
+            Due::At(at) => at.max(self.time.now),
+        }
+    }
+
+    /// Ready and leased messages.
+    fn depth(&self, scope: &(Tenant, QueueName)) -> u64 {
+        let counts = |record: &&Record| {
+            (&record.message.tenant, &record.message.queue) == (&scope.0, &scope.1)
+                && matches!(record.life, Life::Ready { .. } | Life::Leased(_))
+        };
+        self.records.values().filter(counts).count() as u64
+    }
+
+    fn insert(&mut self, new: &NewMessage, parent: Option<&Message>) -> MessageId {
+        let now = self.time.now;
+        let id = MessageId::next_after(self.last_id.unwrap_or(MessageId::from_i64(0)), now);
+        self.last_id = Some(id);
+        let due_at = self.due_at(new.due);
+        let until_deadline = new.deadline.map(|deadline| deadline.since(due_at));
+        let max_age = new.max_age.or(until_deadline).unwrap_or(DEFAULT_MAX_AGE);
+        let message = Message {
+            id,
+            tenant: new.tenant.clone(),
+            queue: new.queue.clone(),
+            kind: new.kind.clone(),
+            version: new.version,
+            key: new.key.clone(),
+            payload: new.payload.text().into(),
+            priority: new.priority,
+            enqueued_at: now,
+            first_due_at: due_at,
+            deadline: new.deadline,
+            expires_at: due_at.after(max_age),
+            flow: parent.map_or(id, |parent| parent.flow),
+            parent: parent.map(|parent| parent.id),
+            headers: new.headers.clone(),
+        };
+        self.tally(&message, Counted::Enqueued, "");
+        self.keys.insert((new.tenant.clone(), new.queue.clone(), new.key.clone()), id);
+        self.queues.entry((new.tenant.clone(), new.queue.clone())).or_default();
+        self.news.ready.push(new.queue.clone());
+        let record = Record {
+            message,
+            fingerprint: new.fingerprint().0,
+            max_age,
+            life: Life::Ready { due_at, claimable: due_at <= now },
+            counters: Counters::default(),
+            cancel_wanted: false,
+            release_wanted: false,
+            suspect: false,
+            failure: None,
+            journal: Vec::new(),
+            evidence: Vec::new(),
+            history: Vec::new(),
+            settled: None,
+        };
+        self.records.insert(id, record);
+        id
+    }
+
+    // --- claim -------------------------------------------------------------------------------------------------------
+
+    fn is_paused(&self, message: &Message) -> bool {
+        self.mutation != Some(Mutation::PauseIgnored)
+            && self.queues.get(&(message.tenant.clone(), message.queue.clone())).is_some_and(|queue| queue.paused)
+    }
+
+    pub(super) fn claim(&mut self, request: &ClaimRequest) -> Claimed {
+        let mut claimed = Claimed { leases: self.leases_under(request), ..Claimed::default() };
+        if claimed.leases.is_empty() || self.mutation == Some(Mutation::NonceForgotten) {
+            for slots in &request.queues {
+                let mut free = slots.slots;
+                for id in self.candidates(request, &slots.queue) {
+                    if free == 0 {
+                        break;
+                    }
+                    match self.start(id, request) {
+                        Some(lease) => {
+                            claimed.leases.push(lease);
+                            free -= 1;
+                        }
+                        None => claimed.ended += 1,
+                    }
+                }
+            }
+        }
+        claimed.next_due = self.next_due(request);
+        claimed
+    }
+
+    fn leases_under(&self, request: &ClaimRequest) -> Vec<Lease> {
+        let mut held: Vec<(u64, Lease)> = (self.records.values())
+            .filter_map(|record| match &record.life {
+                Life::Leased(held) if held.token.nonce == request.nonce => Some((held.order, lease(record, held))),
+                Life::Leased(_) | Life::Ready { .. } | Life::Parked { .. } | Life::Over { .. } => None,
+            })
+            .collect();
+        held.sort_by_key(|(order, _)| *order);
+        held.into_iter().map(|(_, lease)| lease).collect()
+    }
+
+    fn serves(&self, request: &ClaimRequest, queue: &QueueName, message: &Message) -> bool {
+        message.tenant == request.tenant
+            && message.queue == *queue
+            && request.kinds.iter().any(|(kind, version)| message.kind == *kind && message.version <= *version)
+            && !self.is_paused(message)
+    }
+
+    /// What can be claimed of a queue now, in the order to start it.
+    fn candidates(&self, request: &ClaimRequest, queue: &QueueName) -> Vec<MessageId> {
+        let mut due: Vec<_> = (self.records.values())
+            .filter(|record| self.serves(request, queue, &record.message))
+            .filter(|record| record.is_claimable(self.time.now))
+            .filter_map(|record| Some((record.message.priority, record.due_at()?, record.message.id)))
+            .collect();
+        due.sort_unstable();
+        if self.mutation == Some(Mutation::PriorityIgnored) {
+            due.sort_unstable_by_key(|(_, due_at, id)| (*due_at, *id));
+        }
+        due.into_iter().map(|(_, _, id)| id).collect()
+    }
+
+    fn next_due(&self, request: &ClaimRequest) -> Option<Timestamp> {
+        (self.records.values())
+            .filter(|record| request.queues.iter().any(|q| self.serves(request, &q.queue, &record.message)))
+            .filter(|record| !record.is_claimable(self.time.now))
+            .filter_map(Record::due_at)
+            .min()
+    }
+
+    /// Leases a message, or ends one for which it is too late.
+    fn start(&mut self, id: MessageId, request: &ClaimRequest) -> Option<Lease> {
+        let now = self.time.now;
+        let record = self.record(id).expect("a candidate").clone();
+        let journal = record.facts();
+        if record.cancel_wanted && !journal.is_open() && !journal.is_confirmed() {
+            self.finish(id, State::Cancelled, None, None);
+            return None;
+        }
+        if let Some(reason) = rules::too_late(&record.message, &journal, now) {
+            self.finish(id, State::Dead, Some(reason.as_str()), None);
+            return None;
+        }
+        let reconciling = journal.is_open();
+        self.leases += 1;
+        let held = Held {
+            order: self.leases,
+            token: LeaseToken { claims: record.counters.claims + 1, nonce: request.nonce },
+            worker: request.worker.clone(),
+            until: now.after(request.lease),
+            due_at: record.due_at().expect("a candidate is ready"),
+            reconciling,
+            alone: false,
+        };
+        let record = self.change(id);
+        record.counters.claims += 1;
+        record.counters.attempt += u32::from(!reconciling);
+        record.settled = None;
+        record.life = Life::Leased(held.clone());
+        Some(lease(record, &held))
+    }
+
+    /// Ends a message for good, and counts it.
+    fn finish(&mut self, id: MessageId, state: State, reason: Option<&str>, answer: Option<Answer>) {
+        let (at, passed) = (self.time.now, self.time.passed);
+        let record = self.change(id);
+        record.life = Life::Over { state, at, passed, reason: reason.map(str::to_owned), answer };
+        record.suspect = false;
+        let message = record.message.clone();
+        let release = state == State::Cancelled && record.release_wanted && !record.facts().was_tried();
+        let code = record.failure.as_ref().map(|failure| failure.code.clone()).unwrap_or_default();
+        match state {
+            State::Completed => self.tally(&message, Counted::Completed, ""),
+            State::Failed => self.tally(&message, Counted::Failed, &code),
+            State::Dead => self.tally(&message, Counted::Dead, reason.unwrap_or_default()),
+            State::Cancelled => self.tally(&message, Counted::Cancelled, ""),
+            State::Ready | State::Leased | State::Parked => unreachable!("not an end"),
+        }
+        if release {
+            self.keys.retain(|_, known| *known != id);
+        }
+        self.news.ended.push(id);
+    }
+
+    // --- extend, journal ---------------------------------------------------------------------------------------------
+
+    pub(super) fn extend(&mut self, extend: &Extend) -> Result<Extended, StoreError> {
+        let now = self.time.now;
+        let Some(record) = self.records.get_mut(&extend.id) else { return Err(StoreError::not_found(extend.id)) };
+        let cancel_requested = record.cancel_wanted;
+        match &mut record.life {
+            Life::Leased(held) if held.token == extend.token => {
+                held.until = now.after(extend.lease);
+                held.alone |= extend.alone;
+                Ok(Extended { until: held.until, cancel_requested })
+            }
+            Life::Leased(_) | Life::Ready { .. } | Life::Parked { .. } | Life::Over { .. } => self.late(extend.id, &[]),
+        }
+    }
+
+    pub(super) fn journal(&mut self, journal: &Journal) -> Result<EffectRow, StoreError> {
+        let (id, now) = (journal.id, self.time.now);
+        let writes: Vec<&JournalWrite> = journal.before.iter().chain([&journal.write]).collect();
+        let record = self.record(id)?.clone();
+        let Some(held) = record.held_by(journal.token) else { return self.late(id, &writes) };
+        let lapsed = held.until < now && self.mutation != Some(Mutation::IntentAfterLapse);
+        if lapsed && writes.iter().any(|write| matches!(write, JournalWrite::Intent { .. })) {
+            return Err(StoreError::lease_lost(id));
+        }
+        let mut rows = record.journal.clone();
+        let mut row = Err(StoreError::invalid("nothing to write"));
+        for write in writes {
+            row = Ok(apply(&record, &mut rows, write, journal.token, now)?);
+        }
+        self.change(id).journal = rows;
+        row
+    }
+
+    // --- settle ------------------------------------------------------------------------------------------------------
+
+    pub(super) fn settle(&mut self, settle: &Settle) -> Result<Settled, StoreError> {
+        let id = settle.id;
+        let record = self.record(id)?.clone();
+        let fenced = self.mutation != Some(Mutation::NoFence);
+        let held = match &record.life {
+            Life::Leased(held) if held.token == settle.token || !fenced => held.clone(),
+            Life::Leased(_) | Life::Ready { .. } | Life::Parked { .. } | Life::Over { .. } => {
+                return self.settle_again(settle, &record);
+            }
+        };
+        let mut rows = record.journal.clone();
+        for write in &settle.journal {
+            apply(&record, &mut rows, write, settle.token, self.time.now)?;
+        }
+        self.change(id).journal = rows;
+
+        let policy = self.policies.get(&record.message.kind).cloned().unwrap_or_default();
+        let mut outcome = settle.outcome.clone();
+        if let Some(why) = self.refusal(settle) {
+            outcome = Outcome::Refused { failure: Failure::new("settlement_refused", why) };
+        }
+        let ended = self.end_run(id, &held, &outcome, &policy, true, settle.unit);
+        let refused = outcome != settle.outcome;
+        let follow_ups = match ended.state {
+            State::Completed => self.follow(&record.message, &settle.then),
+            State::Failed | State::Dead if !refused => self.follow(&record.message, &settle.compensate),
+            State::Failed | State::Dead | State::Ready | State::Leased | State::Parked | State::Cancelled => Vec::new(),
+        };
+        let flow = record.message.flow;
+        let settled = Settled {
+            state: ended.state,
+            due_at: ended.due_at,
+            reason: ended.reason,
+            follow_ups,
+            flow_took: ended.state.is_terminal().then(|| self.flow_took(flow)).flatten(),
+            repeated: false,
+        };
+        self.change(id).settled = Some((settle.token, settle.digest(), settled.clone()));
+        Ok(settled)
+    }
+
+    /// A settlement without a lease: a repeat, a contradiction, or too late.
+    fn settle_again(&mut self, settle: &Settle, record: &Record) -> Result<Settled, StoreError> {
+        match &record.settled {
+            Some((token, digest, settled)) if *token == settle.token => {
+                if *digest != settle.digest() {
+                    return Err(StoreError::conflict("another settlement was made under this token"));
+                }
+                if self.mutation == Some(Mutation::FollowUpsTwice) && record.state() == State::Completed {
+                    for new in &settle.then {
+                        self.insert(new, Some(&record.message));
+                    }
+                }
+                Ok(Settled { repeated: true, ..settled.clone() })
+            }
+            Some(_) | None => self.late(settle.id, &settle.journal.iter().collect::<Vec<_>>()),
+        }
+    }
+
+    /// Why a settlement cannot be stored.
+    fn refusal(&self, settle: &Settle) -> Option<String> {
+        let follow_ups = match &settle.outcome {
+            Outcome::Completed { result, .. } if result.len() > DEFAULT_MAX_PAYLOAD => {
+                return Some(format!("a result of {} bytes", result.len()));
+            }
+            Outcome::Completed { .. } => &settle.then,
+            Outcome::Permanent { .. }
+            | Outcome::Retryable { .. }
+            | Outcome::NotDone { .. }
+            | Outcome::Unknown { .. }
+            | Outcome::Snooze { .. }
+            | Outcome::Park { .. }
+            | Outcome::Exhausted { .. }
+            | Outcome::Undecodable { .. }
+            | Outcome::Refused { .. }
+            | Outcome::Released
+            | Outcome::LeaseExpired => &settle.compensate,
+        };
+        let taken = |new: &&NewMessage| {
+            let scope = (new.tenant.clone(), new.queue.clone(), new.key.clone());
+            let known = self.keys.get(&scope).and_then(|id| self.records.get(id));
+            known.is_some_and(|record| record.fingerprint != new.fingerprint().0)
+        };
+        follow_ups.iter().find(taken).map(|new| format!("follow-up {} is known with another payload", new.key))
+    }
+
+    fn follow(&mut self, parent: &Message, follow_ups: &[NewMessage]) -> Vec<MessageId> {
+        let mut ids = Vec::new();
+        for new in follow_ups {
+            if !self.keys.contains_key(&(new.tenant.clone(), new.queue.clone(), new.key.clone())) {
+                ids.push(self.insert(new, Some(parent)));
+            }
+        }
+        ids
+    }
+
+    fn flow_took(&self, flow: MessageId) -> Option<Duration> {
+        let of_flow = || self.records.values().filter(move |record| record.message.flow == flow);
+        let live = of_flow().any(|record| !record.state().is_terminal());
+        let first = of_flow().map(|record| record.message.enqueued_at).min()?;
+        (!live).then(|| self.time.now.since(first))
+    }
+
+    /// Ends a run and moves the message to where that leads.
+    fn end_run(
+        &mut self,
+        id: MessageId,
+        held: &Held,
+        outcome: &Outcome,
+        policy: &Policy,
+        may_die: bool,
+        unit: f64,
+    ) -> rules::Ended {
+        let now = self.time.now;
+        let record = self.record(id).expect("it was leased").clone();
+        let run = rules::Run {
+            message: &record.message,
+            journal: record.facts(),
+            counters: record.counters,
+            due_at: held.due_at,
+            reconciling: held.reconciling,
+            suspect: record.suspect,
+            alone: held.alone,
+            cancel_wanted: record.cancel_wanted,
+            policy,
+            may_die,
+            now,
+            unit,
+            mutation: self.mutation,
+        };
+        let ended = rules::end(&run, outcome);
+        let code = outcome.failure().map(|failure| failure.code.clone()).unwrap_or_default();
+
+        let record = self.change(id);
+        record.counters = ended.counters;
+        record.suspect = ended.suspect;
+        match outcome.failure() {
+            Some(failure) => record.failure = Some(failure.clone()),
+            None if ended.state == State::Completed => record.failure = None,
+            None => {}
+        }
+        if ended.state != State::Completed {
+            record.history.push(Ending {
+                at: now,
+                attempt: ended.counters.attempt,
+                generation: ended.counters.generation,
+                outcome: outcome.as_str().to_owned(),
+                state: ended.state,
+                code: code.clone(),
+                detail: outcome.failure().map(|failure| failure.detail.clone()).unwrap_or_default(),
+                due_at: ended.due_at,
+            });
+        }
+        let message = record.message.clone();
+        self.tally(&message, Counted::Attempts, outcome.as_str());
+        if !code.is_empty() {
+            self.tally(&message, Counted::Failures, &code);
+        }
+        match ended.state {
+            State::Ready => {
+                let due_at = ended.due_at.expect("ready is due some time");
+                self.change(id).life = Life::Ready { due_at, claimable: due_at <= now };
+                self.tally(&message, Counted::Retries, &code);
+                self.news.ready.push(message.queue.clone());
+            }
+            State::Parked => {
+                let reason = ended.reason.expect("parked for a reason").to_owned();
+                self.tally(&message, Counted::Parked, &reason);
+                self.change(id).life = Life::Parked { reason, at: now };
+                self.news.ended.push(id);
+            }
+            State::Completed | State::Failed | State::Dead | State::Cancelled => {
+                let answer = match (ended.state, outcome) {
+                    (State::Completed, Outcome::Completed { result, .. }) => Some(Answer::Completed(result.clone())),
+                    (State::Failed, Outcome::Permanent { failure, .. }) => Some(Answer::Failed(failure.clone())),
+                    _ => None,
+                };
+                self.finish(id, ended.state, ended.reason, answer);
+            }
+            State::Leased => unreachable!("no run ends leased"),
+        }
+        ended
+    }
+
+    // --- sweep -------------------------------------------------------------------------------------------------------
+
+    pub(super) fn sweep(&mut self, request: &SweepRequest) -> Swept {
+        let limit = usize::try_from(request.limit).unwrap_or(usize::MAX);
+        let mut swept = Swept::default();
+        self.promote();
+        if request.take_over {
+            let lapsed = self.lapsed();
+            swept.more |= lapsed.len() > limit;
+            for (id, held) in lapsed.into_iter().take(limit) {
+                swept.taken_over.push(self.take_over(id, &held, request.unit));
+            }
+        }
+        if let Some(retention) = request.retention {
+            let over = self.past(retention);
+            swept.more |= over.len() > limit;
+            for id in over.into_iter().take(limit) {
+                self.delete(id);
+                swept.deleted += 1;
+            }
+        }
+        swept
+    }
+
+    /// What is due by now stays claimable.
+    fn promote(&mut self) {
+        for record in self.records.values_mut() {
+            if let Life::Ready { due_at, claimable } = &mut record.life {
+                *claimable |= *due_at <= self.time.now;
+            }
+        }
+    }
+
+    fn lapsed(&self) -> Vec<(MessageId, Held)> {
+        let mut lapsed: Vec<(MessageId, Held)> = (self.records.values())
+            .filter_map(|record| match &record.life {
+                Life::Leased(held) if held.until < self.time.now => Some((record.message.id, held.clone())),
+                Life::Leased(_) | Life::Ready { .. } | Life::Parked { .. } | Life::Over { .. } => None,
+            })
+            .collect();
+        lapsed.sort_by_key(|(id, held)| (held.until, *id));
+        lapsed
+    }
+
+    fn take_over(&mut self, id: MessageId, held: &Held, unit: f64) -> TakenOver {
+        let message = self.record(id).expect("it is leased").message.clone();
+        // Nobody has said yet what its kind allows: it goes back, whatever happened.
+        let lenient = Policy { max_attempts: u32::MAX, crash_limit: u32::MAX, ..Policy::default() };
+        let fallback = if self.mutation == Some(Mutation::DeadWithoutPolicy) { Policy::default() } else { lenient };
+        let policy = self.policies.get(&message.kind).cloned().unwrap_or(fallback);
+        self.tally(&message, Counted::LostLeases, "");
+        let declared = self.policies.contains_key(&message.kind) || self.mutation == Some(Mutation::DeadWithoutPolicy);
+        let ended = self.end_run(id, held, &Outcome::LeaseExpired, &policy, declared, unit);
+        self.change(id).settled = None;
+        TakenOver { id, state: ended.state, worker: held.worker.clone(), queue: message.queue }
+    }
+
+    /// Messages whose answer was kept long enough, by the wall clock and by the time that really passed.
+    fn past(&self, retention: Duration) -> Vec<MessageId> {
+        let (now, passed) = (self.time.now, self.time.passed);
+        let over = |record: &&Record| match &record.life {
+            Life::Over { state: State::Completed | State::Failed | State::Cancelled, at, passed: then, .. } => {
+                let from_enqueue = self.mutation == Some(Mutation::RetentionFromEnqueue);
+                let at = if from_enqueue { record.message.enqueued_at } else { *at };
+                at.after(retention) <= now && (from_enqueue || passed.saturating_sub(*then) >= retention)
+            }
+            Life::Over { .. } | Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } => false,
+        };
+        self.records.values().filter(over).map(|record| record.message.id).collect()
+    }
+
+    fn delete(&mut self, id: MessageId) {
+        let Some(record) = self.records.remove(&id) else { return };
+        self.keys.retain(|_, known| *known != id);
+        self.tally(&record.message, Counted::Deleted, "");
+    }
+
+    // --- operators ---------------------------------------------------------------------------------------------------
+
+    pub(super) fn redrive(&mut self, request: &Redrive) -> Result<Vec<Result<MessageId, StoreError>>, StoreError> {
+        if request.ids.len() > REDRIVE_CHUNK {
+            return Err(StoreError::invalid(format!("{} messages in one redrive", request.ids.len())));
+        }
+        if request.again && request.act.reason.trim().is_empty() {
+            return Err(StoreError::invalid("a redrive that replaces answers needs a reason"));
+        }
+        let done = self.operations.len();
+        let verdicts = request.ids.iter().map(|id| self.redrive_one(*id, request)).collect();
+        if self.operations.len() > done {
+            let detail = format!("operation {}", request.operation);
+            self.record_act(&request.act, "redrive", None, None, detail);
+        }
+        Ok(verdicts)
+    }
+
+    fn redrive_one(&mut self, id: MessageId, request: &Redrive) -> Result<MessageId, StoreError> {
+        let operation = (request.operation.clone(), id);
+        if self.operations.contains(&operation) {
+            return Ok(id);
+        }
+        let record = self.record(id)?;
+        let counters = rules::redrive(record.state(), record.counters, &record.facts(), request.again)?;
+        let scope = (record.message.tenant.clone(), record.message.queue.clone(), record.message.key.clone());
+        if self.keys.get(&scope).is_some_and(|owner| *owner != id) {
+            return Err(StoreError::conflict("its key was released and is another message's by now"));
+        }
+        self.keys.insert(scope, id);
+        let now = self.time.now;
+        let record = self.change(id);
+        let had = Counters { attempt: record.counters.attempt, ..counters };
+        record.counters = counters;
+        record.life = Life::Ready { due_at: now, claimable: true };
+        record.cancel_wanted = false;
+        record.release_wanted = false;
+        record.suspect = false;
+        record.settled = None;
+        record.start_anew(now);
+        record.history.push(operator_ending(now, had, "redriven", State::Ready, Some(now)));
+        let message = record.message.clone();
+        self.tally(&message, Counted::Redriven, "");
+        self.news.ready.push(message.queue);
+        self.operations.insert(operation);
+        Ok(id)
+    }
+
+    pub(super) fn cancel(&mut self, id: MessageId, request: &Cancel) -> Result<Cancellation, StoreError> {
+        let record = self.record(id)?;
+        let (state, journal) = (record.state(), record.facts());
+        let live = matches!(state, State::Ready | State::Leased);
+        if !live || journal.is_confirmed() {
+            return Err(StoreError::conflict(format!("cannot be cancelled while {state}")));
+        }
+        if request.release_key && journal.was_tried() {
+            return Err(StoreError::conflict("its key may be known outside"));
+        }
+        let now_or_never = state == State::Ready && !journal.is_open();
+        let (counters, now) = (record.counters, self.time.now);
+        self.record_act(&request.act, "cancel", Some(id), None, String::new());
+        let record = self.change(id);
+        record.cancel_wanted = true;
+        record.release_wanted |= request.release_key;
+        if !now_or_never {
+            return Ok(Cancellation::Requested);
+        }
+        self.finish(id, State::Cancelled, None, None);
+        self.change(id).history.push(operator_ending(now, counters, "cancelled", State::Cancelled, None));
+        Ok(Cancellation::Now)
+    }
+
+    pub(super) fn pause(&mut self, request: &ChangeQueue) {
+        let queue = self.queues.entry((request.tenant.clone(), request.queue.clone())).or_default();
+        let (act, detail) = match request.change {
+            QueueChange::Pause => {
+                queue.paused = true;
+                ("pause", String::new())
+            }
+            QueueChange::Resume => {
+                queue.paused = false;
+                self.news.ready.push(request.queue.clone());
+                ("resume", String::new())
+            }
+            QueueChange::Limit(limit) => {
+                queue.max_depth = limit;
+                ("limit", limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string()))
+            }
+        };
+        self.record_act(&request.act, act, None, Some(request.queue.clone()), detail);
+    }
+
+    pub(super) fn resolve(&mut self, request: &Resolve) -> Result<Resolved, StoreError> {
+        if request.act.reason.trim().is_empty() {
+            return Err(StoreError::invalid("a resolution needs a reason"));
+        }
+        let (id, now) = (request.id, self.time.now);
+        let record = self.record(id)?;
+        let row = record.facts().newest(&request.effect).cloned();
+        let row = row.ok_or_else(|| StoreError::new(StoreErrorKind::NotFound, "no such effect"))?;
+        let parked_for = match &record.life {
+            Life::Parked { reason, .. } => Some(reason.clone()),
+            Life::Ready { .. } | Life::Leased(_) | Life::Over { .. } => None,
+        };
+        let same = match (&request.resolution, &row.state) {
+            (Resolution::Happened { value }, EffectState::Confirmed { value: known }) => value == known,
+            (Resolution::DidNotHappen, EffectState::NotDone) => true,
+            (Resolution::Happened { .. } | Resolution::DidNotHappen, _) => false,
+        };
+        let state = match (&request.resolution, parked_for.as_deref()) {
+            _ if same => row.state.clone(),
+            (_, None) => return Err(StoreError::conflict("it is not parked")),
+            (Resolution::Happened { value }, Some(reason)) => {
+                let unreadable = reason == ParkReason::JournalDecode.as_str()
+                    && matches!(row.state, EffectState::Confirmed { .. });
+                if !row.state.is_open() && !unreadable {
+                    return Err(StoreError::conflict("it is decided otherwise"));
+                }
+                EffectState::Confirmed { value: value.clone() }
+            }
+            (Resolution::DidNotHappen, Some(_)) if rules::may_be_denied(&row, now) => EffectState::NotDone,
+            (Resolution::DidNotHappen, Some(_)) => return Err(StoreError::conflict("it may have happened")),
+        };
+        let policy = self.policies.get(&record.message.kind).cloned().unwrap_or_default();
+        if parked_for.is_none() {
+            return Ok(Resolved { state: record.state(), still_open: 0 });
+        }
+        self.record_act(&request.act, "resolve", Some(id), None, request.effect.to_string());
+        let record = self.change(id);
+        for known in &mut record.journal {
+            if (&known.effect, known.seq) == (&row.effect, row.seq) {
+                known.state = state.clone();
+            }
+        }
+        let still_open = u32::try_from(record.facts().open().len()).unwrap_or(u32::MAX);
+        if still_open > 0 {
+            return Ok(Resolved { state: State::Parked, still_open });
+        }
+        record.counters.attempt = record.counters.attempt.min(policy.max_attempts.saturating_sub(1));
+        record.life = Life::Ready { due_at: now, claimable: true };
+        record.start_anew(now);
+        let counters = record.counters;
+        record.history.push(operator_ending(now, counters, "resolved", State::Ready, Some(now)));
+        let message = record.message.clone();
+        self.tally(&message, Counted::Resolved, "");
+        self.news.ready.push(message.queue);
+        Ok(Resolved { state: State::Ready, still_open: 0 })
+    }
+
+    // --- inspect -----------------------------------------------------------------------------------------------------
+
+    pub(super) fn view(&self, id: MessageId) -> Option<MessageView> {
+        self.records.get(&id).map(|record| MessageView {
+            message: record.message.clone(),
+            state: record.state(),
+            counters: record.counters,
+            due_at: record.due_at(),
+            reason: match &record.life {
+                Life::Parked { reason, .. } => Some(reason.clone()),
+                Life::Over { reason, .. } => reason.clone(),
+                Life::Ready { .. } | Life::Leased(_) => None,
+            },
+            failure: record.failure.clone(),
+            answer: match &record.life {
+                Life::Over { answer, .. } => answer.clone(),
+                Life::Parked { .. } | Life::Ready { .. } | Life::Leased(_) => None,
+            },
+            ended_at: record.ended_at(),
+            lease: match &record.life {
+                Life::Leased(held) => Some((held.worker.clone(), held.until)),
+                Life::Parked { .. } | Life::Ready { .. } | Life::Over { .. } => None,
+            },
+            cancel_requested: record.cancel_wanted,
+            suspect: record.suspect,
+            journal: record.journal.clone(),
+            evidence: record.evidence.clone(),
+            history: record.history.clone(),
+        })
+    }
+
+    fn summary(record: &Record) -> Summary {
+        Summary {
+            id: record.message.id,
+            queue: record.message.queue.clone(),
+            kind: record.message.kind.clone(),
+            key: record.message.key.clone(),
+            state: record.state(),
+            attempt: record.counters.attempt,
+            due_at: record.due_at(),
+            code: record.code(),
+            detail: record.failure.as_ref().map(|failure| failure.detail.clone()),
+            enqueued_at: record.message.enqueued_at,
+            ended_at: record.ended_at(),
+            flow: record.message.flow,
+        }
+    }
+
+    pub(super) fn flow(&self, root: MessageId) -> Vec<Summary> {
+        self.records.values().filter(|record| record.message.flow == root).map(Self::summary).collect()
+    }
+
+    pub(super) fn list(&self, filter: &Filter) -> Vec<Summary> {
+        let wanted = |record: &&Record| {
+            let failure = record.failure.as_ref().map(|failure| &failure.code);
+            filter.queue.as_ref().is_none_or(|queue| record.message.queue == *queue)
+                && filter.kind.as_ref().is_none_or(|kind| record.message.kind == *kind)
+                && (filter.states.is_empty() || filter.states.contains(&record.state()))
+                && filter.code.as_ref().is_none_or(|code| record.code().as_ref() == Some(code) || failure == Some(code))
+                && filter.after.is_none_or(|after| record.message.id > after)
+        };
+        let limit = usize::try_from(filter.limit).unwrap_or(usize::MAX);
+        self.records.values().filter(wanted).take(limit).map(Self::summary).collect()
+    }
+
+    pub(super) fn explain(&self, id: MessageId) -> Option<ExplainFacts> {
+        let view = self.view(id)?;
+        let place = |record: &Record| {
+            let message = &record.message;
+            (message.tenant.clone(), message.queue.clone(), message.kind.clone(), message.version, message.priority)
+        };
+        let record = self.records.get(&id)?;
+        let ahead = match record.due_at() {
+            None => 0,
+            Some(due_at) => (self.records.values())
+                .filter(|other| place(other) == place(record))
+                .filter(|other| other.is_claimable(self.time.now))
+                .filter(|other| other.due_at().is_some_and(|at| (at, other.message.id) < (due_at, id)))
+                .count(),
+        };
+        Some(ExplainFacts {
+            now: self.time.now,
+            paused: self.is_paused(&record.message),
+            ahead: u32::try_from(ahead.min(10_000)).unwrap_or(10_000),
+            policy: self.policies.get(&record.message.kind).cloned(),
+            view,
+        })
+    }
+
+    // --- stats -------------------------------------------------------------------------------------------------------
+
+    pub(super) fn stats(&self) -> Stats {
+        let now = self.time.now;
+        let mut queues: BTreeMap<(Tenant, QueueName), QueueStats> = BTreeMap::new();
+        for ((tenant, name), queue) in &self.queues {
+            let stats = QueueStats {
+                tenant: tenant.clone(),
+                queue: name.clone(),
+                paused: queue.paused,
+                max_depth: queue.max_depth,
+                ready: 0,
+                scheduled: 0,
+                leased: 0,
+                parked: 0,
+                dead: 0,
+                oldest_ready: None,
+                oldest_parked: None,
+            };
+            queues.insert((tenant.clone(), name.clone()), stats);
+        }
+        let mut lanes: BTreeMap<(QueueName, Kind, u32, tidegate_core::message::Priority), Duration> = BTreeMap::new();
+        for record in self.records.values() {
+            let message = &record.message;
+            let Some(stats) = queues.get_mut(&(message.tenant.clone(), message.queue.clone())) else { continue };
+            match &record.life {
+                Life::Ready { due_at, .. } if record.is_claimable(now) => {
+                    let age = now.since(*due_at);
+                    stats.ready += 1;
+                    stats.oldest_ready = stats.oldest_ready.max(Some(age));
+                    let lane = (message.queue.clone(), message.kind.clone(), message.version, message.priority);
+                    let oldest = lanes.entry(lane).or_default();
+                    *oldest = age.max(*oldest);
+                }
+                Life::Ready { .. } => stats.scheduled += 1,
+                Life::Leased(_) => stats.leased += 1,
+                Life::Parked { at, .. } => {
+                    stats.parked += 1;
+                    stats.oldest_parked = stats.oldest_parked.max(Some(now.since(*at)));
+                }
+                Life::Over { state: State::Dead, .. } => stats.dead += 1,
+                Life::Over { .. } => {}
+            }
+        }
+        let mut queues: Vec<QueueStats> = queues.into_values().collect();
+        queues.sort_by(|a, b| (&a.queue, &a.tenant).cmp(&(&b.queue, &b.tenant)));
+        Stats {
+            queues,
+            tallies: (self.tallies.iter())
+                .map(|((queue, kind, what, code), n)| Tally {
+                    queue: queue.clone(),
+                    kind: kind.clone(),
+                    what: *what,
+                    code: code.clone(),
+                    n: *n,
+                })
+                .collect(),
+            open_effects: self.records.values().map(|record| record.facts().open().len() as u64).sum(),
+            lanes: (lanes.into_iter())
+                .map(|((queue, kind, version, priority), oldest)| LaneStats { queue, kind, version, priority, oldest })
+                .collect(),
+        }
+    }
+}
+
+fn operator_ending(at: Timestamp, counters: Counters, what: &str, state: State, due_at: Option<Timestamp>) -> Ending {
+    Ending {
+        at,
+        attempt: counters.attempt,
+        generation: counters.generation,
+        outcome: what.to_owned(),
+        state,
+        code: String::new(),
+        detail: String::new(),
+        due_at,
+    }
+}
+
+fn lease(record: &Record, held: &Held) -> Lease {
+    Lease {
+        message: record.message.clone(),
+        token: held.token,
+        until: held.until,
+        counters: record.counters,
+        reconciling: held.reconciling,
+        suspect: record.suspect,
+        due_at: held.due_at,
+        journal: record.journal.clone(),
+    }
+}

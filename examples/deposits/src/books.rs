@@ -1,0 +1,217 @@
+//! The wallet: what customers have, as a double-entry ledger in SQLite.
+//!
+//! Each credit is two entries: what the gateway owes us, and what the customer has. Both sides of the demo keep these
+//! tables, the twin in a file of its own, the Tidegate side in the store's file, so that a credit commits together with
+//! its confirmation. No unique index protects them: a second credit is to show in the books, not to be hidden by an
+//! error.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use rusqlite::{Connection, OpenFlags, params};
+use serde::{Deserialize, Serialize};
+
+use crate::gateway::{LedgerEntry, LedgerResult};
+
+/// The other side of every customer's credit: what the gateway owes us.
+pub const CLEARING: &str = "gateway-clearing";
+
+const SCHEMA: &str = "
+create table if not exists wallet_entries (
+    id      integer primary key,
+    deposit text    not null,
+    account text    not null,
+    side    text    not null check (side in ('debit', 'credit')),
+    cents   integer not null check (cents > 0)
+) strict;
+create table if not exists wallet_closed (account text primary key) strict, without rowid;
+";
+
+const IS_CLOSED: &str = "select exists (select 1 from wallet_closed where account = ?1)";
+
+const INSERT_ENTRY: &str = "insert into wallet_entries (deposit, account, side, cents) values (?1, ?2, ?3, ?4)";
+
+const SUM: &str = "
+select coalesce(sum(cents) filter (where side = 'debit'), 0),
+       coalesce(sum(cents) filter (where side = 'credit'), 0),
+       coalesce(sum(case side when 'credit' then cents else -cents end) filter (where account <> ?1), 0)
+from wallet_entries";
+
+const CREDITED: &str = "
+select deposit, count(*), sum(cents) from wallet_entries where side = 'credit' and account <> ?1 group by deposit";
+
+/// Another process may be writing; that takes milliseconds, unless the disk is in trouble.
+const BUSY: Duration = Duration::from_secs(30);
+
+/// What became of a credit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Credited {
+    /// It is booked; the number of the customer's entry.
+    Entry(i64),
+    /// The customer's account is closed: nothing was booked, and nothing ever will be.
+    AccountClosed,
+}
+
+/// The sums of a wallet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sums {
+    /// The sum of all debit entries.
+    pub debits: i64,
+    /// The sum of all credit entries.
+    pub credits: i64,
+    /// What all customers together have.
+    pub wallet_total: i64,
+}
+
+/// What was credited for one deposit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Credit {
+    /// How often.
+    pub times: u32,
+    /// How much altogether.
+    pub cents: i64,
+}
+
+/// A wallet's sums and the credits of each deposit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Books {
+    /// Of all entries.
+    pub sums: Sums,
+    /// By deposit; one that was never credited is not in it.
+    pub credited: BTreeMap<String, Credit>,
+}
+
+/// Adds the wallet's tables to a database, and closes these accounts.
+///
+/// # Errors
+/// The file cannot be opened or written.
+pub fn prepare(path: &Path, closed: &[String]) -> anyhow::Result<Connection> {
+    let context = || format!("cannot prepare the wallet in {}", path.display());
+    let connection = Connection::open(path).with_context(context)?;
+    connection.busy_timeout(BUSY).with_context(context)?;
+    connection.execute_batch("pragma journal_mode = wal; pragma synchronous = full;").with_context(context)?;
+    connection.execute_batch(SCHEMA).with_context(context)?;
+    for account in closed {
+        connection
+            .execute("insert into wallet_closed (account) values (?1) on conflict do nothing", [account])
+            .with_context(context)?;
+    }
+    Ok(connection)
+}
+
+/// Books a deposit, in the caller's transaction.
+///
+/// # Errors
+/// The database's.
+pub fn credit(transaction: &Connection, deposit: &str, account: &str, cents: i64) -> Result<Credited, rusqlite::Error> {
+    let closed: bool = transaction.prepare_cached(IS_CLOSED)?.query_row([account], |row| row.get(0))?;
+    if closed {
+        return Ok(Credited::AccountClosed);
+    }
+    let mut insert = transaction.prepare_cached(INSERT_ENTRY)?;
+    insert.execute(params![deposit, CLEARING, "debit", cents])?;
+    insert.execute(params![deposit, account, "credit", cents])?;
+    Ok(Credited::Entry(transaction.last_insert_rowid()))
+}
+
+impl Sums {
+    /// Sums a wallet.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn read(connection: &Connection) -> anyhow::Result<Self> {
+        connection
+            .query_row(SUM, [CLEARING], |row| {
+                Ok(Self { debits: row.get(0)?, credits: row.get(1)?, wallet_total: row.get(2)? })
+            })
+            .context("cannot sum the wallet")
+    }
+}
+
+impl Books {
+    /// Reads a wallet's books from its file, without writing to it.
+    ///
+    /// # Errors
+    /// The file is missing, or has no wallet in it.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let context = || format!("cannot read the books in {}", path.display());
+        // Not read-only: a file in WAL mode whose last user was killed has to be recovered by whoever opens it next.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).with_context(context)?;
+        connection.busy_timeout(BUSY).with_context(context)?;
+        Self::read_from(&connection).with_context(context)
+    }
+
+    fn read_from(connection: &Connection) -> anyhow::Result<Self> {
+        // One transaction, so that the sums and the credits are of one moment.
+        let transaction = connection.unchecked_transaction()?;
+        let sums = Sums::read(&transaction)?;
+        let mut statement = transaction.prepare(CREDITED)?;
+        let rows = statement.query_map([CLEARING], |row| {
+            Ok((row.get::<_, String>(0)?, Credit { times: row.get(1)?, cents: row.get(2)? }))
+        })?;
+        let credited = rows.collect::<Result<_, rusqlite::Error>>()?;
+        Ok(Self { sums, credited })
+    }
+}
+
+/// What the gateway took for good, by its ledger: captured minus refunded.
+#[must_use]
+pub fn taken(ledger: &[LedgerEntry]) -> i64 {
+    let cents = |entry: &LedgerEntry| match entry.result {
+        LedgerResult::Captured => entry.cents,
+        LedgerResult::Refunded => -entry.cents,
+        LedgerResult::Authorised | LedgerResult::Declined | LedgerResult::Receipt => 0,
+    };
+    ledger.iter().map(cents).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credit_is_two_entries_and_the_books_show_a_second_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wallet.db");
+        let connection = prepare(&path, &[]).unwrap();
+        for (deposit, cents) in [("dep-1", 100), ("dep-2", 250), ("dep-2", 250)] {
+            assert!(matches!(credit(&connection, deposit, "acct-1", cents).unwrap(), Credited::Entry(_)));
+        }
+        let books = Books::read(&path).unwrap();
+        assert_eq!(books.sums, Sums { debits: 600, credits: 600, wallet_total: 600 });
+        assert_eq!(books.credited["dep-1"], Credit { times: 1, cents: 100 });
+        assert_eq!(books.credited["dep-2"], Credit { times: 2, cents: 500 });
+    }
+
+    #[test]
+    fn a_closed_account_is_not_credited() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wallet.db");
+        let connection = prepare(&path, &["acct-9".to_owned()]).unwrap();
+        assert_eq!(credit(&connection, "dep-1", "acct-9", 100).unwrap(), Credited::AccountClosed);
+        assert_eq!(Books::read(&path).unwrap(), Books::default());
+    }
+
+    #[test]
+    fn preparing_a_wallet_twice_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wallet.db");
+        let connection = prepare(&path, &["acct-9".to_owned()]).unwrap();
+        credit(&connection, "dep-1", "acct-1", 100).unwrap();
+        prepare(&path, &["acct-9".to_owned()]).unwrap();
+        assert_eq!(Books::read(&path).unwrap().credited.len(), 1);
+    }
+
+    #[test]
+    fn a_file_without_a_wallet_is_an_error_that_names_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("missing.db");
+        let error = format!("{:#}", Books::read(&path).unwrap_err());
+        assert!(error.contains("missing.db"), "{error}");
+    }
+}

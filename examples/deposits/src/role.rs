@@ -1,0 +1,447 @@
+//! The roles of this application's one program, with their command lines.
+//!
+//! `deposits ROLE ..` and the hidden `tidegate role ROLE ..` are the same thing: whoever orchestrates (the demo, the
+//! soak, a test) starts the program it is part of again, so that a process can be killed without a binary being
+//! searched for.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::json;
+use tidegate::Tidegate;
+use tokio::sync::oneshot;
+
+use crate::books::{self, Books};
+use crate::gateway::{self, FaultScript, GatewayMode, GatewayOptions, ScriptStart, read_ledger};
+use crate::intake::{self, FileFormat, IntakeOptions};
+use crate::load::{self, LoadOptions, SideName, Target};
+use crate::proof::{Evidence, prove};
+use crate::signal;
+use crate::soak::{self, SoakOptions};
+use crate::steps::{self, WorkOptions};
+use crate::trace::{Preset, Scenario, Trace};
+use crate::twin::{self, TwinOptions};
+
+/// A command line of this application.
+#[derive(Debug, Args)]
+pub struct RoleArgs {
+    /// What to be.
+    #[command(subcommand)]
+    pub role: Role,
+    /// Stop when standard input closes: for a child that must not outlive its parent.
+    #[arg(long, global = true, hide = true)]
+    stop_with_stdin: bool,
+}
+
+/// What the program can be.
+#[derive(Debug, Subcommand)]
+pub enum Role {
+    /// A payment gateway with a ledger of its own, which misbehaves by script.
+    Gateway(GatewayArgs),
+    /// The usual synchronous code, for comparison.
+    Twin(TwinArgs),
+    /// Takes deposits over HTTP.
+    Intake(IntakeArgs),
+    /// Carries deposits out.
+    Work(WorkArgs),
+    /// Sends a seeded load to both sides and writes down what customers were told.
+    Load(LoadArgs),
+    /// Takes deposits from a file.
+    Take(TakeArgs),
+    /// Sums the wallet's books, and compares them with a gateway's ledger.
+    Books(BooksArgs),
+    /// Computes the proof again from a directory that the demo kept.
+    Prove(ProveArgs),
+    /// Takes many deposits from a file and kills the worker meanwhile; accounts for every one.
+    Soak(SoakArgs),
+}
+
+/// Which times and faults: those of the full demo, or of the fast one.
+#[derive(Clone, Debug, Args)]
+pub struct PresetArgs {
+    /// Times scaled down to about a tenth.
+    #[arg(long)]
+    pub fast: bool,
+    /// How late the gateway may process a call at most; more than the quarantine shows where the guarantee ends.
+    #[arg(long, value_name = "MS", hide = true)]
+    pub lateness_ms: Option<u64>,
+}
+
+impl PresetArgs {
+    /// The preset.
+    #[must_use]
+    pub fn preset(&self) -> Preset {
+        let mut preset = if self.fast { Preset::fast(Scenario::All) } else { Preset::full(Scenario::All) };
+        if let Some(lateness_ms) = self.lateness_ms {
+            preset.set_lateness(lateness_ms);
+        }
+        preset
+    }
+}
+
+/// `gateway`
+#[derive(Debug, Args)]
+pub struct GatewayArgs {
+    /// Its ledger; created if missing.
+    #[arg(long, value_name = "FILE")]
+    ledger: PathBuf,
+    /// What it promises about repeated calls: idempotent, lookup or none.
+    #[arg(long, default_value = "idempotent", value_name = "MODE")]
+    mode: GatewayMode,
+    /// The port on 127.0.0.1; 0 takes a free one.
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    /// A fault script (JSON); without it and without --demo nothing goes wrong.
+    #[arg(long, value_name = "FILE", conflicts_with = "demo")]
+    script: Option<PathBuf>,
+    /// The faults of the demo.
+    #[arg(long)]
+    demo: bool,
+    /// The seed of its dice.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    #[command(flatten)]
+    preset: PresetArgs,
+}
+
+/// `twin`
+#[derive(Debug, Args)]
+pub struct TwinArgs {
+    /// The gateway's base URL.
+    #[arg(long, value_name = "URL")]
+    gateway: String,
+    /// The wallet's SQLite file; created if missing.
+    #[arg(long, value_name = "FILE")]
+    wallet: PathBuf,
+    /// The port on 127.0.0.1; 0 takes a free one.
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    /// A closed account; may be given more than once.
+    #[arg(long, value_name = "ACCOUNT")]
+    closed: Vec<String>,
+    #[command(flatten)]
+    preset: PresetArgs,
+}
+
+/// `intake`
+#[derive(Debug, Args)]
+pub struct IntakeArgs {
+    /// The store; created if missing.
+    #[arg(long, value_name = "FILE")]
+    database: PathBuf,
+    /// The port on 127.0.0.1; 0 takes a free one.
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    /// The most deposits that may wait for their authorisation; beyond it customers get 429.
+    #[arg(long, value_name = "N")]
+    max_depth: Option<u64>,
+    #[command(flatten)]
+    preset: PresetArgs,
+}
+
+/// `work`
+#[derive(Debug, Args)]
+pub struct WorkArgs {
+    /// The store; created if missing.
+    #[arg(long, value_name = "FILE")]
+    database: PathBuf,
+    /// The gateway's base URL.
+    #[arg(long, value_name = "URL")]
+    gateway: String,
+    /// What the gateway promises about repeated calls: idempotent, lookup or none.
+    #[arg(long, default_value = "idempotent", value_name = "MODE")]
+    mode: GatewayMode,
+    /// Calls at once, for each step.
+    #[arg(long, default_value_t = 14, value_name = "N")]
+    concurrency: u32,
+    /// A closed account; may be given more than once.
+    #[arg(long, value_name = "ACCOUNT")]
+    closed: Vec<String>,
+    /// Shown to people.
+    #[arg(long, default_value = "deposits")]
+    name: String,
+    #[command(flatten)]
+    preset: PresetArgs,
+}
+
+/// `load`
+#[derive(Debug, Args)]
+pub struct LoadArgs {
+    /// The seed of the trace.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// The twin's base URL.
+    #[arg(long, value_name = "URL", requires = "synchronous_gateway")]
+    synchronous: Option<String>,
+    /// The base URL of the twin's gateway.
+    #[arg(long, value_name = "URL")]
+    synchronous_gateway: Option<String>,
+    /// The intake's base URL.
+    #[arg(long, value_name = "URL", requires = "tidegate_gateway")]
+    tidegate: Option<String>,
+    /// The base URL of the workers' gateway.
+    #[arg(long, value_name = "URL")]
+    tidegate_gateway: Option<String>,
+    /// The directory for the files.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    preset: PresetArgs,
+}
+
+/// `take`
+#[derive(Debug, Args)]
+pub struct TakeArgs {
+    /// The requests: .ndjson or .csv.
+    file: PathBuf,
+    /// The store; created if missing.
+    #[arg(long, value_name = "FILE")]
+    database: PathBuf,
+}
+
+/// `books`
+#[derive(Debug, Args)]
+pub struct BooksArgs {
+    /// The database with the wallet.
+    #[arg(long, value_name = "FILE")]
+    wallet: PathBuf,
+    /// The gateway's ledger to compare with.
+    #[arg(long, value_name = "FILE")]
+    ledger: Option<PathBuf>,
+}
+
+/// `prove`
+#[derive(Debug, Args)]
+pub struct ProveArgs {
+    /// The directory.
+    directory: PathBuf,
+    /// The seed that the run had; printed, nothing else.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// The gateway's mode that the run had; printed, nothing else.
+    #[arg(long, default_value = "idempotent", value_name = "MODE")]
+    gateway: GatewayMode,
+}
+
+/// `soak`
+#[derive(Debug, Args)]
+pub struct SoakArgs {
+    /// How many deposits.
+    #[arg(long, default_value_t = 100_000, value_name = "N")]
+    count: u64,
+    /// How often the worker is killed.
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    kills: u32,
+    /// What the gateway promises about repeated calls: idempotent, lookup or none.
+    #[arg(long, default_value = "idempotent", value_name = "MODE")]
+    mode: GatewayMode,
+    /// An empty directory for everything it makes; it is kept.
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// The seed of the requests.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// The most seconds it may take.
+    #[arg(long, default_value_t = 1_800, value_name = "SECONDS")]
+    within: u64,
+}
+
+/// Plays a role until it is done, or told to stop by SIGTERM or Ctrl-C. `before` is what stands before a role on the
+/// command line of this program.
+///
+/// # Errors
+/// What the role could not do.
+///
+/// # Cancel safety
+/// Dropping the future stops the role as a kill would.
+pub async fn run_role(args: RoleArgs, before: &[&str]) -> anyhow::Result<ExitCode> {
+    raise_descriptor_limit();
+    let stop = told_to_stop(args.stop_with_stdin)?;
+    match args.role {
+        Role::Gateway(args) => run_gateway(args, stop).await,
+        Role::Twin(args) => run_twin(args, stop).await,
+        Role::Intake(args) => run_intake(args, stop).await,
+        Role::Work(args) => run_work(args, stop).await,
+        Role::Load(args) => run_load(args, stop).await,
+        Role::Take(args) => run_take(&args).await,
+        Role::Books(args) => run_books(&args),
+        Role::Prove(args) => run_prove(&args),
+        Role::Soak(args) => {
+            let SoakArgs { count, kills, mode, dir, seed, within } = args;
+            soak::run(
+                SoakOptions { count, kills, mode, directory: dir, seed, within: Duration::from_secs(within) },
+                before,
+            )
+            .await
+        }
+    }
+}
+
+/// Thousands of customers of the synchronous side wait at once, each with a connection.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(65_536), hard));
+    if let Err(error) = raised {
+        tracing::debug!(error = %error, "the limit of open files stays as it is");
+    }
+}
+
+/// Ends with the first SIGTERM or SIGINT, and with the end of standard input if that is asked for.
+fn told_to_stop(with_stdin: bool) -> anyhow::Result<impl Future<Output = ()> + Send> {
+    let (closed, stdin_closed) = oneshot::channel::<()>();
+    if with_stdin {
+        // A thread of its own: the runtime would wait for its own blocked read before it ends.
+        std::thread::Builder::new()
+            .name("stdin".to_owned())
+            .spawn(move || {
+                let mut buffer = [0; 64];
+                let mut stdin = std::io::stdin().lock();
+                while matches!(stdin.read(&mut buffer), Ok(read) if read > 0) {}
+                // An error means that the role is over already.
+                closed.send(()).unwrap_or_default();
+            })
+            .context("cannot watch standard input")?;
+    } else {
+        std::mem::forget(closed);
+    }
+    Ok(async move {
+        tokio::select! {
+            ended = signal::terminated() => if let Err(error) = ended {
+                tracing::warn!(error = %error, "signals cannot be heard");
+                std::future::pending::<()>().await;
+            },
+            _ = stdin_closed => {}
+        }
+    })
+}
+
+async fn run_gateway(args: GatewayArgs, stop: impl Future<Output = ()> + Send) -> anyhow::Result<ExitCode> {
+    let mut options =
+        GatewayOptions { port: args.port, seed: args.seed, ..GatewayOptions::new(args.mode, args.ledger) };
+    if let Some(script) = &args.script {
+        options.script = FaultScript::load(script)?;
+        options.script_start = ScriptStart::AtOnce;
+    }
+    if args.demo {
+        let preset = args.preset.preset();
+        options.script = preset.script;
+        options.concurrency = preset.gateway_concurrency;
+    }
+    gateway::run(options, std::io::stdout(), stop).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run_twin(args: TwinArgs, stop: impl Future<Output = ()> + Send) -> anyhow::Result<ExitCode> {
+    let scale = args.preset.preset().scale;
+    let options = TwinOptions {
+        port: args.port,
+        call_timeout: Duration::from_millis(scale.call_timeout_ms),
+        closed: args.closed,
+        ..TwinOptions::new(args.gateway, args.wallet)
+    };
+    twin::run(options, std::io::stdout(), stop).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run_intake(args: IntakeArgs, stop: impl Future<Output = ()> + Send) -> anyhow::Result<ExitCode> {
+    let scale = args.preset.preset().scale;
+    let tide = steps::open(&args.database, &scale).await?;
+    let options = IntakeOptions { port: args.port, max_depth: args.max_depth };
+    intake::run(tide.clone(), options, std::io::stdout(), stop).await?;
+    drop(tide);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run_work(args: WorkArgs, stop: impl Future<Output = ()> + Send) -> anyhow::Result<ExitCode> {
+    let scale = args.preset.preset().scale;
+    let tide = steps::open(&args.database, &scale).await?;
+    drop(books::prepare(&args.database, &args.closed)?);
+    let options =
+        WorkOptions { gateway: args.gateway, mode: args.mode, scale, concurrency: args.concurrency, name: args.name };
+    let worker = steps::start(&tide, &options).await?;
+    say(&format!("working {}", options.name))?;
+    stop.await;
+    worker.drain(Duration::from_millis(scale.call_timeout_ms * 2)).await?;
+    drop(tide);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run_load(args: LoadArgs, stop: impl Future<Output = ()> + Send) -> anyhow::Result<ExitCode> {
+    let preset = args.preset.preset();
+    let target = |side, url: Option<String>, gateway: Option<String>| {
+        url.zip(gateway).map(|(url, gateway)| Target { side, url, gateway })
+    };
+    let targets: Vec<Target> = [
+        target(SideName::Synchronous, args.synchronous, args.synchronous_gateway),
+        target(SideName::Tidegate, args.tidegate, args.tidegate_gateway),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    anyhow::ensure!(!targets.is_empty(), "nobody to send the load to; hint: --tidegate or --synchronous");
+    let options = LoadOptions {
+        trace: Trace::generate(args.seed, &preset.trace)?,
+        scale: preset.scale,
+        targets,
+        directory: args.out,
+    };
+    let report = |progress: &load::Progress| {
+        // Whoever reads it may have gone; the files are what counts.
+        drop(say(&serde_json::to_string(progress).expect("counts are plain data")));
+    };
+    load::run(options, report, stop).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run_take(args: &TakeArgs) -> anyhow::Result<ExitCode> {
+    let format = FileFormat::of(&args.file)?;
+    let tide = Tidegate::builder().housekeeping(false).open(&args.database).await?;
+    let report = |number: u64, why: &str| {
+        drop(writeln!(std::io::stderr().lock(), "{}:{number}: {why}", args.file.display()));
+    };
+    let taken = intake::take_file(&tide, &args.file, format, report).await?;
+    drop(tide);
+    say(&format!("{} lines: {} added, {} known, {} wrong", taken.lines, taken.added, taken.known, taken.wrong))?;
+    Ok(if taken.wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_books(args: &BooksArgs) -> anyhow::Result<ExitCode> {
+    let books = Books::read(&args.wallet)?;
+    let ledger = args.ledger.as_deref().map(read_ledger).transpose()?;
+    let gateway_total = ledger.as_deref().map(books::taken);
+    let sums = books.sums;
+    let balance = sums.debits == sums.credits && gateway_total.is_none_or(|total| total == sums.wallet_total);
+    let told = json!({
+        "debits": sums.debits,
+        "credits": sums.credits,
+        "wallet_total": sums.wallet_total,
+        "gateway_total": gateway_total,
+        "deposits": books.credited.len(),
+        "balance": balance,
+    });
+    say(&told.to_string())?;
+    Ok(if balance { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_prove(args: &ProveArgs) -> anyhow::Result<ExitCode> {
+    let [synchronous, tidegate] =
+        [SideName::Synchronous, SideName::Tidegate].map(|side| Evidence::in_directory(&args.directory, side));
+    let proof = prove(args.seed, args.gateway, &synchronous, &tidegate)?;
+    say(&serde_json::to_string(&proof).expect("a proof is plain data"))?;
+    for broken in &proof.broken {
+        writeln!(std::io::stderr().lock(), "must hold and does not: {broken}")
+            .context("cannot write to standard error")?;
+    }
+    Ok(if proof.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One line on standard output, at once: whoever started this reads it.
+pub(crate) fn say(line: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).context("cannot write to standard output")
+}

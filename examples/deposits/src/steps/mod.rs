@@ -1,0 +1,272 @@
+//! A deposit, step by step: authorise → capture → credit → notify, each a message on a queue of its own.
+//!
+//! One deposit is one flow. Each step does one thing to the outside world, through an effect whose policy is what the
+//! gateway can do about a repeated call, and passes on with `then`, which commits with its completion. A declined card
+//! is a fact of the business and fails the flow; a closed account fails it too, and the refund commits with that
+//! failure.
+
+mod gateway;
+mod view;
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tidegate::sqlite::SqliteStore;
+use tidegate::{
+    Backoff, Context, EffectKey, Handled, HandlerError, Message, Policy, StoreError, SystemClock, Tidegate, Worker,
+};
+
+pub use gateway::{Done, GatewayClient};
+pub use view::{Told, View, read_flow, view};
+
+use crate::books::{self, Credited};
+use crate::gateway::{GatewayMode, Operation, OperationBody};
+use crate::trace::{Card, Scale};
+
+/// How long the idempotent gateway remembers a key: its promise, not our guess.
+const KEYS_REMEMBERED: Duration = Duration::from_secs(24 * 3600);
+
+/// The first step, and the whole request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authorise {
+    /// Names the deposit for ever.
+    pub deposit: String,
+    /// The customer's account.
+    pub account: String,
+    /// The amount.
+    pub cents: i64,
+    /// The card to charge.
+    #[serde(default)]
+    pub card: Card,
+}
+
+impl Message for Authorise {
+    const KIND: &'static str = "authorise";
+    type Answer = Done;
+    fn key(&self) -> String {
+        self.deposit.clone()
+    }
+}
+
+impl From<Authorise> for OperationBody {
+    fn from(request: Authorise) -> Self {
+        Self { deposit: request.deposit, account: request.account, cents: request.cents, card: request.card }
+    }
+}
+
+macro_rules! step {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $answer:ty) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name {
+            /// The request, carried along.
+            pub request: OperationBody,
+        }
+
+        impl Message for $name {
+            const KIND: &'static str = $kind;
+            type Answer = $answer;
+            fn key(&self) -> String {
+                self.request.deposit.clone()
+            }
+        }
+    };
+}
+
+step!(
+    /// Takes the money.
+    Capture, "capture", Done
+);
+step!(
+    /// Books it in the customer's wallet.
+    Credit, "credit", i64
+);
+step!(
+    /// Tells the customer.
+    Notify, "notify", Done
+);
+step!(
+    /// Gives the money back: the compensation of a credit that can never be.
+    Refund, "refund", Done
+);
+
+/// How the steps are run.
+#[derive(Clone, Debug)]
+pub struct WorkOptions {
+    /// The gateway's base URL.
+    pub gateway: String,
+    /// What it promises about repeated calls.
+    pub mode: GatewayMode,
+    /// Time-outs, quarantine, lease and backoff.
+    pub scale: Scale,
+    /// Calls to the gateway at once, for each step.
+    pub concurrency: u32,
+    /// Shown to people.
+    pub name: String,
+}
+
+/// What every step needs.
+#[derive(Clone)]
+struct Steps {
+    client: GatewayClient,
+    store: Arc<SqliteStore>,
+    mode: GatewayMode,
+    /// Longer than the client's own time-out, so that the client says what it saw.
+    send_within: Duration,
+    quarantine: Duration,
+}
+
+impl fmt::Debug for Steps {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Steps").field("client", &self.client).field("mode", &self.mode).finish_non_exhaustive()
+    }
+}
+
+/// Starts a worker for all steps.
+///
+/// # Errors
+/// The store is no SQLite store, the HTTP client cannot be made, or the worker is refused by the store.
+///
+/// # Cancel safety
+/// Safe: a worker that was not returned does not run.
+pub async fn start(tide: &Tidegate, options: &WorkOptions) -> anyhow::Result<Worker> {
+    let Some(store) = tide.sqlite() else {
+        anyhow::bail!(
+            "deposits are credited in the store's own file, and this store has none; hint: open an SQLite file"
+        )
+    };
+    let scale = &options.scale;
+    let call_timeout = Duration::from_millis(scale.call_timeout_ms);
+    let steps = Steps {
+        client: GatewayClient::new(&options.gateway, call_timeout, Arc::new(SystemClock::new()))?,
+        store: Arc::clone(store),
+        mode: options.mode,
+        send_within: call_timeout + call_timeout / 10,
+        quarantine: Duration::from_millis(scale.quarantine_ms),
+    };
+    let policy = policy(scale);
+    let worker = tide
+        .worker()
+        .name(&options.name)
+        .lease(Duration::from_millis(scale.lease_ms))
+        .poll_every(Duration::from_millis(scale.poll_ms))
+        .concurrency(options.concurrency * 4)
+        .queue_concurrency(Authorise::QUEUE, options.concurrency)
+        .queue_concurrency(Capture::QUEUE, options.concurrency)
+        .queue_concurrency(Credit::QUEUE, options.concurrency)
+        .queue_concurrency(Notify::QUEUE, options.concurrency.div_ceil(2))
+        .queue_concurrency(Refund::QUEUE, options.concurrency.div_ceil(4))
+        .handle_with(with(&steps, authorise), policy.clone())
+        .handle_with(with(&steps, capture), policy.clone())
+        .handle_with(with(&steps, credit), policy.clone())
+        .handle_with(with(&steps, notify), policy.clone())
+        .handle_with(with(&steps, refund), policy)
+        .start()
+        .await?;
+    Ok(worker)
+}
+
+/// One policy for all steps: an outage is not counted, so the attempts are for what is wrong with a deposit itself.
+fn policy(scale: &Scale) -> Policy {
+    Policy {
+        max_attempts: 20,
+        backoff: Backoff {
+            base: Duration::from_millis(scale.backoff_first_ms),
+            cap: Duration::from_millis(scale.backoff_greatest_ms),
+        },
+        // A call, or a look-up and a call, with room for a slow store.
+        timeout: Duration::from_millis(scale.call_timeout_ms * 2 + 10_000),
+        crash_limit: 3,
+    }
+}
+
+/// A handler with its state: handlers are plain functions, and state comes by capture.
+fn with<M, F, Fut>(steps: &Steps, step: F) -> impl Fn(Context, M) -> Fut + Send + Sync + 'static
+where
+    M: Message,
+    F: Fn(Steps, Context, M) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Handled<M::Answer>> + Send + 'static,
+{
+    let steps = steps.clone();
+    move |context, message| step(steps.clone(), context, message)
+}
+
+async fn authorise(steps: Steps, ctx: Context, message: Authorise) -> Handled<Done> {
+    let request = OperationBody::from(message);
+    let done = at_gateway(&steps, &ctx, Operation::Authorise, &request).await?;
+    ctx.then(Capture { request });
+    Ok(done)
+}
+
+async fn capture(steps: Steps, ctx: Context, message: Capture) -> Handled<Done> {
+    let done = at_gateway(&steps, &ctx, Operation::Capture, &message.request).await?;
+    ctx.then(Credit { request: message.request });
+    Ok(done)
+}
+
+async fn credit(steps: Steps, ctx: Context, message: Credit) -> Handled<i64> {
+    let request = message.request;
+    let OperationBody { deposit, account, cents, .. } = request.clone();
+    let credited = ctx
+        .effect("credit")
+        .request(&request)
+        .transactional()
+        .in_store(&steps.store, move |transaction| books::credit(transaction, &deposit, &account, cents))
+        .await?;
+    match credited {
+        Credited::Entry(entry) => {
+            ctx.then(Notify { request });
+            Ok(entry)
+        }
+        Credited::AccountClosed => {
+            let detail = format!("account {} of deposit {} is closed", request.account, request.deposit);
+            ctx.compensate(Refund { request });
+            Err(HandlerError::permanent("account_closed", detail))
+        }
+    }
+}
+
+async fn notify(steps: Steps, ctx: Context, message: Notify) -> Handled<Done> {
+    let (client, request) = (steps.client, message.request);
+    let receipt = ctx.effect("receipt").request(&request).send_within(steps.send_within).natural();
+    // Harmless however often it is sent, so nothing is written down before it.
+    receipt.call(move |key| async move { client.send(Operation::Receipt, &key, &request).await }).await
+}
+
+async fn refund(steps: Steps, ctx: Context, message: Refund) -> Handled<Done> {
+    at_gateway(&steps, &ctx, Operation::Refund, &message.request).await
+}
+
+/// One call that moves money, under the strongest policy that the gateway's promise allows.
+async fn at_gateway(steps: &Steps, ctx: &Context, operation: Operation, request: &OperationBody) -> Handled<Done> {
+    let client = steps.client.clone();
+    let body = request.clone();
+    let send = move |key: EffectKey| async move { client.send(operation, &key, &body).await };
+    let client = steps.client.clone();
+    let find = move |key: EffectKey| async move { client.find(operation, &key).await };
+
+    let effect =
+        ctx.effect(operation.name()).request(request).send_within(steps.send_within).quarantine(steps.quarantine);
+    match steps.mode {
+        GatewayMode::Idempotent => effect.keyed(KEYS_REMEMBERED).or_lookup(steps.quarantine, find).call(send).await,
+        GatewayMode::Lookup => effect.lookup(steps.quarantine, find).call(send).await,
+        GatewayMode::None => effect.at_most_once().call(send).await,
+    }
+}
+
+/// Opens the store of an application process.
+///
+/// # Errors
+/// The store cannot be opened; see [`Tidegate::open`].
+///
+/// # Cancel safety
+/// Safe.
+pub async fn open(path: &std::path::Path, scale: &Scale) -> Result<Tidegate, StoreError> {
+    let lease = Duration::from_millis(scale.lease_ms);
+    Tidegate::builder().lease(lease).sweep_every(lease / 5).open(path).await
+}

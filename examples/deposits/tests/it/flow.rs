@@ -1,0 +1,105 @@
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use deposits::books::{self, Books};
+use deposits::gateway::{Faults, GatewayMode, LedgerResult, read_ledger};
+use deposits::operator;
+use deposits::steps::{self, Authorise, Told, WorkOptions, read_flow};
+use deposits::trace::Card;
+use tidegate::{MessageId, Tidegate};
+
+/// Everything that can go wrong with a reply, at once.
+const HARM: Faults = Faults {
+    refused: false,
+    too_many: 0.0,
+    unavailable: 0.05,
+    hang: 0.05,
+    drip: 0.0,
+    lost_reply: 0.15,
+    late: 0.1,
+    reset_before: 0.05,
+    internal_after: 0.1,
+    latency_ms: None,
+};
+
+async fn enqueue(tide: &Tidegate, count: usize) -> Vec<MessageId> {
+    let message = |number: usize| Authorise {
+        deposit: format!("dep-{number}"),
+        account: if number % 10 == 9 { "closed".to_owned() } else { "acct-1".to_owned() },
+        cents: 100,
+        card: if number % 10 == 8 { Card::Declined } else { Card::Ok },
+    };
+    let sent = tide.enqueue_all((0..count).map(message)).await.unwrap();
+    sent.into_iter().map(|sent| sent.unwrap().id()).collect()
+}
+
+/// Waits for the end of every flow, and plays the operator where one parked. Bounded by its rounds.
+async fn finish(tide: &Tidegate, ledger: &Path, flows: &[MessageId]) -> Vec<Told> {
+    for _round in 0..100 {
+        let mut told = Vec::new();
+        for flow in flows {
+            tide.sent::<Authorise>(*flow).flow(Duration::from_secs(1)).await.unwrap();
+            told.push(read_flow(tide, *flow).await.unwrap().unwrap().state);
+        }
+        if told.iter().all(|told| told.is_final()) {
+            return told;
+        }
+        operator::resolve_parked(tide, ledger).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("not every flow came to an end");
+}
+
+async fn a_misbehaving_gateway(mode: GatewayMode) {
+    const COUNT: usize = 30;
+    let directory = tempfile::tempdir().unwrap();
+    let (store, ledger) = (directory.path().join("d.db"), directory.path().join("ledger"));
+    let gateway = super::gateway(&ledger, mode, HARM).await;
+    let tide = steps::open(&store, &super::scale()).await.unwrap();
+    drop(books::prepare(&store, &["closed".to_owned()]).unwrap());
+    let options =
+        WorkOptions { gateway: gateway.url(), mode, scale: super::scale(), concurrency: 4, name: "worker".to_owned() };
+    let worker = steps::start(&tide, &options).await.unwrap();
+    let flows = enqueue(&tide, COUNT).await;
+    let told = finish(&tide, &ledger, &flows).await;
+    worker.stop().await.unwrap();
+    gateway.stop().await.unwrap();
+
+    let mut taken: HashMap<String, (u32, u32)> = HashMap::new();
+    for entry in read_ledger(&ledger).unwrap() {
+        let (captures, refunds) = taken.entry(entry.deposit).or_default();
+        match entry.result {
+            LedgerResult::Captured => *captures += 1,
+            LedgerResult::Refunded => *refunds += 1,
+            LedgerResult::Authorised | LedgerResult::Declined | LedgerResult::Receipt => {}
+        }
+    }
+    let books = Books::read(&store).unwrap();
+    for (number, told) in told.into_iter().enumerate() {
+        let name = format!("dep-{number}");
+        let credits = books.credited.get(&name).map_or(0, |credit| credit.times);
+        let expected = match number % 10 {
+            8 => ((0, 0), 0, Told::Failed),
+            9 => ((1, 1), 0, Told::Failed),
+            _ => ((1, 0), 1, Told::Completed),
+        };
+        assert_eq!((taken.get(&name).copied().unwrap_or_default(), credits, told), expected, "{mode} {name}");
+    }
+    assert_eq!(books.sums.debits, books.sums.credits);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_deposit_takes_effect_once_with_a_gateway_that_recognises_keys() {
+    a_misbehaving_gateway(GatewayMode::Idempotent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_deposit_takes_effect_once_with_a_gateway_that_can_be_asked() {
+    a_misbehaving_gateway(GatewayMode::Lookup).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_deposit_takes_effect_once_with_a_gateway_that_can_do_neither_and_an_operator() {
+    a_misbehaving_gateway(GatewayMode::None).await;
+}
