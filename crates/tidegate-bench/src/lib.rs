@@ -1,7 +1,7 @@
 //! How fast a store is, and what a message costs it: the figures of `tidegate bench`, each small enough to be a test.
 //!
 //! The engine is measured through the library, as an application uses it: concurrent batches of `enqueue_all`, a worker,
-//! a handler that does nothing, a small result. Beside it, in the same run and by turns, [`raw`] writes the least that the
+//! a handler that does nothing, a small result. Beside it, in the same run and by turns, `raw.rs` writes the least that the
 //! same rows need, straight with SQLite, so that the ratio says what Tidegate costs and the disk cancels out. Before that,
 //! both files get the same old messages, because an index of keys is cheap while it is small.
 

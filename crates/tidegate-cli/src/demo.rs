@@ -30,8 +30,8 @@ Examples:
   tidegate demo --fast --json";
 
 const MUSTS: &str = "\
-Exit code 0 only if for Tidegate's side everything holds: no deposit took effect twice, none was charged and told failed,
-accepted = completed + failed + dead + parked, and the books balance. Otherwise 1.";
+Exit code 0 only if for Tidegate's side everything holds: no deposit took effect twice, none was charged and told \
+failed, accepted = completed + failed + dead + parked, and the books balance. Otherwise 1.";
 
 /// Prove on this machine that deposits take effect exactly once, next to the usual code
 #[derive(Debug, clap::Args)]
@@ -99,9 +99,9 @@ fn introduce(show: &mut Show, args: &DemoArgs, preset: &Preset, trace: &Trace) -
         }
     };
     show.say(&format!(
-        "{} deposits ({} requests, some clicked twice) go to two programs: the usual synchronous one (a time-out, three \
-         blind retries, no keys), and the same steps on Tidegate; about 1 % of the cards are declined, and {} of {} accounts \
-         are closed; seed {}",
+        "{} deposits ({} requests, some clicked twice) go to two programs: the usual synchronous one (a time-out, \
+         three blind retries, no keys), and the same steps on Tidegate; about 1 % of the cards are declined, and {} of \
+         {} accounts are closed; seed {}",
         trace.deposits(),
         trace.requests.len(),
         preset.trace.closed_accounts,
@@ -210,8 +210,8 @@ fn conclude(args: &DemoArgs, proof: &Proof, preset: &Preset, took: Duration) -> 
     if !proof.pass && scale.greatest_lateness_ms > scale.quarantine_ms && args.gateway != GatewayMode::Idempotent {
         writeln!(
             talk,
-            "this is the documented limit: the gateway carried requests out up to {} ms late, and was believed when it said \
-             \"not found\" after {} ms\nhint: a quarantine longer than the greatest lateness",
+            "this is the documented limit: the gateway carried requests out up to {} ms late, and was believed when it \
+             said \"not found\" after {} ms\nhint: a quarantine longer than the greatest lateness",
             scale.greatest_lateness_ms, scale.quarantine_ms
         )?;
     }

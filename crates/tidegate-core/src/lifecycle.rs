@@ -432,7 +432,14 @@ pub fn settle(facts: &Facts, outcome: &Outcome, policy: &Policy, now: Timestamp,
         | Outcome::Refused { .. } => false,
     };
     let wish = called_off(facts, outcome).unwrap_or_else(|| wish(facts, outcome, policy, crashes));
-    let uncounted = matches!(wish, Wish::Back | Wish::Again { counted: false, .. });
+    // Also where an earlier crash is the end of it: this run had not begun, or was one that clears up.
+    let free = matches!(outcome, Outcome::LeaseExpired) && (facts.reconciling || (facts.suspect && !facts.alone));
+    let uncounted = match wish {
+        Wish::Back => true,
+        Wish::Again { counted, .. } => !counted,
+        Wish::Terminal(Next::Dead(_)) => free,
+        Wish::Terminal(_) | Wish::Park(_) => false,
+    };
     let counters = Counters { attempt: counted_attempts(facts, uncounted), crashes, ..facts.counters };
     let facts = &Facts { counters, ..facts.clone() };
 

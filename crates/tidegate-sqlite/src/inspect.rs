@@ -56,7 +56,7 @@ fn view(conn: &Connection, id: MessageId) -> Result<Option<MessageView>, Trouble
         answer,
         ended_at,
         lease,
-        cancel_requested: live && found.flags() & row::CANCEL != 0,
+        cancel_requested: !found.state().is_terminal() && found.flags() & row::CANCEL != 0,
         suspect: live && found.flags() & row::SUSPECT != 0,
         journal: place::journal_if(conn, id, found.flags())?,
         evidence: evidence(conn, id)?,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rusqlite::params;
 use tidegate_core::effect::{self, EffectAnswer, EffectRow, EffectState};
-use tidegate_core::error::StoreError;
+use tidegate_core::error::{StoreError, StoreErrorKind};
 use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::message::Message;
 use tidegate_core::store::{Journal, JournalWrite, Verdicts};
@@ -32,6 +32,9 @@ fn one(group: &mut Group<'_>, item: &Journal) -> Result<EffectRow, Trouble> {
         keep_evidence(group, item.id, writes())?;
         return Err(extend::lost(group, item.id)?.into());
     };
+    if matches!(item.write, JournalWrite::Intent { .. }) {
+        check_unlapsed(group, &lease, item.id)?;
+    }
     let lane = group.lane(lease.life.lane)?;
     let message = place::body(group.conn, item.id, &lane)?;
     let mut rows = place::journal_if(group.conn, item.id, lease.life.flags)?;
@@ -74,13 +77,7 @@ fn apply(
     let (token, round) = (lease.token, lease.life.counters.round);
     let row = match write {
         JournalWrite::Intent { reached, times } => {
-            // Nothing new may leave once the lease lapsed: a sweep may be about to give the message to another worker.
-            if lease.until < group.now {
-                let what = format!("the lease of {} lapsed at {}; no effect may begin", message.id, lease.until);
-                return Err(StoreError::new(tidegate_core::StoreErrorKind::LeaseLost, what)
-                    .message_id(message.id)
-                    .into());
-            }
+            check_unlapsed(group, lease, message.id)?;
             effect::intend(message, rows, reached, *times, token, round, group.now)?
         }
         JournalWrite::Answer { effect, seq, answer } => {
@@ -107,6 +104,15 @@ fn apply(
     };
     put(group, lease, message.id, rows, &row)?;
     Ok(row)
+}
+
+/// Nothing new may leave once the lease lapsed: a sweep may be about to give the message to another worker.
+pub(crate) fn check_unlapsed(group: &Group<'_>, lease: &LeaseRow, id: MessageId) -> Result<(), StoreError> {
+    if group.now <= lease.until {
+        return Ok(());
+    }
+    let what = format!("the lease of {id} lapsed at {}; no effect may begin", lease.until);
+    Err(StoreError::new(StoreErrorKind::LeaseLost, what).message_id(id))
 }
 
 /// Writes a row, and notes at the lease that there is a journal.
@@ -175,13 +181,9 @@ pub(crate) fn keep_evidence<'a>(
     id: MessageId,
     writes: impl Iterator<Item = &'a JournalWrite>,
 ) -> Result<(), Trouble> {
-    const EVIDENCE: &str = "-- journal: a late confirmation, once
+    const EVIDENCE: &str = "-- journal: a late confirmation, as it came
         insert into tide_evidence (message, at, name, item, value)
-        select ?1, ?2, ?3, ?4, ?5 where exists (select 1 from tide_message where id = ?1)
-          and not exists (select 1 from tide_evidence where message = ?1 and name = ?3 and item = ?4 and value = ?5)
-          -- the journal says so already: this confirmation was applied before its lease was lost
-          and not exists (select 1 from tide_effect where message = ?1 and name = ?3 and item = ?4
-                          and state = 'confirmed' and value = ?5)";
+        select ?1, ?2, ?3, ?4, ?5 where exists (select 1 from tide_message where id = ?1)";
     for write in writes {
         let JournalWrite::Answer { effect, answer: EffectAnswer::Confirmed { value }, .. } = write else { continue };
         group.conn.prepare_cached(EVIDENCE)?.execute(params![

@@ -86,7 +86,7 @@ pub(crate) fn after_rest(conn: &Connection, now: Timestamp) -> rusqlite::Result<
     Ok(())
 }
 
-/// Leases hold as long as they did, and have lapsed where they had: their holders did nothing, and nothing happened to them.
+/// A lease holds as long as it was given, wherever the wall clock is set; what had lapsed stays lapsed.
 fn shift_leases(conn: &Connection, jump: i64) -> rusqlite::Result<()> {
     const SHIFT: &str = "-- watch: all of them were given before: whoever gives a lease has looked at the clock first
         update tide_lease set until = until + ?1";

@@ -141,10 +141,7 @@ pub(crate) fn effect_in(group: &mut Group<'_>, item: EffectIn) -> Result<Result<
             return Err(StoreError::conflict(what).message_id(id).into());
         }
     }
-    if lease.until < group.now {
-        let what = format!("the lease of {id} lapsed at {}; no effect may begin", lease.until);
-        return Err(StoreError::new(tidegate_core::StoreErrorKind::LeaseLost, what).message_id(id).into());
-    }
+    journal::check_unlapsed(group, &lease, id)?;
     let mut failed = None;
     let step = group.atomically(|group| {
         let worked = catch_unwind(AssertUnwindSafe(|| work(group.conn)));

@@ -13,6 +13,7 @@ pub mod check;
 pub mod clock;
 pub mod conformance;
 pub mod engine;
+pub mod faulty;
 pub mod model;
 pub mod recount;
 

@@ -209,7 +209,8 @@ pub fn judge(ledger: &[LedgerEntry], asked: &[Asked], books: &Books) -> Verdict 
     }
     if !side.books_balance {
         broken.push(format!(
-            "the books do not balance: debits {}, credits {}, the wallet holds {credited_for_good}, the gateway took {taken_for_good}",
+            "the books do not balance: debits {}, credits {}, the wallet holds {credited_for_good}, the gateway took \
+             {taken_for_good}",
             books.sums.debits, books.sums.credits
         ));
     }

@@ -97,8 +97,8 @@ impl Show {
 fn plain(phase: &str, progress: &Progress, doubled: Doubled) -> String {
     let Progress { at_ms, synchronous: left, tidegate: right } = progress;
     format!(
-        "{:>4} s {phase:<9} | synchronous: {:>5} sent, {:>5} accepted, {:>4} told failed, {:>3} charged twice | tidegate: \
-         {:>5} sent, {:>5} accepted, {:>5} done, {:>3} failed, {:>4} under way, {:>3} parked, {} charged twice",
+        "{:>4} s {phase:<9} | synchronous: {:>5} sent, {:>5} accepted, {:>4} told failed, {:>3} charged twice | \
+         tidegate: {:>5} sent, {:>5} accepted, {:>5} done, {:>3} failed, {:>4} under way, {:>3} parked, {} charged twice",
         at_ms / 1000,
         left.sent,
         left.accepted,

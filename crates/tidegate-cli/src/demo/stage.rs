@@ -15,7 +15,7 @@ use super::DemoArgs;
 use super::show::Doubled;
 use super::tail::Tail;
 
-/// How long a process may take to end in good order. The gateway waits for calls that arrive late.
+/// How long a process may take to end in good order; a gateway has to carry out its late calls besides.
 const ENDS_WITHIN: Duration = Duration::from_secs(20);
 
 /// Everything that runs.
@@ -32,6 +32,7 @@ pub(super) struct Stage {
     load: Option<Process>,
     tails: [Tail; 2],
     operator: Tidegate,
+    greatest_lateness: Duration,
     evidence: [Evidence; 2],
 }
 
@@ -120,6 +121,7 @@ impl Stage {
             load: Some(load),
             tails,
             operator,
+            greatest_lateness: Duration::from_millis(preset.scale.greatest_lateness_ms),
             evidence,
         })
     }
@@ -173,7 +175,7 @@ impl Stage {
             process.stop(ENDS_WITHIN).await?;
         }
         for gateway in self.gateways {
-            gateway.stop(ENDS_WITHIN).await?;
+            gateway.stop(ENDS_WITHIN + self.greatest_lateness).await?;
         }
         let [synchronous, tidegate] = self.evidence;
         Ok((synchronous, tidegate))

@@ -610,7 +610,8 @@ fn show_settled(side: &Side, settled: &Settled) -> String {
     let follow_ups: Vec<_> = settled.follow_ups.iter().map(|id| side.number(*id)).collect();
     let Settled { state, due_at, reason, flow_took, repeated, .. } = settled;
     if *repeated {
-        return format!("repeated: {state}");
+        // An operator may have moved the message on since: whether a repeat tells of then or now is the engine's.
+        return "repeated".to_owned();
     }
     format!("{state} {due_at:?} {reason:?} {follow_ups:?} {flow_took:?}")
 }
@@ -660,7 +661,7 @@ fn show_view(side: &Side, view: Option<&MessageView>) -> String {
     }
     line("addressed", &(&message.tenant, &message.queue, &message.kind, message.version, message.priority));
     line("payload", &message.payload);
-    line("times", &(message.enqueued_at, message.first_due_at));
+    line("times", &(message.enqueued_at, message.first_due_at, message.deadline, message.expires_at));
     line("flow", &(side.number(message.flow), message.parent.map(|parent| side.number(parent))));
     text
 }

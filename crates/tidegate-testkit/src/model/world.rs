@@ -37,6 +37,9 @@ pub(super) struct World {
     time: Time,
 }
 
+/// A wall clock that gains or loses less than this over the time that passed is corrected, not set.
+const JUMP: Duration = Duration::from_secs(60);
+
 /// The two hands of the clock as of this verb, and the time that really passed since the first one.
 #[derive(Debug, Default, Clone, Copy)]
 struct Time {
@@ -189,12 +192,12 @@ impl World {
         let Some(then) = before.monotonic else { return };
         let passed = monotonic.saturating_sub(then);
         self.time.passed += passed;
-        let jump = now.since(before.now.after(passed));
-        let back = before.now.after(passed).since(now);
-        if jump > Duration::from_secs(1) {
+        let expected = before.now.after(passed);
+        let (ahead, back) = (now.since(expected), expected.since(now));
+        if ahead > JUMP {
             self.restart_quarantines(before.now);
-            self.move_leases(|until| until.after(jump));
-        } else if back > Duration::from_secs(1) {
+            self.move_leases(|until| until.after(ahead));
+        } else if back > JUMP {
             self.move_leases(|until| until.before(back));
         }
     }
@@ -534,12 +537,12 @@ impl World {
         let record = self.record(id)?.clone();
         let Some(held) = record.held_by(journal.token) else { return self.late(id, &writes) };
         let lapsed = held.until < now && self.mutation != Some(Mutation::IntentAfterLapse);
-        if lapsed && writes.iter().any(|write| matches!(write, JournalWrite::Intent { .. })) {
-            return Err(StoreError::lease_lost(id));
-        }
         let mut rows = record.journal.clone();
         let mut row = Err(StoreError::invalid("nothing to write"));
         for write in writes {
+            if lapsed && matches!(write, JournalWrite::Intent { .. }) {
+                return Err(StoreError::lease_lost(id));
+            }
             row = Ok(apply(&record, &mut rows, write, journal.token, now)?);
         }
         self.change(id).journal = rows;

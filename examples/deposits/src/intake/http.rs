@@ -193,8 +193,8 @@ fn told(status: StatusCode, view: &View) -> Response {
 /// The header's value, without the quotes of a structured field if it has them.
 fn key_of(headers: &HeaderMap) -> Result<String, Problem> {
     let missing = || {
-        let detail = "the header Idempotency-Key is missing; hint: send one key per deposit, and the same key with every \
-                      repetition of the request";
+        let detail = "the header Idempotency-Key is missing; hint: send one key per deposit, and the same key with \
+                      every repetition of the request";
         Problem::new(StatusCode::BAD_REQUEST, "key_missing", detail)
     };
     let value = headers.get(IDEMPOTENCY_KEY).ok_or_else(missing)?;

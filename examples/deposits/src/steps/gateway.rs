@@ -197,7 +197,8 @@ mod tests {
     fn a_look_up_believes_only_the_gateways_own_words() {
         let entry = |result: &str| {
             format!(
-                r#"{{"seq":7,"at_ms":1,"operation":"capture","key":"k","deposit":"d","account":"a","cents":5,"result":"{result}","late_ms":0}}"#
+                r#"{{"seq":7,"at_ms":1,"operation":"capture","key":"k","deposit":"d","account":"a","cents":5,
+                "result":"{result}","late_ms":0}}"#
             )
         };
         let found = |status: u16, body: &str| {
