@@ -2,6 +2,7 @@
 
 mod client;
 mod effects;
+mod faults;
 mod follow_ups;
 mod metrics;
 mod operators;
