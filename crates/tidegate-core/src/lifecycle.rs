@@ -463,12 +463,9 @@ pub fn take_over(facts: &Facts, policy: Option<&Policy>, now: Timestamp, unit: f
         Next::Dead(_) if policy.is_none() => {
             Transition { next: Next::Ready { due_at: now }, suspect: true, ..declared }
         }
-        Next::Dead(_)
-        | Next::Ready { .. }
-        | Next::Completed
-        | Next::Failed
-        | Next::Parked(_)
-        | Next::Cancelled => declared,
+        Next::Dead(_) | Next::Ready { .. } | Next::Completed | Next::Failed | Next::Parked(_) | Next::Cancelled => {
+            declared
+        }
     }
 }
 

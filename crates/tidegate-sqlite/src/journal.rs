@@ -32,9 +32,6 @@ fn one(group: &mut Group<'_>, item: &Journal) -> Result<EffectRow, Trouble> {
         keep_evidence(group, item.id, writes())?;
         return Err(extend::lost(group, item.id)?.into());
     };
-    if matches!(item.write, JournalWrite::Intent { .. }) {
-        check_unlapsed(group, &lease, item.id)?;
-    }
     let lane = group.lane(lease.life.lane)?;
     let message = place::body(group.conn, item.id, &lane)?;
     let mut rows = place::journal_if(group.conn, item.id, lease.life.flags)?;

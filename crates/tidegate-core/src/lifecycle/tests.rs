@@ -396,3 +396,24 @@ fn a_take_over_makes_no_dead_letter_of_a_kind_that_nobody_declared() {
     let undeclared = take_over(&facts, None, at(100), 0.5);
     assert_eq!((undeclared.next, undeclared.suspect), (Next::Ready { due_at: at(100) }, true));
 }
+
+#[test]
+fn a_run_that_had_not_begun_spends_no_attempt_even_where_earlier_crashes_end_the_message() {
+    let counters = Counters { claims: 4, attempt: 4, crashes: 3, ..Counters::default() };
+    #[rustfmt::skip]
+    let table = [
+        // suspect  alone  reconciling   attempts after it
+        (true,      false, false,        3),   // waited to be alone
+        (false,     false, true,         4),   // cleared up, was never counted
+        (true,      true,  false,        4),   // ran, and took its process with it
+    ];
+    for (suspect, alone, reconciling, attempts) in table {
+        let facts = Facts { counters, suspect, alone, reconciling, ..facts() };
+        let transition = settle(&facts, &Outcome::LeaseExpired, &policy(), at(100), 0.5);
+        assert_eq!(transition.next, Next::Dead(DeadReason::CrashLimit));
+        assert_eq!(
+            transition.counters.attempt, attempts,
+            "suspect {suspect}, alone {alone}, reconciling {reconciling}"
+        );
+    }
+}
