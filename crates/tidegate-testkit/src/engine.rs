@@ -16,9 +16,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tidegate_core::lifecycle::Outcome;
 use tidegate_core::store::{ClaimRequest, QueueSlots, Settle};
-use tidegate_core::{
-    Clock, Kind, MessageId, Nonce, QueueName, Store, StoreError, SystemClock, Tenant, WorkerId,
-};
+use tidegate_core::{Clock, Kind, MessageId, Nonce, QueueName, Store, StoreError, SystemClock, Tenant, WorkerId};
 
 use crate::clock::SeededRandom;
 
@@ -167,9 +165,9 @@ const SAYS: &str = "@claimer ";
 /// # Panics
 /// When a process cannot be started, fails, or says something else than a claimer does.
 pub fn contend_in_processes(claimers: Vec<Claimer>, command: impl Fn(&str) -> Command) -> Vec<Vec<Taken>> {
-    let mut processes: Vec<Process> = (claimers.iter())
+    let mut processes: Vec<Process> = (claimers.into_iter())
         .map(|claimer| {
-            let assignment = serde_json::to_string(claimer).expect("a claimer is plain data");
+            let assignment = serde_json::to_string(&claimer).expect("a claimer is plain data");
             Process::start(command(&assignment))
         })
         .collect();

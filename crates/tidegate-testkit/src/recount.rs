@@ -208,8 +208,18 @@ impl Recount {
 
 fn is_run(ending: &Ending) -> bool {
     const RUNS: [&str; 12] = [
-        "completed", "permanent", "retryable", "not_done", "unknown", "snooze", "park", "exhausted", "undecodable",
-        "refused", "released", "lease_expired",
+        "completed",
+        "permanent",
+        "retryable",
+        "not_done",
+        "unknown",
+        "snooze",
+        "park",
+        "exhausted",
+        "undecodable",
+        "refused",
+        "released",
+        "lease_expired",
     ];
     RUNS.contains(&ending.outcome.as_str())
 }

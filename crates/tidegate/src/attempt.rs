@@ -285,13 +285,13 @@ fn report(worker: &Shared, lease: &Lease, outcome: &Outcome, settled: &Settled) 
     worker.metrics.settled(&lease.message, settled);
     let reason = settled.reason.unwrap_or_default();
     let (state, word) = (settled.state, outcome.as_str());
+    let failure = outcome.failure().map(ToString::to_string).unwrap_or_default();
     match state {
-        State::Completed | State::Ready | State::Leased | State::Cancelled => {
-            let failure = outcome.failure().map(ToString::to_string).unwrap_or_default();
+        // A handler that says never states a fact of the business: nothing for an operator to do.
+        State::Completed | State::Ready | State::Leased | State::Cancelled | State::Failed => {
             debug!(outcome = word, %state, failure, "message {} is {state} after {word}", lease.message.id);
         }
-        State::Failed | State::Dead | State::Parked => {
-            let failure = outcome.failure().map(ToString::to_string).unwrap_or_default();
+        State::Dead | State::Parked => {
             warn!(outcome = word, %state, reason, failure, "message {} is {state}", lease.message.id);
         }
     }

@@ -35,10 +35,10 @@ pub(super) async fn run(engine: &dyn Engine, script: &[Command]) -> Option<(usiz
     let second = engine.open(&place, clock.clone()).await.expect("a place can be opened twice");
     let mut run = Run {
         clock,
-        sides: [Side { handles: [model.clone(), model], ids: Vec::new() }, Side {
-            handles: [first.clone(), second.clone()],
-            ids: Vec::new(),
-        }],
+        sides: [
+            Side { handles: [model.clone(), model], ids: Vec::new() },
+            Side { handles: [first.clone(), second.clone()], ids: Vec::new() },
+        ],
         random: SeededRandom::new(0),
         leases: Vec::new(),
         settlements: Vec::new(),
@@ -188,9 +188,13 @@ impl Run {
         }
         let model = self.look(0).await;
         let engine = self.look(1).await;
-        (model.iter().zip(&engine))
-            .find(|(model, engine)| model != engine)
-            .map(|(model, engine)| format!("after {command:?} ({model_said})\n{}", lines_that_differ(model, engine), model_said = "the verdicts agree"))
+        (model.iter().zip(&engine)).find(|(model, engine)| model != engine).map(|(model, engine)| {
+            format!(
+                "after {command:?} ({model_said})\n{}",
+                lines_that_differ(model, engine),
+                model_said = "the verdicts agree"
+            )
+        })
     }
 
     async fn carry_out(&mut self, command: &Command) -> [String; 2] {
@@ -353,6 +357,7 @@ impl Run {
         model.handles[0].inspect(vec![model.ids[message]]).await.expect("answered").remove(0)
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "only the commands of the journal come here")]
     async fn journal(&self, command: &Command) -> [String; 2] {
         let none = [String::new(), String::new()];
         let (lease, before, write) = match command {
@@ -440,12 +445,11 @@ impl Run {
         for (side, told) in self.sides.iter_mut().zip(&mut told) {
             let settle = Settle { id: side.ids[message], ..settle.clone() };
             let verdict = first(side.handles[0].settle(vec![settle]).await);
-            if let Ok(settled) = &verdict
-                && !settled.repeated
-            {
-                side.ids.extend(&settled.follow_ups);
-            }
-            *told = said_under_token(verdict, |settled| show_settled(side, &settled));
+            // One that was known already may be named or not; what counts is what was made.
+            let mut made: Vec<MessageId> = verdict.as_ref().map(|s| s.follow_ups.clone()).unwrap_or_default();
+            made.retain(|id| !side.ids.contains(id));
+            side.ids.extend(&made);
+            *told = said_under_token(verdict, |settled| show_settled(side, &settled, &made));
         }
         told
     }
@@ -466,7 +470,11 @@ impl Run {
     async fn jump(&self, seconds: i64) -> [String; 2] {
         let before = self.sweep(false, None).await;
         let by = Duration::from_secs(seconds.unsigned_abs());
-        if seconds < 0 { self.clock.jump_back(by) } else { self.clock.jump_forward(by) }
+        if seconds < 0 {
+            self.clock.jump_back(by)
+        } else {
+            self.clock.jump_forward(by)
+        }
         let after = self.sweep(false, None).await;
         [0, 1].map(|side| format!("{}\n{}", before[side], after[side]))
     }
@@ -482,7 +490,7 @@ impl Run {
             let known = self.leases.len();
             note(self.claim(&self.request(0, [1, 1], false), 0).await);
             if alone {
-                for (message, token) in self.leases[known..].to_vec() {
+                for (message, token) in self.leases[known..].iter().copied() {
                     note(self.extend(message, token, true).await);
                 }
             }
@@ -494,6 +502,7 @@ impl Run {
 
     // --- operators ---------------------------------------------------------------------------------------------------
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "only the commands of operators come here")]
     async fn operate(&self, command: &Command) -> [String; 2] {
         let mut told = [String::new(), String::new()];
         for (side, told) in self.sides.iter().zip(&mut told) {
@@ -544,7 +553,9 @@ impl Run {
         let views = store.inspect(side.ids.clone()).await.expect("an inspection is answered");
         let mut texts: Vec<String> = views.iter().map(|view| show_view(side, view.as_ref())).collect();
         let all = store.list(Filter { limit: 10_000, ..Filter::default() }).await.expect("a list is answered");
-        texts.push(all.iter().fold("list:".to_owned(), |text, s| text + " " + &side.number(s.id) + " " + s.state.as_str()));
+        texts.push(
+            all.iter().fold("list:".to_owned(), |text, s| text + " " + &side.number(s.id) + " " + s.state.as_str()),
+        );
         texts.push(show_stats(&store.stats().await.expect("stats are answered")));
         texts
     }
@@ -606,8 +617,8 @@ fn show_claimed(side: &Side, request: &ClaimRequest, claimed: &Claimed) -> Strin
     text
 }
 
-fn show_settled(side: &Side, settled: &Settled) -> String {
-    let follow_ups: Vec<_> = settled.follow_ups.iter().map(|id| side.number(*id)).collect();
+fn show_settled(side: &Side, settled: &Settled, made: &[MessageId]) -> String {
+    let follow_ups: Vec<_> = made.iter().map(|id| side.number(*id)).collect();
     let Settled { state, due_at, reason, flow_took, repeated, .. } = settled;
     if *repeated {
         // An operator may have moved the message on since: whether a repeat tells of then or now is the engine's.
@@ -657,7 +668,10 @@ fn show_view(side: &Side, view: Option<&MessageView>) -> String {
     for ending in &view.history {
         // A run without a failure of its own has no code, or the word of its outcome for one.
         let code = if ending.code == ending.outcome { "" } else { &ending.code };
-        line("history", &(ending.at, &ending.outcome, ending.attempt, ending.generation, ending.state, code, ending.due_at));
+        line(
+            "history",
+            &(ending.at, &ending.outcome, ending.attempt, ending.generation, ending.state, code, ending.due_at),
+        );
     }
     line("addressed", &(&message.tenant, &message.queue, &message.kind, message.version, message.priority));
     line("payload", &message.payload);

@@ -210,7 +210,8 @@ fn command(random: &mut ChaCha8Rng, jumps: bool) -> Command {
         // Mostly the newest; now and then one that is long lost.
         if random.random_bool(0.7) { random.random_range(0..3) } else { random.random_range(0..20) }
     };
-    let effect = |random: &mut ChaCha8Rng| -> u8 { if random.random_bool(0.8) { 0 } else { random.random_range(0..3) } };
+    let effect =
+        |random: &mut ChaCha8Rng| -> u8 { if random.random_bool(0.8) { 0 } else { random.random_range(0..3) } };
     let answer = |random: &mut ChaCha8Rng| -> u8 { random.random_range(0..if jumps { 4 } else { 5 }) };
     match random.random_range(0..100_u32) {
         0..16 => {

@@ -98,7 +98,8 @@ pub async fn one_key_sent_at_the_same_moment_is_one_message(engine: &dyn Engine)
                     crate::run(async {
                         let mut verdicts = Vec::new();
                         for n in 0..20 {
-                            verdicts.push(only(store.enqueue(vec![message(&format!("m{n}"))]).await).expect("accepted"));
+                            verdicts
+                                .push(only(store.enqueue(vec![message(&format!("m{n}"))]).await).expect("accepted"));
                         }
                         verdicts
                     })

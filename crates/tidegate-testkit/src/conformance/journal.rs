@@ -1,9 +1,9 @@
 //! The journal of a running message: intents before a send, answers after it, and what comes too late (protocol §3).
 
+use tidegate_core::StoreErrorKind;
 use tidegate_core::effect::{EffectAnswer, EffectKey, EffectPolicy, EffectRow, EffectState, Reached};
 use tidegate_core::lifecycle::State;
 use tidegate_core::store::{Counted, Journal, JournalWrite, Lease};
-use tidegate_core::{StoreErrorKind};
 
 use super::stage::*;
 use crate::Engine;
@@ -217,7 +217,12 @@ pub async fn a_confirmed_effect_is_never_intended_again(engine: &dyn Engine) {
 }
 
 /// Ends a run with the effect's answer missing, and starts the next one a little later.
-async fn after_unknown(stage: &Stage<'_>, name: &str, effect: &Reached, later: std::time::Duration) -> (Lease, EffectRow) {
+async fn after_unknown(
+    stage: &Stage<'_>,
+    name: &str,
+    effect: &Reached,
+    later: std::time::Duration,
+) -> (Lease, EffectRow) {
     let lease = stage.started(name).await;
     let row = stage.intend(&lease, effect).await;
     let row = stage.answer(&lease, &row, no_answer()).await;
@@ -232,7 +237,10 @@ pub async fn a_keyed_effect_is_sent_again_under_the_same_key_within_its_window(e
     let (lease, first) = after_unknown(&stage, "m", &keyed(), MINUTE).await;
     let again = stage.intend(&lease, &keyed()).await;
     assert_eq!((again.seq, again.sends, again.state.clone()), (0, 2, EffectState::Intent));
-    assert_eq!((&again.key, again.valid_until, again.first_intent_at), (&first.key, first.valid_until, first.first_intent_at));
+    assert_eq!(
+        (&again.key, again.valid_until, again.first_intent_at),
+        (&first.key, first.valid_until, first.first_intent_at)
+    );
     assert_eq!((again.token, again.last_possible_send), (lease.token, stage.now().after(SEND_WITHIN)));
     assert_eq!(stage.view(lease.message.id).await.journal, [again], "one row");
 }

@@ -2,9 +2,9 @@
 //!
 //! An engine runs all of it, each case as a test of its own:
 //!
-//! ```ignore
+//! ```
 //! mod conformance {
-//!     tidegate_testkit::conformance!(crate::TheEngine::default());
+//!     tidegate_testkit::conformance!(tidegate_testkit::model::ModelEngine::default());
 //! }
 //! ```
 //!
@@ -341,9 +341,8 @@ mod tests {
                 }
             }
         }
-        let registered: BTreeSet<String> = (CASES.iter())
-            .flat_map(|(verb, cases)| cases.iter().map(move |case| format!("{verb}::{case}")))
-            .collect();
+        let registered: BTreeSet<String> =
+            (CASES.iter()).flat_map(|(verb, cases)| cases.iter().map(move |case| format!("{verb}::{case}"))).collect();
         assert_eq!(written, registered);
         assert!(written.len() > 150, "the suite cannot have shrunk to {}", written.len());
     }

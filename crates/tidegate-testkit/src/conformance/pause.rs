@@ -21,12 +21,15 @@ pub async fn a_paused_queue_lets_running_messages_end_and_starts_none(engine: &d
     stage.reopen().await;
     assert!(stage.take(10).await.is_empty(), "also after a restart");
     assert!(stage.queue_stats("work").await.paused);
-    other.pause(tidegate_core::store::ChangeQueue {
-        tenant: tidegate_core::Tenant::default(),
-        queue: queue("work"),
-        change: QueueChange::Resume,
-        act: act("over"),
-    }).await.expect("a queue can be resumed");
+    other
+        .pause(tidegate_core::store::ChangeQueue {
+            tenant: tidegate_core::Tenant::default(),
+            queue: queue("work"),
+            change: QueueChange::Resume,
+            act: act("over"),
+        })
+        .await
+        .expect("a queue can be resumed");
     assert_eq!(stage.take(10).await.len(), 1);
     assert!(!stage.queue_stats("work").await.paused);
 }

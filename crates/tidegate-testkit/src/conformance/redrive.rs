@@ -33,7 +33,8 @@ pub async fn a_failed_message_is_redriven_only_again_and_with_a_reason(engine: &
     let stage = Stage::new(engine).await;
     let id = stage.failed("m").await;
     assert_eq!(refused(stage.redrive(id, false).await), StoreErrorKind::Conflict);
-    let nameless = Redrive { again: true, act: Act { actor: "tester".into(), reason: " ".into() }, ..redrive(vec![id], "o") };
+    let nameless =
+        Redrive { again: true, act: Act { actor: "tester".into(), reason: " ".into() }, ..redrive(vec![id], "o") };
     let kind = match stage.store.redrive(nameless).await {
         Err(error) => error.kind(),
         verdicts => refused(only(verdicts)),

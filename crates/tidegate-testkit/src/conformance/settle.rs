@@ -17,7 +17,10 @@ pub async fn a_completed_message_keeps_its_result(engine: &dyn Engine) {
     let mut stage = Stage::new(engine).await;
     let lease = stage.started("m").await;
     let settled = stage.end(&lease, completed()).await;
-    assert_eq!((settled.state, settled.due_at, settled.reason, settled.repeated), (State::Completed, None, None, false));
+    assert_eq!(
+        (settled.state, settled.due_at, settled.reason, settled.repeated),
+        (State::Completed, None, None, false)
+    );
     stage.reopen().await;
     let view = stage.view(lease.message.id).await;
     assert_eq!(view.answer, Some(Answer::Completed("{\"done\": 1.50}".into())));
@@ -107,7 +110,10 @@ pub async fn a_message_that_used_up_its_attempts_is_dead(engine: &dyn Engine) {
         stage.clock.advance(HOUR);
     }
     let view = stage.view(id).await;
-    assert_eq!((view.state, view.reason.as_deref(), view.failure), (State::Dead, Some("exhausted"), Some(failure("oops"))));
+    assert_eq!(
+        (view.state, view.reason.as_deref(), view.failure),
+        (State::Dead, Some("exhausted"), Some(failure("oops")))
+    );
     assert_eq!(view.answer, None, "dead is no answer");
     assert!(stage.take(10).await.is_empty());
 }
@@ -183,7 +189,11 @@ pub async fn runs_that_did_not_complete_are_kept_as_history(engine: &dyn Engine)
     let told: Vec<_> = history.iter().map(|e| (e.outcome.as_str(), e.attempt, e.state, e.code.as_str())).collect();
     assert_eq!(
         told,
-        [("retryable", 1, State::Ready, "oops"), ("not_done", 1, State::Ready, "busy"), ("retryable", 2, State::Ready, "oops")]
+        [
+            ("retryable", 1, State::Ready, "oops"),
+            ("not_done", 1, State::Ready, "busy"),
+            ("retryable", 2, State::Ready, "oops")
+        ]
     );
     assert!(history.iter().all(|ending| ending.due_at.is_some() && ending.detail == "as the test wants it"));
 }
@@ -523,8 +533,7 @@ pub async fn what_follows_depends_on_what_the_message_becomes(engine: &dyn Engin
     ] {
         let lease = stage.started(name).await;
         let follow_up = |role: &str| vec![NewMessage { queue: queue("follow"), ..message(&format!("{role}-{name}")) }];
-        let settle =
-            Settle { then: follow_up("then"), compensate: follow_up("undo"), ..settlement(&lease, outcome) };
+        let settle = Settle { then: follow_up("then"), compensate: follow_up("undo"), ..settlement(&lease, outcome) };
         let settled = stage.settle(settle).await.expect("the lease is held");
         let mut keys = Vec::new();
         for id in &settled.follow_ups {
@@ -559,10 +568,7 @@ pub async fn a_settlement_that_cannot_be_stored_ends_its_message_alone(engine: &
         then: vec![message("after-big")],
         ..settlement(&leases[0], Outcome::Completed { result, orphans: false })
     };
-    let taken = Settle {
-        then: vec![message("after-taken"), elsewhere("2")],
-        ..settlement(&leases[1], completed())
-    };
+    let taken = Settle { then: vec![message("after-taken"), elsewhere("2")], ..settlement(&leases[1], completed()) };
     let batch = vec![big, taken, settlement(&leases[2], completed())];
     let verdicts = stage.store.settle(batch).await.expect("the batch is answered");
     assert!(verdicts.iter().all(Result::is_ok), "{verdicts:?}");

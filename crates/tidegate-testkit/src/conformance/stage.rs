@@ -12,8 +12,8 @@ use tidegate_core::message::{Failure, NewMessage, Payload};
 use tidegate_core::retry::{Backoff, Policy};
 use tidegate_core::store::{
     Act, Cancel, ChangeQueue, ClaimRequest, Claimed, Counted, Enqueued, Extend, Extended, Filter, Journal,
-    JournalWrite, Lease, MessageView, QueueChange, QueueSlots, QueueStats, Redrive, Resolve, Resolved, Settle,
-    Settled, Stats, SweepRequest, Swept, Verdicts,
+    JournalWrite, Lease, MessageView, QueueChange, QueueSlots, QueueStats, Redrive, Resolve, Resolved, Settle, Settled,
+    Stats, SweepRequest, Swept, Verdicts,
 };
 use tidegate_core::{
     Clock as _, EffectName, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, Store, StoreError,

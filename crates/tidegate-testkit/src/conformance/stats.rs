@@ -1,9 +1,9 @@
 //! Depths, ages and counters: exact, and equal to what can be counted otherwise (protocol §8).
 
+use tidegate_core::Tenant;
 use tidegate_core::lifecycle::{Outcome, Resolution};
 use tidegate_core::message::{Due, NewMessage, Priority};
 use tidegate_core::store::{Counted, LaneStats, QueueChange, Settle};
-use tidegate_core::{Tenant};
 
 use super::stage::*;
 use crate::Engine;
@@ -127,7 +127,8 @@ pub async fn every_ending_is_counted_once(engine: &dyn Engine) {
     ] {
         assert_eq!(stage.tally_of(what, code).await, n, "{what:?} {code}");
     }
-    for (what, n) in [(Counted::Completed, 1), (Counted::LostLeases, 1), (Counted::Attempts, 6), (Counted::Retries, 2)] {
+    for (what, n) in [(Counted::Completed, 1), (Counted::LostLeases, 1), (Counted::Attempts, 6), (Counted::Retries, 2)]
+    {
         assert_eq!(stage.tally(what).await, n, "{what:?}");
     }
 }
@@ -163,7 +164,8 @@ pub async fn counters_and_depths_equal_a_recount(engine: &dyn Engine) {
                 stage.intend(lease, &[at_most_once(), lookup(), keyed()][n % 3]).await;
                 stage.end(lease, outcome).await;
             } else {
-                let then = vec![NewMessage { queue: queue("other"), ..message(&format!("{}-{round}", lease.message.key)) }];
+                let then =
+                    vec![NewMessage { queue: queue("other"), ..message(&format!("{}-{round}", lease.message.key)) }];
                 let compensate = then.clone();
                 stage.settle(Settle { then, compensate, ..settlement(lease, outcome) }).await.expect("held");
             }

@@ -84,7 +84,8 @@ async fn scene() -> Scene {
     let park = Outcome::Park { reason: ParkReason::OutcomeUnknown, failure: failure() };
     store.settle(vec![settle(&leases[1], park)]).await.unwrap();
     store.enqueue(vec![message("waiting")]).await.unwrap();
-    let waiting = store.find(Tenant::default(), queue(), IdempotencyKey::new("waiting").unwrap()).await.unwrap().unwrap();
+    let waiting =
+        store.find(Tenant::default(), queue(), IdempotencyKey::new("waiting").unwrap()).await.unwrap().unwrap();
     let leased = leases.remove(2);
     Scene { store, clock, leased, dead: leases[0].message.id, parked: leases[1].message.id, waiting }
 }
@@ -274,7 +275,8 @@ fn a_script_spoils_the_calls_of_its_verbs_one_after_another() {
         let stats: Vec<bool> =
             [store.stats().await, store.stats().await, store.stats().await].iter().map(Result::is_ok).collect();
         assert_eq!(stats, [false, false, true]);
-        let spoilt = [(Verb::List, Fault::FailBefore), (Verb::Stats, Fault::FailBefore), (Verb::Stats, Fault::FailAfter)];
+        let spoilt =
+            [(Verb::List, Fault::FailBefore), (Verb::Stats, Fault::FailBefore), (Verb::Stats, Fault::FailAfter)];
         assert_eq!(store.spoilt(), spoilt);
     });
 }

@@ -156,10 +156,7 @@ impl Store for Model {
         Ok(self.act(|world| batch.iter().map(|extend| world.extend(extend)).collect()))
     }
 
-    async fn journal(
-        &self,
-        batch: Vec<Journal>,
-    ) -> Result<Verdicts<tidegate_core::effect::EffectRow>, StoreError> {
+    async fn journal(&self, batch: Vec<Journal>) -> Result<Verdicts<tidegate_core::effect::EffectRow>, StoreError> {
         Ok(self.act(|world| batch.iter().map(|journal| world.journal(journal)).collect()))
     }
 

@@ -176,7 +176,9 @@ pub(super) fn intent(
 pub(super) fn says_already(row: &EffectRow, answer: &EffectAnswer) -> bool {
     match (answer, &row.state) {
         (EffectAnswer::Confirmed { value }, EffectState::Confirmed { value: known }) => value == known,
-        (EffectAnswer::Rejected { code, detail }, EffectState::Rejected { code: c, detail: d }) => (code, detail) == (c, d),
+        (EffectAnswer::Rejected { code, detail }, EffectState::Rejected { code: c, detail: d }) => {
+            (code, detail) == (c, d)
+        }
         (EffectAnswer::NotDone | EffectAnswer::NotFound, EffectState::NotDone) => true,
         _ => false,
     }

@@ -74,10 +74,22 @@ struct Record {
 #[derive(Debug, Clone)]
 enum Life {
     /// Once it could be claimed it stays so, wherever the wall clock is set.
-    Ready { due_at: Timestamp, claimable: bool },
+    Ready {
+        due_at: Timestamp,
+        claimable: bool,
+    },
     Leased(Held),
-    Parked { reason: String, at: Timestamp },
-    Over { state: State, at: Timestamp, passed: Duration, reason: Option<String>, answer: Option<Answer> },
+    Parked {
+        reason: String,
+        at: Timestamp,
+    },
+    Over {
+        state: State,
+        at: Timestamp,
+        passed: Duration,
+        reason: Option<String>,
+        answer: Option<Answer>,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -231,7 +243,14 @@ impl World {
         *self.tallies.entry((queue.clone(), kind.clone(), what, code.to_owned())).or_default() += 1;
     }
 
-    fn record_act(&mut self, act: &Act, what: &str, message: Option<MessageId>, queue: Option<QueueName>, detail: String) {
+    fn record_act(
+        &mut self,
+        act: &Act,
+        what: &str,
+        message: Option<MessageId>,
+        queue: Option<QueueName>,
+        detail: String,
+    ) {
         self.audit.push(AuditEntry {
             seq: self.audit.len() as u64 + 1,
             at: self.time.now,
@@ -650,7 +669,7 @@ impl World {
     fn flow_took(&self, flow: MessageId) -> Option<Duration> {
         let of_flow = || self.records.values().filter(move |record| record.message.flow == flow);
         let live = of_flow().any(|record| !record.state().is_terminal());
-        let first = of_flow().map(|record| record.message.enqueued_at).min()?;
+        let first = of_flow().next()?.message.enqueued_at;
         (!live).then(|| self.time.now.since(first))
     }
 
@@ -921,12 +940,14 @@ impl World {
             (Resolution::DidNotHappen, EffectState::NotDone) => true,
             (Resolution::Happened { .. } | Resolution::DidNotHappen, _) => false,
         };
+        let was_resolved = record.history.iter().any(|ending| ending.outcome == "resolved");
         let state = match (&request.resolution, parked_for.as_deref()) {
-            _ if same => row.state.clone(),
+            // The same act again: once resolved it may come twice, but no run is told what it said itself.
+            _ if same && (parked_for.is_some() || was_resolved) => row.state.clone(),
             (_, None) => return Err(StoreError::conflict("it is not parked")),
             (Resolution::Happened { value }, Some(reason)) => {
-                let unreadable = reason == ParkReason::JournalDecode.as_str()
-                    && matches!(row.state, EffectState::Confirmed { .. });
+                let unreadable =
+                    reason == ParkReason::JournalDecode.as_str() && matches!(row.state, EffectState::Confirmed { .. });
                 if !row.state.is_open() && !unreadable {
                     return Err(StoreError::conflict("it is decided otherwise"));
                 }
@@ -937,7 +958,8 @@ impl World {
         };
         let policy = self.policies.get(&record.message.kind).cloned().unwrap_or_default();
         if parked_for.is_none() {
-            return Ok(Resolved { state: record.state(), still_open: 0 });
+            let still_open = u32::try_from(record.facts().open().len()).unwrap_or(u32::MAX);
+            return Ok(Resolved { state: record.state(), still_open });
         }
         self.record_act(&request.act, "resolve", Some(id), None, request.effect.to_string());
         let record = self.change(id);
