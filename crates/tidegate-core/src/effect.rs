@@ -372,10 +372,20 @@ pub struct IntentTimes {
     pub reconcile_for: Duration,
 }
 
-/// The row that a (re)send writes before anything leaves: a new one, or the open one with one more send.
+/// Whether it is too late to begin an effect: the deadline or the age of the message is over, and nothing has happened that
+/// the rest of its handler must follow. What is open already is cleared up however late it is.
+#[must_use]
+pub fn too_late(message: &Message, rows: &[EffectRow], now: Timestamp) -> bool {
+    let over = now >= message.expires_at || message.deadline.is_some_and(|deadline| now >= deadline);
+    over && !JournalFacts::of(rows, now).confirmed
+}
+
+/// The row that a (re)send writes before anything leaves: a new one, or the open one with one more send. `message` has the
+/// deadline and the age that are in force.
 ///
 /// # Errors
-/// `Conflict` when [`reach`] does not say [`Decision::Send`]: the journal moved on since the handler read it.
+/// `Conflict` when [`reach`] does not say [`Decision::Send`] (the journal moved on since the handler read it), or when it
+/// is [too late](too_late) to begin.
 pub fn intend(
     message: &Message,
     rows: &[EffectRow],
@@ -394,6 +404,10 @@ pub fn intend(
         let resend =
             EffectRow { token, sends: open.sends + 1, last_possible_send, state: EffectState::Intent, ..open.clone() };
         return Ok(resend);
+    }
+    if too_late(message, rows, now) {
+        let what = format!("effect {} of {} would begin after the deadline", reached.effect, message.id);
+        return Err(StoreError::conflict(what));
     }
     // After "not done" the key stays; only an operator's new round after a rejection changes it.
     let same_key = previous.filter(|row| row.state == EffectState::NotDone);
@@ -765,6 +779,28 @@ pub(crate) mod tests {
         let early = row.quarantined_until().before(Duration::from_millis(1));
         assert_eq!(answered(&row, &EffectAnswer::NotFound, early).unwrap_err().kind(), crate::StoreErrorKind::Conflict);
         assert_eq!(answered(&row, &EffectAnswer::NotFound, row.quarantined_until()), Ok(EffectState::NotDone));
+    }
+
+    #[test]
+    fn after_the_deadline_no_effect_begins_but_an_open_one_is_cleared_up_and_a_confirmed_one_is_followed() {
+        let late = T0.after(MINUTE);
+        let message = Message { deadline: Some(late), ..message() };
+        let begin = |rows: &[EffectRow], reached: &Reached| intend(&message, rows, reached, TIMES, token(1), 0, late);
+        let first = reached(keyed(false));
+        let mut other = first.clone();
+        other.effect.name = EffectName::new("notify").unwrap();
+        let open = intent(&[], &first, T0);
+        let with = |state| [EffectRow { state, ..open.clone() }];
+        assert!(begin(&[], &first).is_err());
+        assert!(
+            begin(&with(EffectState::NotDone), &first).is_err(),
+            "nothing happened: sending it now is beginning it"
+        );
+        assert!(begin(&[unknown(&open)], &first).is_ok());
+        assert!(begin(&with(EffectState::Confirmed { value: "1".into() }), &other).is_ok());
+        let natural = EffectRow { policy: EffectPolicy::Natural, ..open.clone() };
+        let natural = EffectRow { state: EffectState::Confirmed { value: "1".into() }, ..natural };
+        assert!(begin(&[natural], &other).is_err(), "what is harmless to repeat obliges to nothing");
     }
 
     #[test]

@@ -33,7 +33,7 @@ fn one(group: &mut Group<'_>, item: &Journal) -> Result<EffectRow, Trouble> {
         return Err(extend::lost(group, item.id)?.into());
     };
     let lane = group.lane(lease.life.lane)?;
-    let message = place::body(group.conn, item.id, &lane)?;
+    let message = place::in_force(place::body(group.conn, item.id, &lane)?, lease.life.expires_at);
     let mut rows = place::journal_if(group.conn, item.id, lease.life.flags)?;
     if item.before.is_empty() {
         return apply(group, &lease, &message, &mut rows, &item.write);

@@ -133,7 +133,7 @@ fn end(
 
     let state = transition.next.state();
     let follow_ups = if extent.follow_ups { follow(group, lease, id, item.follow_ups(state))? } else { Vec::new() };
-    let flow_took = if state.is_terminal() && follow_ups.is_empty() { flow_took(group, id, lease)? } else { None };
+    let flow_took = if state.is_terminal() { flow_took(group, id, lease)? } else { None };
     Ok(Settled {
         state,
         due_at: due_at(transition.next),

@@ -129,7 +129,7 @@ pub(crate) fn effect_in(group: &mut Group<'_>, item: EffectIn) -> Result<Result<
         return Err(extend::lost(group, id)?.into());
     };
     let lane = group.lane(lease.life.lane)?;
-    let message = place::body(group.conn, id, &lane)?;
+    let message = place::in_force(place::body(group.conn, id, &lane)?, lease.life.expires_at);
     let mut rows = place::journal_if(group.conn, id, lease.life.flags)?;
     let round = lease.life.counters.round;
     match effect::reach(&rows, &reached, round, group.now) {
@@ -142,6 +142,10 @@ pub(crate) fn effect_in(group: &mut Group<'_>, item: EffectIn) -> Result<Result<
         }
     }
     journal::check_unlapsed(group, &lease, id)?;
+    if effect::too_late(&message, &rows, group.now) {
+        let what = format!("effect {} of {id} would begin after the deadline", reached.effect);
+        return Err(StoreError::conflict(what).message_id(id).into());
+    }
     let mut failed = None;
     let step = group.atomically(|group| {
         let worked = catch_unwind(AssertUnwindSafe(|| work(group.conn)));

@@ -1,6 +1,6 @@
 //! What an engine gives the test kit so that it can be tried: places to open stores on, and processes that compete.
 //!
-//! A test crate implements [`Engine`] once and expands [`conformance!`](crate::conformance) beside it. For claimers in
+//! A test crate implements [`Engine`] once and expands [`conformance!`](crate::conformance!) beside it. For claimers in
 //! processes of their own the test binary runs itself again: [`contend_in_processes`] starts it with a text that the
 //! child hands to [`claimer_process`]. How that text travels (an argument, a variable of the environment) is the test
 //! crate's affair; the kit reads neither.

@@ -1,6 +1,6 @@
 //! What an engine of Tidegate must pass, and what a test of anything above one needs.
 //!
-//! - [`conformance!`]: every rule of the protocol that a store can show, one case each; an engine runs all of them.
+//! - [`mod@conformance`] and [`conformance!`]: every rule of the protocol that a store can show, one case each; an engine runs all of them.
 //! - [`model`]: a store in memory that states the rules anew, so that a slip in the core or an engine shows.
 //! - [`check`]: random commands on the model and on an engine, compared after each; replayed from a seed, minimised.
 //! - [`faulty`]: a store that fails, delays, reorders and repeats calls as a network and a crash would.

@@ -426,10 +426,7 @@ impl Call {
                 Failure::new("stopped", format!("the attempt was to end before the effect began: {reason:?}"));
             return Err(self.stop(Ended::Retryable(failure)));
         }
-        let message = &inner.lease.message;
-        let too_late = inner.clock.now() >= message.deadline.unwrap_or(message.expires_at).min(message.expires_at);
-        let waived = effect::JournalFacts::of(&self.context.progress().journal, inner.clock.now()).confirmed;
-        if too_late && !waived {
+        if effect::too_late(&inner.lease.message, &self.context.progress().journal, inner.clock.now()) {
             let failure = Failure::new("deadline", "no effect begins after the deadline");
             return Err(self.stop(Ended::Retryable(failure)));
         }

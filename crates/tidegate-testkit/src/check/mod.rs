@@ -25,9 +25,9 @@ pub struct Check {
 }
 
 impl Default for Check {
-    /// A few seconds' worth.
+    /// A few seconds' worth, on an engine that writes to a disk.
     fn default() -> Self {
-        Self { first_seed: 1, scripts: 60, commands: 120 }
+        Self { first_seed: 1, scripts: 16, commands: 100 }
     }
 }
 

@@ -3,6 +3,7 @@
 use tidegate_core::StoreErrorKind;
 use tidegate_core::effect::{EffectAnswer, EffectKey, EffectPolicy, EffectRow, EffectState, Reached};
 use tidegate_core::lifecycle::State;
+use tidegate_core::message::NewMessage;
 use tidegate_core::store::{Counted, Journal, JournalWrite, Lease};
 
 use super::stage::*;
@@ -124,6 +125,32 @@ pub async fn a_lapsed_lease_may_answer_but_not_intend(engine: &dyn Engine) {
     assert_eq!(refused(stage.journal(&lease, intent(&next)).await), StoreErrorKind::LeaseLost);
     stage.extend(lease.message.id, lease.token).await.expect("nobody took it");
     stage.intend(&lease, &next).await;
+}
+
+/// The deadline refuses a new effect; one that is open is cleared up, and after a confirmed one the rest must follow.
+pub async fn after_the_deadline_no_effect_begins_unless_one_is_open_or_confirmed(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let mut leases = Vec::new();
+    for name in ["nothing", "open", "confirmed", "natural"] {
+        stage.put(NewMessage { deadline: Some(stage.now().after(MINUTE)), ..message(name) }).await;
+        leases.push(stage.take_one().await);
+    }
+    let [nothing, open, confirmed_one, natural_one] = leases.try_into().expect("four messages were claimed");
+    stage.intend(&open, &keyed()).await;
+    let row = stage.intend(&confirmed_one, &keyed()).await;
+    stage.answer(&confirmed_one, &row, confirmed("1")).await;
+    let natural = JournalWrite::Natural { reached: reached("stamp", EffectPolicy::Natural), value: "1".into() };
+    stage.journal(&natural_one, natural).await.expect("nothing forbids it");
+
+    stage.clock.advance(MINUTE);
+    for lease in [&nothing, &open, &confirmed_one, &natural_one] {
+        stage.extend(lease.message.id, lease.token).await.expect("nobody took it");
+    }
+    let next = reached("notify", EffectPolicy::AtMostOnce);
+    assert_eq!(refused(stage.journal(&nothing, intent(&next)).await), StoreErrorKind::Conflict);
+    assert_eq!(refused(stage.journal(&natural_one, intent(&next)).await), StoreErrorKind::Conflict);
+    assert_eq!(stage.intend(&open, &keyed()).await.sends, 2);
+    stage.intend(&confirmed_one, &next).await;
 }
 
 /// Nothing new begins beside an effect that may have happened.

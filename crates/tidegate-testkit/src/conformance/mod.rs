@@ -145,6 +145,7 @@ macro_rules! __cases {
                 after_a_takeover_nothing_is_written_under_the_old_token
                 a_late_confirmation_is_kept_as_evidence_and_not_applied
                 a_late_confirmation_among_other_writes_is_evidence_too
+                after_the_deadline_no_effect_begins_unless_one_is_open_or_confirmed
                 a_lapsed_lease_may_answer_but_not_intend
                 no_new_effect_begins_while_another_is_open
                 a_confirmation_rides_the_next_intent

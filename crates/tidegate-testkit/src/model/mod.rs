@@ -1,8 +1,8 @@
 //! The reference model: a store in memory, slow and plain, that says what every verb must do.
 //!
-//! It states the transition table a second time, in [`rules`]; it calls none of the core's decisions. The conformance
+//! It states the transition table a second time, in `rules.rs`; it calls none of the core's decisions. The conformance
 //! suite runs on it as on any engine, and the [model check](crate::check) compares engines with it. It keeps a
-//! [`World`] per place, so that two handles on one place share it as two processes share a file. Nothing is durable.
+//! world per place, so that two handles on one place share it as two processes share a file. Nothing is durable.
 
 mod rules;
 mod world;

@@ -146,6 +146,11 @@ pub(super) fn intent(
             }
         },
     };
+    // Past its time a message begins nothing, unless something happened that must be gone through with.
+    let in_time = message.deadline.is_none_or(|deadline| now < deadline) && now < message.expires_at;
+    if !in_time && !journal.is_confirmed() {
+        return refused();
+    }
     let (valid_until, bound) = match reached.policy {
         EffectPolicy::Keyed { window, or_lookup } => {
             (Some(now.after(window)), if or_lookup { MAX_RECONCILE } else { window.min(MAX_RECONCILE) })

@@ -659,7 +659,8 @@ impl World {
     fn follow(&mut self, parent: &Message, follow_ups: &[NewMessage]) -> Vec<MessageId> {
         let mut ids = Vec::new();
         for new in follow_ups {
-            if !self.keys.contains_key(&(new.tenant.clone(), new.queue.clone(), new.key.clone())) {
+            // One that is known already is a duplicate like any other, and counted as one.
+            if let Ok(None) = self.known(new) {
                 ids.push(self.insert(new, Some(parent)));
             }
         }

@@ -1,5 +1,7 @@
 //! The library on the SQLite engine, in one process and in several handles on one file, as several processes would be.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say")]
+
 mod client;
 mod effects;
 mod faults;

@@ -45,7 +45,7 @@ impl Stage {
     }
 
     /// Waits until the message looks as it should.
-    pub(crate) async fn view_when(&self, id: MessageId, when: impl Fn(&MessageView) -> bool) -> MessageView {
+    pub(crate) async fn view_when(&self, id: MessageId, when: impl Fn(&MessageView) -> bool + Sync) -> MessageView {
         let looking = async {
             loop {
                 let view = self.view(id).await;
