@@ -670,9 +670,15 @@ pub struct QueueStats {
     /// How long the oldest claimable message has been due.
     #[serde(with = "maybe_millis", rename = "oldest_ready_ms")]
     pub oldest_ready: Option<Duration>,
+    /// How long ago the oldest running message became due: its wait and its run so far.
+    #[serde(with = "maybe_millis", rename = "oldest_leased_ms")]
+    pub oldest_leased: Option<Duration>,
     /// How long the oldest parked message has been parked.
     #[serde(with = "maybe_millis", rename = "oldest_parked_ms")]
     pub oldest_parked: Option<Duration>,
+    /// How long the oldest dead letter has been one.
+    #[serde(with = "maybe_millis", rename = "oldest_dead_ms")]
+    pub oldest_dead: Option<Duration>,
 }
 
 /// One lane with ready messages.

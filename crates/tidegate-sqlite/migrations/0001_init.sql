@@ -162,6 +162,7 @@ create table tide_held (
     expires_at  integer
 ) strict;
 create index tide_held_parked on tide_held (lane, at) where state = 'parked';
+create index tide_held_dead on tide_held (lane, at) where state = 'dead';
 
 -- The journal: one row for each intent of an effect, with all its sends.
 create table tide_effect (

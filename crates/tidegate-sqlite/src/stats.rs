@@ -35,7 +35,14 @@ pub(crate) fn stats(conn: &Connection, now: Timestamp) -> Result<Stats, Trouble>
                 oldest,
             });
         }
-        queue.oldest_parked = queue.oldest_parked.max(oldest_parked(conn, lane, now)?);
+        queue.oldest_parked = queue.oldest_parked.max(oldest_held(conn, lane, PARKED, now)?);
+        queue.oldest_dead = queue.oldest_dead.max(oldest_held(conn, lane, DEAD, now)?);
+    }
+    for (lane, oldest) in oldest_leased(conn, now)? {
+        let queue_id = lanes.iter().find(|other| other.id == lane).map(|lane| lane.queue_id);
+        if let Some((_, queue)) = queues.iter_mut().find(|(id, _)| Some(*id) == queue_id) {
+            queue.oldest_leased = queue.oldest_leased.max(Some(oldest));
+        }
     }
     let open: i64 = conn.prepare_cached(OPEN)?.query_row([], |row| row.get(0))?;
     lane_stats
@@ -84,7 +91,9 @@ fn queues(conn: &Connection) -> Result<Vec<(i64, QueueStats)>, Trouble> {
                 parked: count("parked")?,
                 dead: count("dead")?,
                 oldest_ready: None,
+                oldest_leased: None,
                 oldest_parked: None,
+                oldest_dead: None,
             },
         ));
     }
@@ -113,11 +122,25 @@ fn oldest(conn: &Connection, lane: &Lane, now: Timestamp) -> Result<Option<Durat
     Ok(oldest)
 }
 
-fn oldest_parked(conn: &Connection, lane: &Lane, now: Timestamp) -> Result<Option<Duration>, Trouble> {
-    const PARKED: &str = "-- stats: the longest parked of a lane
-        select at from tide_held where state = 'parked' and lane = ?1 order by at limit 1";
-    let at: Option<i64> = conn.prepare_cached(PARKED)?.query_row([lane.id], |row| row.get(0)).optional()?;
+const PARKED: &str = "-- stats: the longest parked of a lane
+    select at from tide_held where state = 'parked' and lane = ?1 order by at limit 1";
+const DEAD: &str = "-- stats: the oldest dead letter of a lane
+    select at from tide_held where state = 'dead' and lane = ?1 order by at limit 1";
+
+/// How long the first of what waits for a person has waited.
+fn oldest_held(conn: &Connection, lane: &Lane, sql: &str, now: Timestamp) -> Result<Option<Duration>, Trouble> {
+    let at: Option<i64> = conn.prepare_cached(sql)?.query_row([lane.id], |row| row.get(0)).optional()?;
     Ok(at.map(|at| now.since(Timestamp::from_millis(at))))
+}
+
+/// By lane, how long ago the oldest running message became due.
+fn oldest_leased(conn: &Connection, now: Timestamp) -> Result<Vec<(i64, Duration)>, Trouble> {
+    const LEASED: &str = "-- stats: as many rows as there are running handlers
+        select lane, min(due_at) from tide_lease group by lane";
+    let mut statement = conn.prepare_cached(LEASED)?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?;
+    let oldest = rows.map(|row| row.map(|(lane, due_at)| (lane, now.since(Timestamp::from_millis(due_at)))));
+    Ok(oldest.collect::<Result<_, _>>()?)
 }
 
 fn tallies(conn: &Connection) -> Result<Vec<Tally>, Trouble> {

@@ -28,6 +28,7 @@ struct Depth {
     dead: u64,
     oldest_ready: Option<Duration>,
     oldest_parked: Option<Duration>,
+    oldest_dead: Option<Duration>,
 }
 
 /// What can be recounted; the rest leaves no trace but its counter.
@@ -157,7 +158,10 @@ impl Recount {
                 depth.parked += 1;
                 depth.oldest_parked = depth.oldest_parked.max(view.ended_at.map(|at| now.since(at)));
             }
-            State::Dead => depth.dead += 1,
+            State::Dead => {
+                depth.dead += 1;
+                depth.oldest_dead = depth.oldest_dead.max(view.ended_at.map(|at| now.since(at)));
+            }
             State::Completed | State::Failed | State::Cancelled => {}
         }
     }
@@ -191,6 +195,7 @@ impl Recount {
                     dead: q.dead,
                     oldest_ready: q.oldest_ready,
                     oldest_parked: q.oldest_parked,
+                    oldest_dead: q.oldest_dead,
                 };
                 ((q.tenant.clone(), q.queue.clone()), depth)
             })

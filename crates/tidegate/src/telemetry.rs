@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
@@ -162,8 +163,7 @@ fn queues(registry: &mut Registry, queues: &[QueueStats]) {
     let messages: Family<Labels, Gauge> = Family::default();
     let paused: Family<Labels, Gauge> = Family::default();
     let most: Family<Labels, Gauge> = Family::default();
-    let oldest_ready: Family<Labels, Gauge<f64, std::sync::atomic::AtomicU64>> = Family::default();
-    let oldest_parked: Family<Labels, Gauge<f64, std::sync::atomic::AtomicU64>> = Family::default();
+    let oldest: Family<Labels, Gauge<f64, AtomicU64>> = Family::default();
     let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     for queue in queues {
         let label = || ("queue", queue.queue.to_string());
@@ -181,15 +181,23 @@ fn queues(registry: &mut Registry, queues: &[QueueStats]) {
         if let Some(limit) = queue.max_depth {
             most.get_or_create(&vec![label()]).set(whole(limit));
         }
-        let seconds = |age: Option<Duration>| age.unwrap_or_default().as_secs_f64();
-        oldest_ready.get_or_create(&vec![label()]).set(seconds(queue.oldest_ready));
-        oldest_parked.get_or_create(&vec![label()]).set(seconds(queue.oldest_parked));
+        let ages = [
+            ("ready", queue.oldest_ready),
+            ("leased", queue.oldest_leased),
+            ("parked", queue.oldest_parked),
+            ("dead", queue.oldest_dead),
+        ];
+        for (state, age) in ages {
+            let labels = vec![label(), ("state", state.to_owned())];
+            oldest.get_or_create(&labels).set(age.unwrap_or_default().as_secs_f64());
+        }
     }
     registry.register("queue_messages", "Messages that have not ended, and dead letters, by state", messages);
     registry.register("queue_paused", "1 while nothing is claimed from the queue", paused);
     registry.register("queue_max_depth", "The most ready, scheduled and leased messages", most);
-    registry.register("queue_oldest_ready_seconds", "How long the oldest claimable message has been due", oldest_ready);
-    registry.register("queue_oldest_parked_seconds", "How long the oldest parked message has waited", oldest_parked);
+    let help =
+        "Age of the oldest message: since it was due (ready, leased), since it was parked or dead; 0 without one";
+    registry.register("queue_oldest_seconds", help, oldest);
 }
 
 /// The values of one counter, with the rarest codes together under `_OTHER`.

@@ -45,7 +45,7 @@ pub async fn depths_follow_a_message_through_its_states(engine: &dyn Engine) {
     assert_eq!(depths().await, [0, 0, 0, 0, 0]);
 }
 
-/// Ages are those of the oldest: how long it has been due, how long it has been parked.
+/// Ages are those of the oldest: how long it has been due, running or not; how long parked; how long dead.
 pub async fn ages_are_those_of_the_oldest(engine: &dyn Engine) {
     let stage = Stage::new(engine).await;
     stage.parked("parked").await;
@@ -59,6 +59,14 @@ pub async fn ages_are_those_of_the_oldest(engine: &dyn Engine) {
     stage.clock.advance(MINUTE * 2);
     stage.put(message("second")).await;
     assert_eq!(ages().await, (Some(MINUTE), Some(MINUTE * 3)));
+    let lease = stage.take_one().await;
+    stage.clock.advance(SECOND);
+    let q = stage.queue_stats("work").await;
+    assert_eq!((q.oldest_leased, q.oldest_dead), (Some(MINUTE + SECOND), None), "since it was due");
+    stage.end(&lease, Outcome::Undecodable { failure: failure("decode") }).await;
+    stage.clock.advance(SECOND * 2);
+    let q = stage.queue_stats("work").await;
+    assert_eq!((q.oldest_leased, q.oldest_dead), (None, Some(SECOND * 2)));
 }
 
 /// A lane is told with the age of its head, so that a worker sees what it does not serve.

@@ -1090,7 +1090,9 @@ impl World {
                 parked: 0,
                 dead: 0,
                 oldest_ready: None,
+                oldest_leased: None,
                 oldest_parked: None,
+                oldest_dead: None,
             };
             queues.insert((tenant.clone(), name.clone()), stats);
         }
@@ -1108,12 +1110,18 @@ impl World {
                     *oldest = age.max(*oldest);
                 }
                 Life::Ready { .. } => stats.scheduled += 1,
-                Life::Leased(_) => stats.leased += 1,
+                Life::Leased(held) => {
+                    stats.leased += 1;
+                    stats.oldest_leased = stats.oldest_leased.max(Some(now.since(held.due_at)));
+                }
                 Life::Parked { at, .. } => {
                     stats.parked += 1;
                     stats.oldest_parked = stats.oldest_parked.max(Some(now.since(*at)));
                 }
-                Life::Over { state: State::Dead, .. } => stats.dead += 1,
+                Life::Over { state: State::Dead, at, .. } => {
+                    stats.dead += 1;
+                    stats.oldest_dead = stats.oldest_dead.max(Some(now.since(*at)));
+                }
                 Life::Over { .. } => {}
             }
         }

@@ -2,10 +2,37 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use tidegate::{Answer, Context, HandlerError, Message, Policy, State, StoreErrorKind};
+use tidegate::{Answer, Context, HandlerError, Message, Options, Policy, QueueName, State, StoreErrorKind};
 use tokio::sync::Notify;
 
 use crate::stage::{Count, Next, SOON, Stage, Work, at_once};
+
+/// What was logged on this thread.
+#[derive(Clone, Default)]
+struct Logged(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Logged {
+    fn new() -> (Self, impl tracing::Subscriber + Send + Sync) {
+        let logged = Self::default();
+        let writer = logged.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+        (logged, subscriber)
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
 
 /// Tells when it is dropped, as a handler's future is that was cancelled.
 struct OnDrop(Arc<Notify>);
@@ -250,15 +277,26 @@ async fn an_unknown_kind_and_a_newer_version_wait_for_a_worker_that_knows_them()
             format!("newer-{}", self.n)
         }
     }
+    let (logged, subscriber) = Logged::new();
+    // Of this thread, on which this test's runtime runs everything.
+    let _listening = tracing::subscriber::set_default(subscriber);
     let stage = Stage::new().await;
-    let old = stage.tide.worker().handle(|_, work: Work| async move { Ok(work.n) }).start().await.unwrap();
     let newer = stage.tide.enqueue(Newer { n: 1 }).await.unwrap();
-    let stranger = stage.tide.enqueue(Next { of: 1 }).await.unwrap();
+    let queue = QueueName::new("work").unwrap();
+    let stranger = stage.tide.enqueue_with(Next { of: 1 }, Options::default().queue(queue)).await.unwrap();
+    let old = stage.tide.worker().handle(|_, work: Work| async move { Ok(work.n) }).start().await.unwrap();
     let known = stage.tide.enqueue(Work { n: 1 }).await.unwrap();
     assert_eq!(known.answer(SOON).await.unwrap(), Answer::Completed(1));
     for id in [newer.id(), stranger.id()] {
         let view = stage.view(id).await;
         assert_eq!((view.state, view.counters.claims), (State::Ready, 0));
+    }
+    for what in
+        ["messages of kind work version 2 wait in queue work", "messages of kind next version 1 wait in queue work"]
+    {
+        while !logged.text().contains(what) {
+            tokio::task::yield_now().await;
+        }
     }
     let new = stage.tide.worker().handle(|_, newer: Newer| async move { Ok(newer.n + 100) });
     let new = new.handle(|_, next: Next| async move { Ok(next.of) }).start().await.unwrap();
