@@ -1,9 +1,11 @@
-//! `tidegate dead`: the messages that were given up, for a person who repairs the cause and sends them again.
+//! `tidegate dead`: the messages that were given up, for a person who finds what they have in common, repairs the cause and
+//! sends them again, changes or discards them.
 
 use std::sync::Arc;
 
+use tidegate::group::GroupId;
 use tidegate::lifecycle::State;
-use tidegate::store::{MessageView, Summary};
+use tidegate::store::{Filter, MessageView, Summary};
 use tidegate::{MessageId, Store};
 
 use crate::exit::{Code, Problem};
@@ -11,16 +13,17 @@ use crate::list::{self, Page};
 use crate::open::{Access, with_store};
 use crate::output::Output;
 use crate::view::{self, View};
-use crate::{get, redrive};
+use crate::{discard, edit, get, groups, operations, redrive};
 
 const EXAMPLES: &str = "\
 Examples:
-  tidegate dead list --queue deposit
+  tidegate dead groups
+  tidegate dead list --group grp_5e884898da280471
   tidegate dead show msg_01jcz4t6q8000
   tidegate dead redrive msg_01jcz4t6q8000 --reason \"gateway certificate renewed\"
-  tidegate dead redrive --queue deposit --code timeout --dry-run";
+  tidegate dead redrive --group grp_5e884898da280471 --canary 5 --stop-over 10 --rate 50";
 
-/// Dead letters: list them, look at one, redrive
+/// Dead letters: what they have in common, one by one, redrive, edit, discard
 #[derive(Debug, clap::Args)]
 #[command(before_help = EXAMPLES, arg_required_else_help = true)]
 pub(crate) struct Args {
@@ -30,15 +33,31 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Groups(groups::Args),
     /// List dead letters, the oldest first
     #[command(after_help = COLUMNS)]
-    List(Page),
+    List(List),
     /// Show a dead letter with every attempt it had
     Show {
         /// Which message
         id: MessageId,
     },
     Redrive(redrive::Args),
+    Operations(operations::Args),
+    Edit(edit::Args),
+    Discard(discard::Args),
+}
+
+#[derive(Debug, clap::Args)]
+struct List {
+    #[command(flatten)]
+    page: Page,
+    /// Only this group, as `dead groups` names it
+    #[arg(long)]
+    group: Option<GroupId>,
+    /// Also those that were discarded
+    #[arg(long)]
+    discarded: bool,
 }
 
 const COLUMNS: &str = "\
@@ -47,7 +66,8 @@ Columns when piped, separated by tabs:
 
 pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
     match args.command {
-        Command::List(page) => {
+        Command::Groups(args) => groups::run(args, store, output).await,
+        Command::List(List { page, group, discarded }) => {
             with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
                 let header = ["id", "queue", "kind", "key", "attempt", "died", "why"];
                 let row = |summary: &Summary| {
@@ -61,7 +81,8 @@ pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code
                         view::why(summary, output),
                     ]
                 };
-                list::print(&*store, page.filter(vec![State::Dead]), &header, row, output).await?;
+                let filter = Filter { group, discarded, ..page.filter(vec![State::Dead]) };
+                list::print(&*store, filter, &header, row, output).await?;
                 Ok(Code::Done)
             })
             .await
@@ -76,6 +97,9 @@ pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code
             .await
         }
         Command::Redrive(args) => redrive::run(args, store, output).await,
+        Command::Operations(args) => operations::run(args, store, output).await,
+        Command::Edit(args) => edit::run(args, store, output).await,
+        Command::Discard(args) => discard::run(args, store, output).await,
     }
 }
 

@@ -31,7 +31,9 @@ Examples:
 
 const MUSTS: &str = "\
 Exit code 0 only if for Tidegate's side everything holds: no deposit took effect twice, none was charged and told \
-failed, accepted = completed + failed + dead + parked, and the books balance. Otherwise 1.";
+failed, accepted = completed + failed + dead + parked, and the books balance. Otherwise 1.
+
+--store is not used: the demo works in a temporary directory of its own.";
 
 /// Prove on this machine that deposits take effect exactly once, next to the usual code
 #[derive(Debug, clap::Args)]
@@ -70,10 +72,10 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let mut show = Show::new();
     introduce(&mut show, &args, &preset, &trace)?;
     let mut stage = Stage::set(directory.path(), &args, &preset).await?;
-    play(&mut stage, &mut show, &preset, &trace).await?;
+    let resolved = play(&mut stage, &mut show, &preset, &trace).await?;
     show.say("every process ends now; then the ledgers are counted")?;
     let (synchronous, tidegate) = stage.end().await?;
-    let proof = prove(args.seed, args.gateway, &synchronous, &tidegate)?;
+    let proof = Proof { resolved, ..prove(args.seed, args.gateway, &synchronous, &tidegate)? };
     let took = clock::now().saturating_duration_since(start);
     conclude(&args, &proof, &preset, took)?;
     if args.keep {
@@ -99,14 +101,16 @@ fn introduce(show: &mut Show, args: &DemoArgs, preset: &Preset, trace: &Trace) -
         }
     };
     show.say(&format!(
-        "{} deposits ({} requests, some clicked twice) go to two programs: the usual synchronous one (a time-out, \
-         three blind retries, no keys), and the same steps on Tidegate; about 1 % of the cards are declined, and {} of \
-         {} accounts are closed; seed {}",
+        "{} deposits ({} requests, some clicked twice) go to two programs, seed {}:\n  \
+         synchronous: the usual one, with a time-out, three blind retries and no keys\n  \
+         tidegate:    the same steps on Tidegate\n\
+         about 1 % of the cards are declined, and {} of {} accounts are closed: their customers are told \"failed\"\n\
+         the lines below count requests, the proof counts deposits; \"twice\" is deposits charged more than once",
         trace.deposits(),
         trace.requests.len(),
+        args.seed,
         preset.trace.closed_accounts,
         preset.trace.accounts,
-        args.seed
     ))?;
     show.say(&format!("gateway {}: {means}", args.gateway))?;
     show.say(&format!("times: {}", preset.scale))?;
@@ -119,14 +123,16 @@ fn introduce(show: &mut Show, args: &DemoArgs, preset: &Preset, trace: &Trace) -
     Ok(())
 }
 
-/// From the first request until the customers have read the last word.
-async fn play(stage: &mut Stage, show: &mut Show, preset: &Preset, trace: &Trace) -> anyhow::Result<()> {
+/// From the first request until the customers have read the last word. Returns how many parked steps the operator
+/// resolved.
+async fn play(stage: &mut Stage, show: &mut Show, preset: &Preset, trace: &Trace) -> anyhow::Result<u64> {
     let scale = preset.scale;
     let mut ticks = interval(Duration::from_millis(100));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut phases = trace.phases.iter().peekable();
     let mut crash_at_ms = preset.crash_at_ms;
     let mut restart_at_ms = None;
+    let mut resolved = 0;
     let mut next_round_ms = trace.length_ms();
     // Its clock is the load generator's, which says how far it is before the first request leaves.
     let mut zero: Option<Instant> = None;
@@ -168,21 +174,18 @@ async fn play(stage: &mut Stage, show: &mut Show, preset: &Preset, trace: &Trace
         if next_round_ms <= at_ms {
             let round = stage.operate().await?;
             next_round_ms = at_ms + (scale.quarantine_ms / 5).max(200);
+            resolved += round.resolved();
             if round.resolved() > 0 {
                 show.say(&format!(
-                    "an operator looks parked deposits up in the gateway's ledger: {} had happened, {} had not{}",
+                    "an operator looks parked deposits up in the ledger: {} had happened, {} had not{}",
                     round.happened,
                     round.did_not_happen,
-                    if round.must_wait > 0 {
-                        format!(", {} must wait for their quarantine", round.must_wait)
-                    } else {
-                        String::new()
-                    },
+                    if round.must_wait > 0 { format!(", {} must wait", round.must_wait) } else { String::new() },
                 ))?;
             }
         }
     }
-    Ok(())
+    Ok(resolved)
 }
 
 /// The proof on standard output; what has to be said about it on standard error.

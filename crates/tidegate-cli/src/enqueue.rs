@@ -425,9 +425,9 @@ impl Summary {
                     Some(Ok(Enqueued::Replayed { .. })) => Ok(&mut self.replayed),
                     Some(Ok(Enqueued::Stale)) => Err(stale().sentence()),
                     Some(Err(error)) if error.kind() == StoreErrorKind::QueueFull => {
+                        self.refused += 1;
                         // The others that did not fit say the same.
                         if stop.is_some() {
-                            self.refused += 1;
                             continue;
                         }
                         let problem = Problem::from(error);
@@ -435,7 +435,11 @@ impl Summary {
                         let again = "give the same file again later: what was stored is not added twice";
                         let hint = problem.hint.as_ref().map_or_else(String::new, |hint| format!("{hint}; "));
                         stop = Some(Problem { what, hint: Some(hint + again), ..problem.clone() });
-                        Err(problem.what)
+                        // Said at the end, as the reason why the command stops.
+                        if self.refusals.len() < REFUSALS_KEPT {
+                            self.refusals.push(Refusal { line: line.number, reason: problem.what });
+                        }
+                        continue;
                     }
                     Some(Err(error)) => Err(Problem::from(error).sentence()),
                     None => Err("the store gave no verdict".to_owned()),

@@ -19,7 +19,7 @@ Examples:
 
 /// Say why a message is where it is, and what happens next
 #[derive(Debug, clap::Args)]
-#[command(before_help = EXAMPLES)]
+#[command(before_help = EXAMPLES, after_help = LABELS)]
 pub(crate) struct Args {
     /// Which message
     id: MessageId,
@@ -33,6 +33,18 @@ struct Explained<'a> {
     explanation: &'a Explanation,
 }
 
+/// The state as every other command calls it, and which kind of ready it is.
+fn state(state: State, label: &str) -> String {
+    if state.as_str() == label { label.to_owned() } else { format!("{state}, {label}") }
+}
+
+const LABELS: &str = "\
+What ready can mean:
+  scheduled    it was enqueued for a later time
+  retrying     an attempt ended, the next one comes after a delay
+  reconciling  an effect may have happened; the next attempt finds out before anything else
+  held         its queue is paused";
+
 pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
     with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
         let facts = store.explain(args.id).await?.ok_or_else(|| StoreError::not_found(args.id))?;
@@ -43,7 +55,7 @@ pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code
         }
         let mut fields = vec![
             ("id", args.id.to_string()),
-            ("state", output.paint(Paint::Bold, explanation.label)),
+            ("state", output.paint(Paint::Bold, &state(facts.view.state, explanation.label))),
             ("why", explanation.why.clone()),
             ("next", explanation.next.clone()),
         ];

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Which message
     #[arg(required_unless_present = "key")]
     id: Option<MessageId>,
-    /// Its idempotency key, instead of the id
+    /// Its idempotency key, instead of the id; needs --queue
     #[arg(long, requires = "queue", conflicts_with = "id", value_parser = key)]
     key: Option<IdempotencyKey>,
     /// The queue of the key

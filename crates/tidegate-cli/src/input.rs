@@ -4,8 +4,8 @@
 //! the length of a line, the bytes of a batch, and the few batches that wait to be stored.
 
 use std::borrow::Cow;
-use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, BufRead, BufReader, Read};
 use std::rc::Rc;
 use std::time::Duration;
@@ -186,6 +186,9 @@ struct Envelope<'a> {
 }
 
 fn of_json(text: &str, shape: &Shape) -> Result<NewMessage, String> {
+    if !text.starts_with('{') && serde_json::from_str::<&RawValue>(text).is_ok() {
+        return Err(NO_OBJECT.to_owned());
+    }
     match &shape.key_field {
         Some(field) => {
             let members: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(text).map_err(|e| why_not(&e))?;
@@ -196,8 +199,10 @@ fn of_json(text: &str, shape: &Shape) -> Result<NewMessage, String> {
     }
 }
 
+pub(crate) const NO_OBJECT: &str = "the line is no JSON object";
+
 /// What serde says, without its own "at line 1 column n": the line is ours to name.
-fn why_not(error: &serde_json::Error) -> String {
+pub(crate) fn why_not(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
     match error.classify() {
@@ -239,8 +244,8 @@ fn read_csv(source: impl Read, shape: &Shape, batches: &mut Batches<'_>) -> Resu
         Problem::usage("a CSV file has no key unless a column is named")
             .hint("--key-field COLUMN says which column is it")
     })?;
-    let since_row = Rc::new(Cell::new(0));
-    let bounded = Bounded { source, since_row: since_row.clone() };
+    let layout = Rc::new(RefCell::new(Layout::default()));
+    let bounded = Bounded { source, layout: layout.clone() };
     let mut reader = csv::ReaderBuilder::new().from_reader(bounded);
     let heading: Vec<String> = match reader.headers() {
         Ok(heading) => heading.iter().map(str::to_owned).collect(),
@@ -257,12 +262,17 @@ fn read_csv(source: impl Read, shape: &Shape, batches: &mut Batches<'_>) -> Resu
     }
     let mut record = csv::StringRecord::new();
     loop {
-        since_row.set(0);
-        let (number, message) = match reader.read_record(&mut record) {
+        layout.borrow_mut().since_row = 0;
+        let read = reader.read_record(&mut record);
+        let mut layout = layout.borrow_mut();
+        let (number, message) = match read {
             Ok(false) => return Ok(()),
-            Ok(true) => (line_of(record.position()), of_record(&heading, &record, field, shape)),
+            Ok(true) | Err(_) if layout.unclosed().is_some() => {
+                (layout.unclosed().unwrap_or_default(), Err(UNCLOSED.to_owned()))
+            }
+            Ok(true) => (layout.line_of(record.position()), of_record(&heading, &record, field, shape)),
             Err(error) => {
-                let number = line_of(error.position());
+                let number = layout.line_of(error.position());
                 let why = if let csv::ErrorKind::Io(error) = error.kind() {
                     return Err(unreadable(error));
                 } else if let csv::ErrorKind::UnequalLengths { expected_len, len, .. } = error.kind() {
@@ -281,21 +291,90 @@ fn read_csv(source: impl Read, shape: &Shape, batches: &mut Batches<'_>) -> Resu
     }
 }
 
-fn line_of(position: Option<&csv::Position>) -> u64 {
-    position.map_or(0, csv::Position::line)
+pub(crate) const UNCLOSED: &str = "a quote that opens here is not closed, all that follows would be one cell";
+
+/// Where the rows of a CSV text begin, by its bytes. The reader of the rows counts itself, but it begins a row before the
+/// ends of lines it skips: the second half of a CRLF, empty lines.
+#[derive(Debug, Default)]
+pub(crate) struct Layout {
+    since_row: usize,
+    byte: u64,
+    /// Ends of lines so far.
+    ends: u64,
+    after_cr: bool,
+    cell: Cell,
+    /// The line of the last quote that opened a cell.
+    quoted_in: u64,
+    at_line_start: bool,
+    /// Byte and line of rows that were not asked for yet; the first row has none, it is the heading.
+    rows: VecDeque<(u64, u64)>,
+    at_end: bool,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Cell {
+    #[default]
+    Begins,
+    Plain,
+    Quoted,
+    /// After a quote inside a quoted cell: its end, or the first of two.
+    QuoteSeen,
+}
+
+impl Layout {
+    /// The next bytes; none at the end.
+    pub(crate) fn take(&mut self, bytes: &[u8]) {
+        self.at_end = bytes.is_empty();
+        self.since_row += bytes.len();
+        for &byte in bytes {
+            let is_end = matches!(byte, b'\r' | b'\n');
+            if self.at_line_start && !is_end && self.cell != Cell::Quoted {
+                self.rows.push_back((self.byte, self.ends + 1));
+            }
+            self.cell = match (self.cell, byte) {
+                (Cell::Begins, b'"') => {
+                    self.quoted_in = self.ends + 1;
+                    Cell::Quoted
+                }
+                (Cell::Quoted, b'"') => Cell::QuoteSeen,
+                (Cell::Quoted, _) | (Cell::QuoteSeen, b'"') => Cell::Quoted,
+                (Cell::Begins | Cell::Plain | Cell::QuoteSeen, b',' | b'\r' | b'\n') => Cell::Begins,
+                (Cell::Begins | Cell::Plain | Cell::QuoteSeen, _) => Cell::Plain,
+            };
+            self.ends += u64::from(byte == b'\r' || (byte == b'\n' && !self.after_cr));
+            self.after_cr = byte == b'\r';
+            self.at_line_start = is_end;
+            self.byte += 1;
+        }
+    }
+
+    /// The line of the row that begins at or after a position; rows are asked for in their order.
+    pub(crate) fn line_of(&mut self, position: Option<&csv::Position>) -> u64 {
+        let Some(position) = position else { return 0 };
+        while self.rows.front().is_some_and(|(byte, _)| *byte < position.byte()) {
+            self.rows.pop_front();
+        }
+        self.rows.front().map_or_else(|| position.line(), |(_, line)| *line)
+    }
+
+    /// The line of a quote that was still open when the text ended.
+    pub(crate) fn unclosed(&self) -> Option<u64> {
+        (self.at_end && self.cell == Cell::Quoted).then_some(self.quoted_in)
+    }
 }
 
 /// Ends a source in which one row does not end: a quote that is never closed would pull the whole file into memory.
 struct Bounded<R> {
     source: R,
-    since_row: Rc<Cell<usize>>,
+    layout: Rc<RefCell<Layout>>,
 }
 
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.source.read(buffer)?;
-        self.since_row.set(self.since_row.get() + read);
-        if self.since_row.get() > LONGEST_LINE {
+        let mut layout = self.layout.borrow_mut();
+        layout.take(buffer.get(..read).unwrap_or_default());
+        if layout.since_row > LONGEST_LINE {
             return Err(io::Error::other(format!("a row longer than {LONGEST_LINE} bytes: is a quote not closed?")));
         }
         Ok(read)
@@ -331,7 +410,7 @@ fn of_record(
         }
     }
     payload.push('}');
-    let key = key.filter(|key| !key.is_empty()).ok_or_else(|| format!("no key field {key_field:?}"))?;
+    let key = key.filter(|key| !key.is_empty()).ok_or_else(|| format!("key field {key_field:?} is empty"))?;
     message(&shape.defaults, key, &payload)
 }
 
@@ -437,7 +516,7 @@ mod tests {
             (4, "key field \"id\" is neither a text nor a whole number"),
             (5, "invalid idempotency key \"\""),
             (6, "not JSON: expected ident at column 2"),
-            (7, "invalid type: sequence, expected a map"),
+            (7, "the line is no JSON object"),
             (8, "payload refused: member \"id\" appears twice at $.id"),
         ];
         assert_eq!(refused.len(), expected.len(), "{refused:?}");
@@ -482,7 +561,7 @@ mod tests {
             [
                 taken(2, "d-1", r#"{"id":"d-1","cents":"0100","note":"a, \"b\""}"#),
                 taken(3, "d-2", r#"{"id":"d-2","cents":"5","note":""}"#),
-                (4, Err("no key field \"id\"".to_owned())),
+                (4, Err("key field \"id\" is empty".to_owned())),
                 (5, Err("2 fields, the heading has 3".to_owned())),
                 taken(6, "d-5", r#"{"id":"d-5","cents":"9","note":"end"}"#),
             ]
@@ -491,6 +570,29 @@ mod tests {
         let read = lines(b"id,cents\na,5\nb,\nc,05\n", &shape);
         assert_eq!(read[..2], [taken(2, "a", r#"{"id":"a","cents":5}"#), taken(3, "b", r#"{"id":"b","cents":null}"#)]);
         assert!(read[2].1.as_ref().is_err_and(|why| why.starts_with("column \"cents\": not JSON")), "{read:?}");
+    }
+
+    #[test]
+    fn rows_have_the_numbers_an_editor_shows() {
+        for (end, what) in [("\n", "LF"), ("\r\n", "CRLF"), ("\r", "CR")] {
+            let rows = ["id,note", "", "a,1", "b,\"two\nlines\"", "c", "", "", "d,\"x\"", "a\"b,5\"", ""];
+            let read = lines(rows.join(end).as_bytes(), &shape(Format::Csv, Some("id")));
+            let numbers: Vec<u64> = read.iter().map(|(number, _)| *number).collect();
+            assert_eq!(numbers, [3, 4, 6, 9, 10], "{what}");
+        }
+        // More than one read of the file.
+        let many: String = (0..5000).map(|n| format!("{n},{}\r\n", "x".repeat(n % 40))).collect();
+        let read = lines(format!("id,note\r\n{many}").as_bytes(), &shape(Format::Csv, Some("id")));
+        assert!(read.iter().zip(2..).all(|((number, _), expected)| *number == expected));
+        assert_eq!(read.len(), 5000);
+    }
+
+    #[test]
+    fn a_quote_that_is_never_closed_is_named_with_its_line() {
+        for (text, line) in [("id,note\r\na,1\r\nb,\"x\r\nc,3\r\n", 3), ("id,note\nb,\"x\"\"", 2), ("id\na\n\"b", 3)] {
+            let read = lines(text.as_bytes(), &shape(Format::Csv, Some("id")));
+            assert_eq!(read.last(), Some(&(line, Err(UNCLOSED.to_owned()))), "{text:?}");
+        }
     }
 
     #[test]

@@ -61,7 +61,7 @@ const PAGE: u32 = 1000;
 impl Page {
     pub(crate) fn filter(&self, states: Vec<State>) -> Filter {
         let Self { queue, kind, code, after, limit } = self.clone();
-        Filter { queue, kind, states, code, after, limit }
+        Filter { queue, kind, states, code, after, limit, ..Filter::default() }
     }
 }
 

@@ -5,24 +5,36 @@
 //! [`output`]: data on standard output, talk on standard error.
 
 mod audit;
+mod backup;
 mod bench;
 mod cancel;
+mod completions;
 mod dead;
 mod demo;
+mod discard;
+mod doctor;
+mod edit;
 mod enqueue;
+mod erase;
 mod exit;
 mod explain;
 mod get;
+mod groups;
 mod input;
+mod ledger;
 mod list;
+mod man;
 mod open;
+mod operations;
 mod output;
 mod parked;
 mod queue;
+mod reconcile;
 mod redrive;
 mod resolve;
 mod role;
 mod stats;
+mod top;
 mod view;
 
 use std::io::Write;
@@ -79,10 +91,17 @@ enum Command {
     Cancel(cancel::Args),
     Dead(dead::Args),
     Parked(parked::Args),
+    Reconcile(reconcile::Args),
     Queue(queue::Args),
     Audit(audit::Args),
     Stats(stats::Args),
+    Top(top::Args),
+    Doctor(doctor::Args),
+    Backup(backup::Args),
+    Erase(erase::Args),
     Bench(bench::Args),
+    Completions(completions::Args),
+    Man(man::Args),
     #[command(hide = true)]
     Role(role::Args),
 }
@@ -90,23 +109,66 @@ enum Command {
 fn main() -> ExitCode {
     let matches = match dressed(Cli::command()).try_get_matches() {
         Ok(matches) => matches,
+        Err(told) if told.use_stderr() => return wrongly_used(&told),
         Err(told) => {
             // There is nobody left to tell that the terminal is gone.
             let _told = told.print();
             if !told.render().to_string().ends_with('\n') {
                 let _told = writeln!(std::io::stdout());
             }
-            return if told.use_stderr() { Code::Usage.into() } else { Code::Done.into() };
+            return Code::Done.into();
         }
     };
     // The bench takes `--store` as the name of an engine, and must not take a store from the environment for one.
     let store_was_typed = matches.value_source("store") == Some(ValueSource::CommandLine);
     match Cli::from_arg_matches(&matches) {
         Ok(cli) => run(cli, store_was_typed),
-        Err(told) => {
-            let _told = told.print();
-            Code::Usage.into()
-        }
+        Err(told) => wrongly_used(&told),
+    }
+}
+
+/// Arguments that cannot be understood: told like every other problem, whatever else was wrong beside `--json`.
+fn wrongly_used(told: &clap::Error) -> ExitCode {
+    let mut words = std::env::args_os().skip(1).take_while(|word| word != "--");
+    if words.any(|word| word == "--json") {
+        Output::new(true, Colour::Never).problem(&of_clap(told));
+        return Code::Usage.into();
+    }
+    if told.to_string().contains(INLINE_HINT) {
+        let text = told.render();
+        let text =
+            if Output::new(false, Colour::Auto).talks_in_colour() { text.ansi().to_string() } else { text.to_string() };
+        // There is nobody left to tell that standard error cannot be written.
+        let _told = write!(std::io::stderr(), "{}", text.replacen(INLINE_HINT, "\nhint: ", 1));
+    } else {
+        let _told = told.print();
+    }
+    Code::Usage.into()
+}
+
+/// How the error of a value says its hint when it is shown inside another one.
+const INLINE_HINT: &str = "; hint: ";
+
+/// What clap says in several paragraphs: what is wrong, tips, the usage.
+fn of_clap(told: &clap::Error) -> Problem {
+    let text = told.render().to_string();
+    let on_one_line = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    let first = on_one_line(text.split("\n\n").next().unwrap_or_default());
+    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
+    let Some(what) = first.strip_prefix("error: ") else {
+        // The help itself, because nothing was asked for.
+        return Problem::usage("a command is missing").hint("tidegate --help lists them");
+    };
+    // Commands are the usage's to list, and not all are for users.
+    let what = what.split(" [subcommands:").next().unwrap_or(what);
+    if let Some((what, hint)) = what.split_once(INLINE_HINT) {
+        return Problem::usage(what).hint(hint);
+    }
+    let tip = text.lines().find_map(|line| line.trim_start().strip_prefix("tip: "));
+    match (tip, usage) {
+        (Some(tip), _) => Problem::usage(what).hint(tip),
+        (None, Some(usage)) => Problem::usage(what).hint(format!("usage: {usage}")),
+        (None, None) => Problem::usage(what).hint("--help says what can be given"),
     }
 }
 
@@ -171,9 +233,16 @@ async fn command(cli: Cli, store_was_typed: bool, output: &Output) -> Result<Exi
         Command::Cancel(args) => cancel::run(args, store, output).await,
         Command::Dead(args) => dead::run(args, store, output).await,
         Command::Parked(args) => parked::run(args, store, output).await,
+        Command::Reconcile(args) => reconcile::run(args, store, output).await,
         Command::Queue(args) => queue::run(args, store, output).await,
         Command::Audit(args) => audit::run(args, store, output).await,
         Command::Stats(args) => stats::run(args, store, output).await,
+        Command::Top(args) => top::run(args, store, output).await,
+        Command::Doctor(args) => doctor::run(args, store, output).await,
+        Command::Backup(args) => backup::run(args, store, output).await,
+        Command::Erase(args) => erase::run(args, store, output).await,
+        Command::Completions(args) => completions::run(&args, &dressed(Cli::command()), output),
+        Command::Man(args) => man::run(&args, dressed(Cli::command()), output),
         Command::Bench(args) => bench::run(args, store_was_typed.then_some(store), output).await,
     };
     Ok(code?.into())

@@ -44,6 +44,15 @@ where
     F: FnOnce(Arc<dyn Store>) -> Fut + Send,
     Fut: Future<Output = Result<Code, Problem>> + Send,
 {
+    with_sqlite(named, access, |store| work(store)).await
+}
+
+/// The same for what only the SQLite engine can do.
+pub(crate) async fn with_sqlite<F, Fut>(named: &str, access: Access, work: F) -> Result<Code, Problem>
+where
+    F: FnOnce(Arc<SqliteStore>) -> Fut + Send,
+    Fut: Future<Output = Result<Code, Problem>> + Send,
+{
     let path = place(named)?;
     check(&path, access)?;
     let options = Options { create: access == Access::Create, ..Options::default() };

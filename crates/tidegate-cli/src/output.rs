@@ -90,7 +90,7 @@ impl Output {
         if rows.is_empty() {
             return Ok(());
         }
-        self.data(&if self.terminal { table(header, rows) } else { tab_separated(rows) })
+        self.data(&if self.terminal { table(header, rows, width()) } else { tab_separated(rows) })
     }
 
     /// Named values, one a line.
@@ -134,6 +134,11 @@ impl Output {
 
     pub(crate) fn paint(&self, paint: Paint, text: &str) -> String {
         if self.colour { painted(paint, text) } else { text.to_owned() }
+    }
+
+    /// Standard error takes colours.
+    pub(crate) fn talks_in_colour(&self) -> bool {
+        self.talk_colour
     }
 
     fn paint_talk(&self, paint: Paint, text: &str) -> String {
@@ -182,12 +187,39 @@ fn painted(paint: Paint, text: &str) -> String {
 /// The longest cell of a table, in characters; the rest is one `get` away.
 const LONGEST_CELL: usize = 60;
 
-fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+/// No column becomes narrower than this to fit a terminal, and the first, which is typed again, keeps its width.
+const NARROWEST: usize = 10;
+
+/// Columns of the terminal, where one is known.
+fn width() -> Option<usize> {
+    console::Term::stdout().size_checked().map(|(_, columns)| usize::from(columns)).filter(|columns| *columns > 0)
+}
+
+/// How wide each column may be; the last ones give way first.
+fn widths(header: &[&str], rows: &[Vec<String>], width: Option<usize>) -> Vec<usize> {
+    let longest = |at: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(at)).map(|cell| one_line(cell).chars().count());
+        cells.chain(header.get(at).map(|name| name.chars().count())).max().unwrap_or(0).min(LONGEST_CELL)
+    };
+    let mut widths: Vec<usize> = (0..header.len()).map(longest).collect();
+    // A space on either side.
+    let needed: usize = widths.iter().map(|width| width + 2).sum();
+    let mut over = needed.saturating_sub(width.unwrap_or(needed));
+    for (column, name) in widths.iter_mut().zip(header).skip(1).rev() {
+        let gives = column.saturating_sub(NARROWEST.max(name.chars().count())).min(over);
+        *column -= gives;
+        over -= gives;
+    }
+    widths
+}
+
+fn table(header: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
+    let widths = widths(header, rows, width);
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().map(|name| name.to_uppercase()));
     for row in rows {
-        table.add_row(row.iter().map(|cell| shortened(&one_line(cell))));
+        table.add_row(row.iter().zip(&widths).map(|(cell, width)| shortened(&one_line(cell), *width)));
     }
     table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
@@ -197,11 +229,11 @@ fn tab_separated(rows: &[Vec<String>]) -> String {
     rows.iter().map(line).collect()
 }
 
-fn shortened(cell: &str) -> String {
-    if cell.chars().count() <= LONGEST_CELL {
+fn shortened(cell: &str, longest: usize) -> String {
+    if cell.chars().count() <= longest {
         return cell.to_owned();
     }
-    let kept: String = cell.chars().take(LONGEST_CELL - 1).collect();
+    let kept: String = cell.chars().take(longest.saturating_sub(1)).collect();
     format!("{kept}…")
 }
 
@@ -224,12 +256,30 @@ mod tests {
 
     #[test]
     fn a_person_gets_a_table_with_a_heading_and_cells_of_bearable_length() {
-        let text = table(&["id", "why"], &rows());
+        let text = table(&["id", "why"], &rows(), None);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["ID", "WHY"]);
         assert!(lines[1].contains("two\\nlines"), "{text}");
         assert!(lines[2].ends_with('…') && lines[2].chars().count() < 75, "{text}");
         assert_eq!(lines.len(), 3);
+    }
+
+    #[test]
+    fn a_table_fits_the_terminal_and_keeps_its_first_column() {
+        let header = ["id", "queue", "kind", "key", "attempt", "died", "why"];
+        let row = |why: &str| {
+            ["msg_01m86ympgh000", "deposit", "deposit", "deposit-000001", "20", "45 s ago", why]
+                .map(str::to_owned)
+                .to_vec()
+        };
+        let rows = [row("exhausted: timeout: the gateway did not answer within 2000 ms"), row("decode")];
+        for (width, most) in [(Some(80), 80), (Some(100), 100), (None, 140)] {
+            let text = table(&header, &rows, width);
+            let longest = text.lines().map(|line| line.chars().count()).max().unwrap();
+            assert!(longest <= most && text.contains("msg_01m86ympgh000 "), "{longest} of {most}:\n{text}");
+        }
+        assert!(table(&header, &rows, Some(100)).contains("exhausted: t"));
+        assert!(table(&header, &rows, Some(10)).contains("msg_01m86ympgh000"));
     }
 
     #[test]

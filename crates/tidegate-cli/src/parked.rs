@@ -72,9 +72,10 @@ pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code
                 show(&view, output)?;
                 if let Some(row) = open_rows(&view.journal).next() {
                     output.next(format!(
-                        "ask the other side for key {}, then: tidegate parked resolve {id} --effect '{}' ...",
-                        row.key, row.effect
-                    ));
+                    "ask the other side for key {}, then: tidegate parked resolve {id} --effect '{}' --reason '...', \
+                         and --happened --result 'JSON' or --did-not-happen",
+                    row.key, row.effect
+                ));
                 }
                 Ok(Code::Done)
             })
@@ -92,7 +93,7 @@ async fn list(store: &dyn Store, page: &Page, output: &Output) -> Result<Code, P
     let mut rows = Vec::new();
     let mut left = page.limit;
     let mut filter = page.filter(vec![State::Parked]);
-    let mut more = None;
+    let (mut more, mut oldest) = (None, None);
     while left > 0 {
         filter.limit = left.min(PAGE);
         let found = store.list(filter.clone()).await?;
@@ -103,6 +104,7 @@ async fn list(store: &dyn Store, page: &Page, output: &Output) -> Result<Code, P
         for summary in &found {
             // Resolved since the list was read.
             let Some(view) = views.get(&summary.id) else { continue };
+            oldest = summary.ended_at.into_iter().chain(oldest).min();
             if output.json {
                 let open_effects = open_rows(&view.journal).map(EffectView::of).collect();
                 output.object(&Parked { summary, open_effects })?;
@@ -119,6 +121,9 @@ async fn list(store: &dyn Store, page: &Page, output: &Output) -> Result<Code, P
         filter.after = more;
     }
     output.rows(&header, &rows)?;
+    if let Some(oldest) = oldest.filter(|_| output.terminal) {
+        output.say(format!("the oldest was parked {}", output.time(oldest)));
+    }
     match more {
         Some(last) => output.next(format!("there may be more: the same command with --after {last}")),
         None if rows.is_empty() && output.terminal => output.say("no messages"),

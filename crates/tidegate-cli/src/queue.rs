@@ -51,7 +51,8 @@ enum Command {
 
 const COLUMNS: &str = "\
 Columns when piped, separated by tabs:
-  queue, paused, ready, scheduled, leased, parked, dead, age of the oldest ready and the oldest parked, limit";
+  queue, paused, ready, scheduled, leased, parked, dead, age of the oldest ready and the oldest parked
+  in milliseconds, limit";
 
 #[derive(Debug, clap::Args)]
 struct Change {
@@ -76,8 +77,9 @@ fn limit(text: &str) -> Result<Limit, String> {
 struct Changed<'a> {
     queue: &'a QueueName,
     act: &'static str,
+    /// Of a limit: null where there is none any more.
     #[serde(skip_serializing_if = "Option::is_none")]
-    max_depth: Option<u64>,
+    max_depth: Option<Option<u64>>,
 }
 
 pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
@@ -140,16 +142,23 @@ async fn change(
     with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
         let request =
             ChangeQueue { tenant: Tenant::default(), queue: queue.clone(), change, act: act(reason.as_deref()) };
+        // Before: the act makes the queue known.
+        let known = store.stats().await?.queues.iter().any(|known| known.queue == queue);
         store.pause(request).await?;
         let (word, max_depth, next) = match change {
             QueueChange::Pause => ("paused", None, format!("tidegate queue resume {queue}")),
             QueueChange::Resume => ("resumed", None, "tidegate queue list".to_owned()),
-            QueueChange::Limit(limit) => ("limited", limit, "tidegate queue list".to_owned()),
+            QueueChange::Limit(limit) => ("limited", Some(limit), "tidegate queue list".to_owned()),
         };
         if output.json {
             output.object(&Changed { queue: &queue, act: word, max_depth })?;
         } else {
-            output.rows(&["queue", "now"], &[vec![queue.to_string(), word.to_owned()]])?;
+            let mut cells = vec![queue.to_string(), word.to_owned()];
+            cells.extend(max_depth.map(|limit| limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string())));
+            output.rows(["queue", "now", "limit"].get(..cells.len()).unwrap_or_default(), &[cells])?;
+        }
+        if !known {
+            output.say(format!("no message has been on queue {queue}: is the name right? tidegate queue list"));
         }
         output.next(next);
         Ok(Code::Done)

@@ -229,7 +229,8 @@ pub(crate) fn head(view: &MessageView, output: &Output) -> Vec<(&'static str, St
     add("enqueued", Some(output.time(message.enqueued_at)));
     add("due", view.due_at.map(|at| output.time(at)));
     add("deadline", message.deadline.map(|at| output.time(at)));
-    add("ended", view.ended_at.map(|at| output.time(at)));
+    let ended = if view.state == State::Parked { "parked since" } else { "ended" };
+    add(ended, view.ended_at.map(|at| output.time(at)));
     add("worker", view.lease.as_ref().map(|(worker, _)| worker.to_string()));
     add("lease until", view.lease.as_ref().map(|(_, until)| output.time(*until)));
     add("cancel", view.cancel_requested.then(|| "requested".to_owned()));
@@ -270,6 +271,17 @@ pub(crate) fn records(view: &MessageView, output: &Output) -> String {
         section(&mut text, "late evidence, not applied", &fields, output);
     }
     for ending in &view.history {
+        if is_an_act(ending) {
+            let mut fields = vec![
+                ("act", ending.outcome.clone()),
+                ("at", output.time(ending.at)),
+                ("became", ending.state.to_string()),
+            ];
+            fields.extend((!ending.detail.is_empty()).then(|| ("reason", one(&ending.detail))));
+            fields.extend(ending.due_at.map(|at| ("due", output.time(at))));
+            section(&mut text, "history", &fields, output);
+            continue;
+        }
         let mut fields = vec![
             ("attempt", ending.attempt.to_string()),
             ("ended", output.time(ending.at)),
@@ -286,6 +298,11 @@ pub(crate) fn records(view: &MessageView, output: &Output) -> String {
         section(&mut text, "history", &fields, output);
     }
     text
+}
+
+/// What an operator did, and no run of a handler: its detail is the reason that was given.
+fn is_an_act(ending: &Ending) -> bool {
+    matches!(ending.outcome.as_str(), "redriven" | "resolved" | "cancelled" | "edited" | "discarded")
 }
 
 fn section(text: &mut String, name: &str, fields: &[(&'static str, String)], output: &Output) {
@@ -323,6 +340,8 @@ pub(crate) fn state(state: State, output: &Output) -> String {
 pub(crate) fn why(summary: &Summary, output: &Output) -> String {
     match (&summary.code, &summary.detail) {
         (None, _) => output.nothing(),
+        // The failure of a message that died at once begins with the code it died of.
+        (Some(code), Some(detail)) if detail.starts_with(&format!("{code}: ")) => detail.clone(),
         (Some(code), Some(detail)) if !detail.is_empty() => format!("{code}: {detail}"),
         (Some(code), _) => code.clone(),
     }

@@ -122,6 +122,21 @@ impl EffectPolicy {
             Self::AtMostOnce => "at_most_once",
         }
     }
+
+    /// Whether the two are the same policy in the journal, which keeps whole milliseconds, and no more than a number holds:
+    /// a window of `Duration::MAX` is not another one for having been stored.
+    fn is_stored_as(&self, other: &Self) -> bool {
+        let millis = |window: &Duration| u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
+        match (self, other) {
+            (Self::Keyed { window, or_lookup }, Self::Keyed { window: other_window, or_lookup: other_or_lookup }) => {
+                millis(window) == millis(other_window) && or_lookup == other_or_lookup
+            }
+            (
+                Self::Keyed { .. } | Self::Lookup | Self::Transactional | Self::Natural | Self::AtMostOnce,
+                Self::Keyed { .. } | Self::Lookup | Self::Transactional | Self::Natural | Self::AtMostOnce,
+            ) => self == other,
+        }
+    }
 }
 
 /// What a row of the journal says of its effect.
@@ -235,6 +250,13 @@ pub struct EffectRow {
 }
 
 impl EffectRow {
+    /// Whether it was decided before the store was restored from a backup: claims count from 1, and a restored store sets
+    /// those of such rows to 0. What was decided then may have been begun anew since, elsewhere.
+    #[must_use]
+    pub fn is_from_before_the_backup(&self) -> bool {
+        self.token.claims == 0
+    }
+
     /// From when "it did not happen" can be believed.
     #[must_use]
     pub fn quarantined_until(&self) -> Timestamp {
@@ -291,25 +313,42 @@ pub fn latest<'a>(rows: &'a [EffectRow], effect: &EffectId) -> Option<&'a Effect
 /// code; an open row whose policy or request changed is another effect and parks.
 #[must_use]
 pub fn reach(rows: &[EffectRow], reached: &Reached, round: u32, now: Timestamp) -> Decision {
-    let Some(row) = latest(rows, &reached.effect) else {
-        // Begin nothing new beside an effect that may have happened: its answer may forbid this one.
-        let another_is_open = rows.iter().any(|row| row.state.is_open() && is_latest(rows, row));
-        return if another_is_open { Decision::Park(ParkReason::EffectOrphaned) } else { Decision::Send };
+    // Begin nothing beside an effect that may have happened, not even what was tried and not done before: the answer that
+    // is missing may forbid it, as that of one gateway forbids the charge at another.
+    let begin = || {
+        let another_is_open = open_rows(rows).any(|row| row.effect != reached.effect);
+        if another_is_open { Decision::Park(ParkReason::EffectOrphaned) } else { Decision::Send }
     };
+    let Some(row) = latest(rows, &reached.effect) else { return begin() };
     match &row.state {
         EffectState::Confirmed { value } => Decision::Replay(value.clone()),
-        EffectState::Rejected { .. } if row.round < round => Decision::Send,
+        EffectState::Rejected { .. } if row.round < round && !is_passed(rows, row) => begin(),
         EffectState::Rejected { code, detail } => {
             Decision::ReplayRejected { code: code.clone(), detail: detail.clone() }
         }
-        EffectState::NotDone => Decision::Send,
+        EffectState::NotDone => begin(),
         EffectState::Intent | EffectState::Unknown { .. } => {
-            if row.request_hash != reached.request_hash || row.policy != reached.policy {
+            if row.request_hash != reached.request_hash || !row.policy.is_stored_as(&reached.policy) {
                 return Decision::Park(ParkReason::EffectChanged);
             }
             reconcile(row, now)
         }
     }
+}
+
+/// Whether the handler knew of this rejection and went on to another effect, which happened: the second card was charged
+/// because the first was declined. No round opens such a rejection again, or both cards would be charged. Effects of a
+/// message run one after another, so that the later claim, or the later intent within one, tells; in doubt, within one
+/// millisecond, the other was later.
+fn is_passed(rows: &[EffectRow], rejected: &EffectRow) -> bool {
+    let place = |row: &EffectRow| (row.token.claims, row.first_intent_at);
+    rows.iter().any(|row| {
+        row.effect != rejected.effect
+            && row.policy != EffectPolicy::Natural
+            && matches!(row.state, EffectState::Confirmed { .. })
+            && place(row) >= place(rejected)
+            && is_latest(rows, row)
+    })
 }
 
 /// How an open row may be cleared up now.
@@ -409,6 +448,20 @@ pub fn intend(
         let what = format!("effect {} of {} would begin after the deadline", reached.effect, message.id);
         return Err(StoreError::conflict(what));
     }
+    Ok(first_intent(message, previous, reached, times, token, round, now))
+}
+
+/// A new row: the first intent of an effect, or the first after the row `previous` was decided.
+fn first_intent(
+    message: &Message,
+    previous: Option<&EffectRow>,
+    reached: &Reached,
+    times: IntentTimes,
+    token: LeaseToken,
+    round: u32,
+    now: Timestamp,
+) -> EffectRow {
+    let last_possible_send = now.after(times.send_within);
     // After "not done" the key stays; only an operator's new round after a rejection changes it.
     let same_key = previous.filter(|row| row.state == EffectState::NotDone);
     let (key, round) = match same_key {
@@ -428,7 +481,7 @@ pub fn intend(
         | EffectPolicy::Natural
         | EffectPolicy::AtMostOnce => MAX_RECONCILE,
     };
-    Ok(EffectRow {
+    EffectRow {
         effect: reached.effect.clone(),
         seq: previous.map_or(0, |row| row.seq + 1),
         policy: reached.policy.clone(),
@@ -443,6 +496,54 @@ pub fn intend(
         quarantine: reached.quarantine,
         reconcile_until: now.after(times.reconcile_for.min(bound)),
         state: EffectState::Intent,
+    }
+}
+
+/// Between which moments an effect can have been sent of which a store that came out of a backup knows nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unrecorded {
+    /// When the copy was made: whatever was sent before it is in its journal.
+    pub from: Timestamp,
+    /// When the copy was put to work: the store it was copied from was out of use by then.
+    pub until: Timestamp,
+}
+
+/// The row that a message from a backup gets where its journal has none: as if an intent existed.
+///
+/// The store that was copied went on, and may have sent what the copy knows nothing of: an effect without a row, one whose
+/// last row was decided *not done*, or one of a new round. Such an effect is open with the first and the last moment at
+/// which it can have been sent, and is cleared up as its policy says: the same key again within the window, a look-up
+/// after the quarantine, or a person. `None` when the journal knows the effect from this store's own runs. However late
+/// it is: this begins nothing.
+#[must_use]
+#[expect(clippy::too_many_arguments, reason = "as `intend`, whose place it takes")]
+pub fn assumed(
+    message: &Message,
+    rows: &[EffectRow],
+    reached: &Reached,
+    times: IntentTimes,
+    token: LeaseToken,
+    round: u32,
+    unrecorded: Unrecorded,
+    now: Timestamp,
+) -> Option<EffectRow> {
+    let previous = latest(rows, &reached.effect);
+    let known = previous.is_some_and(|row| row.state.is_open() || !row.is_from_before_the_backup());
+    if known || reach(rows, reached, round, now) != Decision::Send {
+        return None;
+    }
+    let row = first_intent(message, previous, reached, times, token, round, now);
+    let window = match reached.policy {
+        EffectPolicy::Keyed { window, .. } => Some(window),
+        EffectPolicy::Lookup | EffectPolicy::Transactional | EffectPolicy::Natural | EffectPolicy::AtMostOnce => None,
+    };
+    let why = format!("this store was restored from a backup of {}; it may have been sent since", unrecorded.from);
+    Some(EffectRow {
+        first_intent_at: unrecorded.from,
+        last_possible_send: unrecorded.until,
+        valid_until: window.map(|window| unrecorded.from.after(window)),
+        state: EffectState::Unknown { why },
+        ..row
     })
 }
 
@@ -553,7 +654,7 @@ pub struct JournalFacts {
     pub confirmed: bool,
     /// An intent was ever written.
     pub intents: bool,
-    /// The newest row of some effect is a rejection.
+    /// The newest row of some effect is a rejection, and no effect happened after it.
     pub rejected: bool,
 }
 
@@ -567,7 +668,7 @@ impl JournalFacts {
             confirmed: newest()
                 .any(|row| matches!(row.state, EffectState::Confirmed { .. }) && row.policy != EffectPolicy::Natural),
             intents: rows.iter().any(|row| row.policy != EffectPolicy::Natural),
-            rejected: newest().any(|row| matches!(row.state, EffectState::Rejected { .. })),
+            rejected: newest().any(|row| matches!(row.state, EffectState::Rejected { .. }) && !is_passed(rows, row)),
         }
     }
 }
@@ -631,6 +732,107 @@ pub(crate) mod tests {
 
     fn policies() -> [EffectPolicy; 4] {
         [keyed(false), keyed(true), EffectPolicy::Lookup, EffectPolicy::AtMostOnce]
+    }
+
+    fn other(policy: EffectPolicy) -> Reached {
+        let effect = EffectId { name: EffectName::new("capture").unwrap(), item: Some("second".into()) };
+        Reached { effect, ..reached(policy) }
+    }
+
+    fn rejected_row(row: &EffectRow) -> EffectRow {
+        let state = EffectState::Rejected { code: "declined".into(), detail: String::new() };
+        EffectRow { state, ..row.clone() }
+    }
+
+    fn confirmed_row(row: &EffectRow) -> EffectRow {
+        EffectRow { state: EffectState::Confirmed { value: "7".into() }, ..row.clone() }
+    }
+
+    #[test]
+    fn an_effect_without_a_row_of_this_store_is_open_after_a_restore() {
+        let (from, until) = (T0.after(MINUTE), T0.after(MINUTE * 60));
+        let keyed = |or_lookup| EffectPolicy::Keyed { window: MINUTE * 30, or_lookup };
+        let long = EffectPolicy::Keyed { window: DAY, or_lookup: false };
+        let quarantined = until.after(MINUTE);
+        let cases = [
+            // policy, then what is done about it at once
+            (long, Decision::Send),
+            (keyed(true), Decision::LookUp { not_before: quarantined }),
+            (keyed(false), Decision::Park(ParkReason::WindowPassed)),
+            (EffectPolicy::Lookup, Decision::LookUp { not_before: quarantined }),
+            (EffectPolicy::AtMostOnce, Decision::Park(ParkReason::OutcomeUnknown)),
+        ];
+        for (policy, expected) in cases {
+            let reached = reached(policy);
+            let unrecorded = Unrecorded { from, until };
+            let assume =
+                |rows: &[EffectRow]| assumed(&message(), rows, &reached, TIMES, token(3), 0, unrecorded, until);
+            let row = assume(&[]).expect("it is assumed");
+            assert_eq!(row.key, EffectKey::of(&message(), &reached.effect, 0), "the key the other store sent");
+            assert_eq!(reach(std::slice::from_ref(&row), &reached, 0, until), expected, "{:?}", reached.policy);
+            // A refusal of the next send says nothing about the one that may have been.
+            let refused = answered(&row, &EffectAnswer::NotDone, until).unwrap();
+            assert!(refused.is_open());
+            assert_eq!(assume(std::slice::from_ref(&row)), None, "once");
+            // What was decided before the backup may have been begun anew; what this store decided was not.
+            let decided = EffectRow { state: EffectState::NotDone, ..row.clone() };
+            assert_eq!(assume(std::slice::from_ref(&decided)), None);
+            let before = EffectRow { token: token(0), ..decided };
+            assert_eq!(assume(&[before]).map(|row| (row.seq, row.state.is_open())), Some((1, true)));
+            let confirmed = EffectRow { token: token(0), state: EffectState::Confirmed { value: "1".into() }, ..row };
+            assert_eq!(assume(&[confirmed]), None);
+        }
+    }
+
+    #[test]
+    fn nothing_begins_beside_an_open_effect_not_even_what_was_not_done_or_rejected_before() {
+        let first = intent(&[], &reached(keyed(false)), T0);
+        let not_done = EffectRow { state: EffectState::NotDone, ..first.clone() };
+        for decided in [not_done, rejected_row(&first)] {
+            let open = unknown(&intent(&[], &other(keyed(false)), T0.after(MINUTE)));
+            let parked = Decision::Park(ParkReason::EffectOrphaned);
+            let rows = [decided, open];
+            assert_eq!(reach(&rows, &reached(keyed(false)), 1, T0.after(MINUTE)), parked);
+            let resend = reach(&rows, &other(keyed(false)), 1, T0.after(MINUTE));
+            assert_eq!(resend, Decision::Send, "the open one itself is cleared up");
+        }
+    }
+
+    #[test]
+    fn a_new_round_opens_a_rejection_unless_another_effect_happened_because_of_it() {
+        let first_card = rejected_row(&intent(&[], &reached(keyed(false)), T0.after(MINUTE)));
+        let second_card = |at| confirmed_row(&intent(&[], &other(keyed(false)), at));
+        let replay = Decision::ReplayRejected { code: "declined".into(), detail: String::new() };
+        #[rustfmt::skip]
+        let table = [
+            // the other effect was confirmed      what a new round does
+            (T0,                                   Decision::Send, true),
+            (T0.after(MINUTE),                     replay.clone(), false),
+            (T0.after(MINUTE * 2),                 replay,         false),
+        ];
+        for (at, expected, opens_a_round) in table {
+            let rows = [first_card.clone(), second_card(at)];
+            assert_eq!(reach(&rows, &reached(keyed(false)), 1, T0.after(DAY)), expected);
+            assert_eq!(JournalFacts::of(&rows, T0.after(DAY)).rejected, opens_a_round);
+        }
+        let natural = EffectRow { policy: EffectPolicy::Natural, ..second_card(T0.after(DAY)) };
+        let rows = [first_card, natural];
+        assert_eq!(
+            reach(&rows, &reached(keyed(false)), 1, T0.after(DAY)),
+            Decision::Send,
+            "a note in a log is no charge"
+        );
+    }
+
+    #[test]
+    fn a_window_is_the_same_for_having_been_stored_in_milliseconds() {
+        for window in [Duration::from_micros(90_000_500_700), Duration::MAX] {
+            let policy = EffectPolicy::Keyed { window, or_lookup: false };
+            let row = unknown(&intent(&[], &reached(policy.clone()), T0));
+            let stored = serde_json::from_str(&serde_json::to_string(&row.policy).unwrap()).unwrap();
+            let row = EffectRow { policy: stored, ..row };
+            assert_eq!(reach(&[row], &reached(policy), 0, T0.after(MINUTE)), Decision::Send, "{window:?}");
+        }
     }
 
     #[test]

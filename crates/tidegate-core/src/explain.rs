@@ -72,7 +72,7 @@ pub fn explain(facts: &ExplainFacts) -> Explanation {
             (
                 "parked",
                 format!("{}: the outcome of {} is not known", reason(facts), list(&effects)),
-                format!("Ask the remote for that key, then: tidegate parked resolve {id}.{not_before}"),
+                format!("Ask the remote for that key, then: {}.{not_before}", resolve_commands(facts)),
             )
         }
         State::Completed => ("completed", format!("it completed at {}", ended(facts)), kept()),
@@ -80,7 +80,11 @@ pub fn explain(facts: &ExplainFacts) -> Explanation {
         State::Dead => (
             "dead",
             format!("it was given up at {} ({}): {}", ended(facts), reason(facts), failure(facts)),
-            format!("Nothing, until a person redrives it: tidegate dead redrive {id}."),
+            if view.compensated {
+                "Nothing: its compensation undid it. What is still wanted is a new message under a new key.".to_owned()
+            } else {
+                format!("Nothing, until a person redrives it: tidegate dead redrive {id}.")
+            },
         ),
         State::Cancelled => ("cancelled", format!("it was cancelled at {}", ended(facts)), "Nothing.".to_owned()),
     };
@@ -104,7 +108,10 @@ fn ready(facts: &ExplainFacts, due: bool) -> (&'static str, String, String) {
             format!("attempt {} ended {} ago: {}", last.attempt, span(facts.now.since(last.at)), failure(facts))
         }
         (Some(last), None) => format!("it was {} {} ago", last.outcome, span(facts.now.since(last.at))),
-        (None, None) => format!("it was enqueued {} ago", span(facts.now.since(view.message.enqueued_at))),
+        (None, None) => {
+            let what = if due { "no worker has claimed it yet" } else { "it was to begin later" };
+            format!("{what}; it was enqueued {} ago", span(facts.now.since(view.message.enqueued_at)))
+        }
     };
     let too_late = [Some(view.message.expires_at), view.message.deadline].into_iter().flatten().min();
     let next = if facts.paused {
@@ -122,6 +129,16 @@ fn ready(facts: &ExplainFacts, due: bool) -> (&'static str, String, String) {
         format!("The next free worker of queue {} that reads kind {} claims it.", view.message.queue, view.message.kind)
     };
     (label, why, next)
+}
+
+/// What to type for the first effect of which nobody knows, with either answer.
+fn resolve_commands(facts: &ExplainFacts) -> String {
+    let id = facts.view.message.id;
+    let Some(row) = open_rows(&facts.view.journal).next() else { return format!("tidegate parked show {id}") };
+    let command = format!("tidegate parked resolve {id} --effect '{}'", row.effect);
+    format!(
+        "{command} --happened --result 'JSON' --reason '...' if it happened, else {command} --did-not-happen --reason '...'"
+    )
 }
 
 fn reason(facts: &ExplainFacts) -> &str {

@@ -595,18 +595,80 @@ pub fn may_release_key(journal: &JournalFacts) -> bool {
     !journal.intents
 }
 
+/// The counters of a dead letter whose payload an operator changes: its effects get another round, and with it other keys.
+///
+/// # Errors
+/// `Conflict` when it is not dead, or when an effect of the old payload happened or may have: what stands in the world and
+/// what the message says would no longer be one thing.
+pub fn edit(state: State, counters: Counters, journal: &[EffectRow]) -> Result<Counters, StoreError> {
+    if state != State::Dead {
+        let what = format!("its payload cannot be changed: it is {state}");
+        return Err(StoreError::conflict(what).hint("only the payload of a dead letter can be"));
+    }
+    for row in journal {
+        match row.state {
+            EffectState::Intent | EffectState::Unknown { .. } | EffectState::Confirmed { .. } => {
+                let what = format!("its payload cannot be changed: effect {} is {}", row.effect, row.state.as_str());
+                return Err(StoreError::conflict(what)
+                    .hint("an effect of this payload happened or may have; enqueue a new message under another key"));
+            }
+            EffectState::Rejected { .. } | EffectState::NotDone => {}
+        }
+    }
+    Ok(Counters { round: counters.round + 1, ..counters })
+}
+
+/// Whether an operator may give a message up for good.
+///
+/// # Errors
+/// `Conflict` when it is not dead, or an effect of it is open.
+pub fn discard(state: State, journal: &JournalFacts) -> Result<(), StoreError> {
+    if !journal.open.is_empty() {
+        let what = "cannot be discarded: an effect of it is open";
+        return Err(StoreError::conflict(what).hint("resolve it first: tidegate parked resolve"));
+    }
+    match state {
+        State::Dead => Ok(()),
+        State::Ready | State::Leased | State::Completed | State::Failed | State::Cancelled | State::Parked => {
+            let what = format!("cannot be discarded: it is {state}");
+            Err(StoreError::conflict(what).hint("only a dead letter can be; a waiting message is called off: cancel"))
+        }
+    }
+}
+
+/// What bears on a redrive beside the message's journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Redriving {
+    /// The operator says so, with a reason: an answer that was given may be replaced.
+    pub again: bool,
+    /// A compensation was enqueued when the message ended.
+    pub compensated: bool,
+}
+
 /// The counters of a message that an operator puts back.
 ///
 /// # Errors
 /// `Conflict`, with the reason, when it may not be redriven.
-pub fn redrive(state: State, counters: Counters, journal: &JournalFacts, again: bool) -> Result<Counters, StoreError> {
+pub fn redrive(
+    state: State,
+    counters: Counters,
+    journal: &JournalFacts,
+    how: Redriving,
+) -> Result<Counters, StoreError> {
     let refused = |why: String, hint: &str| Err(StoreError::conflict(format!("cannot be redriven: {why}")).hint(hint));
     match state {
         _ if !journal.open.is_empty() => {
             return refused("an effect of it is open".into(), "resolve it first: tidegate parked resolve");
         }
+        // Its confirmed effects would replay, and it would complete on the strength of what was given back.
+        State::Dead | State::Failed if how.compensated => {
+            return refused(
+                "a compensation that undoes it was enqueued when it ended".into(),
+                "enqueue a new message under a new key",
+            );
+        }
         State::Dead => {}
-        State::Failed if again => {}
+        State::Failed if how.again => {}
         State::Failed => {
             return refused(
                 "it failed for good and its answer has been given".into(),

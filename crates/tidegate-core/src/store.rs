@@ -18,9 +18,12 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Timestamp;
 use crate::effect::{EffectAnswer, EffectId, EffectRow, IntentTimes, Reached};
 use crate::error::StoreError;
-use crate::id::{IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, Tenant, WorkerId, digest16};
+use crate::group::GroupId;
+use crate::id::{
+    EffectName, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, Tenant, WorkerId, digest16,
+};
 use crate::lifecycle::{Cancellation, Counters, Outcome, Resolution, State};
-use crate::message::{Answer, Failure, Message, NewMessage, Priority};
+use crate::message::{Answer, Failure, Message, NewMessage, Payload, Priority};
 use crate::retry::{Policy, millis};
 
 /// One verdict per item of a batch.
@@ -68,10 +71,33 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Takes over lapsed leases, makes due messages claimable and deletes what is past its retention, in bounded steps.
     async fn sweep(&self, request: SweepRequest) -> Result<Swept, StoreError>;
 
-    /// Puts ended messages back to ready, with an audit row. Repeated under the same operation id it redrives nothing twice.
+    /// Puts ended messages back to ready, with one audit row for all. Repeated under the same operation id it redrives
+    /// nothing twice.
     ///
     /// Verdicts: `NotFound`, `Conflict` with the reason.
     async fn redrive(&self, request: Redrive) -> Result<Verdicts<MessageId>, StoreError>;
+
+    /// Begins a redrive of many, takes it a step further, calls it off or lets it go on. Everything about it is in the
+    /// store, so that whoever names it can drive it on. A step commits at most [`REDRIVE_CHUNK`] messages and one audit row.
+    ///
+    /// # Errors
+    /// `NotFound` (no such operation), `Conflict` (the name is taken by another selection; it has ended), `Invalid`.
+    async fn operate(&self, request: Operate) -> Result<Stepped, StoreError>;
+
+    /// Operations, the newest first; only the one of this name when there is one.
+    async fn operations(&self, name: Option<String>, limit: u32) -> Result<Vec<Operation>, StoreError>;
+
+    /// Changes the payload of a dead letter, with an audit row. The key keeps the fingerprint of the payload it came with:
+    /// its producer's duplicates still match, whatever an operator repaired since.
+    ///
+    /// # Errors
+    /// `NotFound`, `Conflict` (not dead, an effect is open or confirmed), `Invalid` (no reason, too large).
+    async fn edit(&self, request: Edit) -> Result<Edited, StoreError>;
+
+    /// Gives dead letters up: they leave the desk, and their retention begins. Discarding twice is discarding once.
+    ///
+    /// Verdicts: `NotFound`, `Conflict`. Without a reason all is `Invalid`.
+    async fn discard(&self, request: Discard) -> Result<Verdicts<MessageId>, StoreError>;
 
     /// Calls messages off that have not taken effect.
     ///
@@ -107,6 +133,10 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Messages by filter, by ascending id after `filter.after`.
     async fn list(&self, filter: Filter) -> Result<Vec<Summary>, StoreError>;
+
+    /// What dead letters have in common, the largest group first; parked ones as well when their state is asked for. Of the
+    /// filter, `after` and `group` are not looked at, nor discarded messages.
+    async fn groups(&self, filter: Filter) -> Result<Vec<FailureGroup>, StoreError>;
 
     /// What an explanation of a message needs to know besides the message: read by the claim's own predicates.
     async fn explain(&self, id: MessageId) -> Result<Option<ExplainFacts>, StoreError>;
@@ -414,6 +444,221 @@ pub struct Redrive {
 /// The most messages one redrive commits.
 pub const REDRIVE_CHUNK: usize = 1000;
 
+/// Which messages an operation redrives: those that are named, or else all dead letters of a sort.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Selection {
+    /// These; at most [`MOST_NAMED`]. The rest of the selection is not looked at then.
+    #[serde(default)]
+    pub ids: Vec<MessageId>,
+    /// Only this queue.
+    pub queue: Option<QueueName>,
+    /// Only this kind.
+    pub kind: Option<Kind>,
+    /// Only this reason, or this code of the last failure.
+    pub code: Option<String>,
+    /// Only this group of failures.
+    pub group: Option<GroupId>,
+}
+
+/// The most messages one operation names.
+pub const MOST_NAMED: usize = 10_000;
+
+/// An act on an operation.
+#[derive(Debug, Clone)]
+pub enum Operate {
+    /// Begins one; answered with the known one when it was begun before. Nothing is redriven yet.
+    Begin(Box<NewOperation>),
+    /// Looks what became of the messages redriven so far, and redrives the next ones if that may be now.
+    Step {
+        /// Which.
+        name: String,
+    },
+    /// Redrives no more of it.
+    Cancel {
+        /// Which.
+        name: String,
+        /// Who and why.
+        act: Act,
+    },
+    /// Goes on after it stopped by itself: with a new canary, and judged by what it redrives from now on.
+    Resume {
+        /// Which.
+        name: String,
+        /// Who and why; the reason is mandatory.
+        act: Act,
+    },
+}
+
+/// An operation to begin.
+#[derive(Debug, Clone)]
+pub struct NewOperation {
+    /// Its name; no other operation has it.
+    pub name: String,
+    /// Which messages. Of a sort, those that were dead when it began.
+    pub selection: Selection,
+    /// Also failed ones; only with named ids and a reason.
+    pub again: bool,
+    /// How fast and how carefully.
+    pub pace: Pace,
+    /// Who and why.
+    pub act: Act,
+}
+
+/// How fast and how carefully an operation goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Pace {
+    /// So many are redriven first, and nothing more before all of them have ended; 0 for none.
+    pub canary: u32,
+    /// At most so many a second.
+    pub per_second: Option<u32>,
+    /// Stops when more than so many of a hundred that ended have ended badly: failed, dead or parked.
+    pub stop_over_percent: Option<u32>,
+}
+
+/// Without a canary an operation is not judged by fewer ended messages than this, unless none is under way.
+pub const JUDGED_FROM: u64 = 20;
+
+/// Where an operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationState {
+    /// Its steps redrive.
+    Running,
+    /// Too many of its messages ended badly.
+    Stopped,
+    /// All it selected was redriven or refused; what is under way is still watched.
+    Done,
+    /// Called off.
+    Cancelled,
+}
+
+impl OperationState {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Running, Self::Stopped, Self::Done, Self::Cancelled];
+
+    /// The word that is stored and shown.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Done => "done",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A redrive of many.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Operation {
+    /// Its name.
+    pub name: String,
+    /// Which messages.
+    pub selection: Selection,
+    /// Also failed ones.
+    pub again: bool,
+    /// How fast and how carefully.
+    pub pace: Pace,
+    /// Where it stands.
+    pub state: OperationState,
+    /// How many messages it found when it began.
+    pub selected: u64,
+    /// How many it redrove.
+    pub redriven: u64,
+    /// How many it could not.
+    pub refused: u64,
+    /// How many of the redriven completed, or were called off.
+    pub ended_well: u64,
+    /// How many of the redriven failed, died or were parked.
+    pub ended_badly: u64,
+    /// Who began it.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// When.
+    pub created_at: Timestamp,
+}
+
+impl Operation {
+    /// How many of the redriven are under way.
+    #[must_use]
+    pub fn under_way(&self) -> u64 {
+        self.redriven.saturating_sub(self.ended_well + self.ended_badly)
+    }
+}
+
+/// What a step came to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stepped {
+    /// The operation after it.
+    pub operation: Operation,
+    /// What this step could not redrive, and why.
+    pub refused: Vec<(MessageId, StoreError)>,
+    /// Nothing was redriven because of this.
+    pub waits: Option<Waits>,
+}
+
+/// What the next step of an operation waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    /// The canary has to end first.
+    Canary,
+    /// Its rate allows the next one then.
+    Until(Timestamp),
+}
+
+/// Changes the payload of a dead letter.
+#[derive(Debug, Clone)]
+pub struct Edit {
+    /// Which message.
+    pub id: MessageId,
+    /// What its handler gets from now on.
+    pub payload: Payload,
+    /// Who and why; the reason is mandatory.
+    pub act: Act,
+}
+
+/// The verdict on an edit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edited {
+    /// The payload before.
+    pub before: Arc<str>,
+    /// The payload now.
+    pub after: Arc<str>,
+}
+
+/// Gives dead letters up.
+#[derive(Debug, Clone)]
+pub struct Discard {
+    /// Which; at most [`REDRIVE_CHUNK`] a call.
+    pub ids: Vec<MessageId>,
+    /// Who and why; the reason is mandatory.
+    pub act: Act,
+}
+
+/// What failures have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FailureGroup {
+    /// Its name.
+    pub id: GroupId,
+    /// The kind of its messages.
+    pub kind: Kind,
+    /// The code of the last failure, or the reason where there was none.
+    pub code: String,
+    /// The effect they failed at, if they failed at one.
+    pub effect: Option<EffectName>,
+    /// What was said, with numbers, identifiers and quoted text masked.
+    pub pattern: String,
+    /// How many there are.
+    pub count: u64,
+    /// When the first of them ended.
+    pub first_seen: Timestamp,
+    /// When the last of them ended.
+    pub last_seen: Timestamp,
+    /// The first of them by id.
+    pub sample: MessageId,
+}
+
 /// Calls messages off.
 #[derive(Debug, Clone)]
 pub struct Cancel {
@@ -480,7 +725,7 @@ pub struct AuditEntry {
     pub at: Timestamp,
     /// Who.
     pub actor: String,
-    /// `redrive`, `cancel`, `pause`, `resume`, `limit`, `resolve`.
+    /// `redrive`, `operation`, `edit`, `discard`, `cancel`, `pause`, `resume`, `limit`, `resolve`.
     pub act: String,
     /// Why.
     pub reason: String,
@@ -545,6 +790,10 @@ pub struct Filter {
     pub states: Vec<State>,
     /// Only this code of failure, or reason of being dead or parked.
     pub code: Option<String>,
+    /// Only this group of failures, and so only dead and parked ones.
+    pub group: Option<GroupId>,
+    /// Also dead letters that were discarded; without it they are not listed.
+    pub discarded: bool,
     /// Only ids after this one.
     pub after: Option<MessageId>,
     /// At most so many.
@@ -576,6 +825,8 @@ pub struct MessageView {
     pub cancel_requested: bool,
     /// It must run alone.
     pub suspect: bool,
+    /// A compensation was enqueued when it ended: it cannot be redriven.
+    pub compensated: bool,
     /// Its journal.
     pub journal: Vec<EffectRow>,
     /// Confirmations that arrived under a lost lease: not applied, kept for whoever resolves.

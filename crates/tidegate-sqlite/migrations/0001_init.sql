@@ -5,7 +5,11 @@ create table tide_store (
     created_at   integer not null,
     last_id      integer not null default 0,    -- ids only grow, whatever the clock does
     last_tick    integer not null default 0,    -- store time of the last sweep
-    steady_since integer not null default 0     -- when the wall clock was last set; 0: never
+    steady_since integer not null default 0,    -- when the wall clock was last set; 0: never
+    incarnation  integer not null default 1,    -- one more for every copy that `backup` made
+    copied_at    integer,                       -- a copy: when the first of the copies between it and the original was made
+    copied_id    integer,                       -- the last id it was copied with: flows up to it may have gone on elsewhere
+    begun_at     integer                        -- when the copy was first put to work
 ) strict;
 
 -- How often and how far the wall clock was set: each process learns here what another one put right already, and
@@ -76,7 +80,8 @@ create table tide_ready (
     crashes     integer not null default 0,
     generation  integer not null default 0,
     round       integer not null default 0,
-    flags       integer not null default 0,     -- 1 journaled, 2 suspect, 4 cancel requested, 32 release its key then
+    flags       integer not null default 0,     -- 1 journaled, 2 suspect, 4 cancel requested, 32 release its key then,
+                                                -- 64 copied and not run since, 128 payload erased, 256 answer erased
     expires_at  integer,                        -- set by redrive and resolve: max_age starts anew, the deadline is waived
     last_nonce  blob,                           -- who settled it last, and how: a repeated settlement is recognised
     last_digest blob,
@@ -142,7 +147,7 @@ create table tide_result (
 ) strict;
 create index tide_result_by_time on tide_result (at);
 
--- Waits for a person: the states parked and dead. Never expires.
+-- Waits for a person: the states parked and dead. Expires only when it was discarded.
 create table tide_held (
     id          integer primary key,
     state       text    not null check (state in ('parked', 'dead')),
@@ -159,10 +164,15 @@ create table tide_held (
     detail      text,
     last_nonce  blob,
     last_digest blob,
-    expires_at  integer
+    expires_at  integer,
+    fgroup      integer not null,               -- what it has in common with other failures
+    effect      text,                           -- the effect it failed at
+    discarded_at integer                        -- dead: given up for good; its retention counts from here
 ) strict;
 create index tide_held_parked on tide_held (lane, at) where state = 'parked';
-create index tide_held_dead on tide_held (lane, at) where state = 'dead';
+create index tide_held_dead on tide_held (lane, at) where state = 'dead' and discarded_at is null;
+create index tide_held_by_group on tide_held (state, lane, fgroup, at) where discarded_at is null;
+create index tide_held_discarded on tide_held (discarded_at) where discarded_at is not null;
 
 -- The journal: one row for each intent of an effect, with all its sends.
 create table tide_effect (
@@ -231,8 +241,35 @@ create table tide_audit (
 create table tide_redriven (
     message   integer not null,
     operation text    not null,
+    ended     text,                             -- null: under way; well, badly, refused; unwatched: nobody wants to know
     primary key (message, operation)
 ) strict, without rowid;
+create index tide_redriven_under_way on tide_redriven (operation, message) where ended is null;
+
+-- Redrives of many: all that is needed to drive one on, whoever began it.
+create table tide_operation (
+    name              text    primary key,
+    selection         text    not null,         -- JSON
+    again             integer not null,
+    canary            integer not null,
+    per_second        integer,
+    stop_over_percent integer,
+    state             text    not null,
+    selected          integer not null,
+    redriven          integer not null default 0,
+    refused           integer not null default 0,
+    ended_well        integer not null default 0,
+    ended_badly       integer not null default 0,
+    actor             text    not null,
+    reason            text    not null,
+    created_at        integer not null,
+    canary_until      integer not null,         -- so many redriven end before the next; 0: the canary is over
+    judged_from       integer not null default 0,   -- ended and ended badly when it was last allowed to go on
+    judged_badly_from integer not null default 0,
+    last_id           integer not null,         -- the last message it came to
+    watched_id        integer not null,         -- the last message it looked after
+    next_at           integer not null          -- its rate allows the next step then
+) strict;
 
 -- Counters that survive, as increments of the commits that caused them.
 create table tide_tally (

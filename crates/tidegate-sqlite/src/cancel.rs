@@ -7,6 +7,7 @@ use tidegate_core::id::{IdempotencyKey, MessageId};
 use tidegate_core::lifecycle::{self, Cancellation, Next, State};
 use tidegate_core::store::{self, Cancel, Verdicts};
 
+use crate::copied;
 use crate::group::{Group, Lane};
 use crate::place::{self, Ending, Found};
 use crate::row::{self, CANCEL, Life, RELEASE};
@@ -14,6 +15,7 @@ use crate::trouble::{Trouble, verdict};
 
 /// Calls a list of messages off.
 pub(crate) fn cancel(group: &mut Group<'_>, request: &Cancel) -> Result<Verdicts<Cancellation>, Trouble> {
+    copied::begin(group)?;
     let mut verdicts = Vec::with_capacity(request.ids.len());
     for id in &request.ids {
         verdicts.push(verdict(one(group, request, *id))?);
@@ -25,7 +27,9 @@ fn one(group: &mut Group<'_>, request: &Cancel, id: MessageId) -> Result<Cancell
     let Some(found) = place::find(group.conn, id)? else { return Err(StoreError::not_found(id).into()) };
     let lane = group.lane(found.lane())?;
     let journal = place::journal_if(group.conn, id, found.flags())?;
-    let facts = JournalFacts::of(&journal, group.now);
+    let mut facts = JournalFacts::of(&journal, group.now);
+    copied::count_in(&mut facts, found.flags(), group.now);
+    facts.intents |= request.release_key && copied::covers(group.conn, id)?;
     let cancellation = lifecycle::cancel(found.state(), &facts)?;
     if request.release_key && !lifecycle::may_release_key(&facts) {
         let what = format!("the key of {id} cannot be released: an effect of it was tried");
@@ -79,7 +83,7 @@ pub(crate) fn called_off(
     journal: &JournalFacts,
 ) -> Result<(), Trouble> {
     place::put(group, lane, id, life, &Ending { next: Next::Cancelled, result: None, failure: None })?;
-    if life.flags & RELEASE != 0 && lifecycle::may_release_key(journal) {
+    if life.flags & RELEASE != 0 && lifecycle::may_release_key(journal) && !copied::covers(group.conn, id)? {
         release_key(group, lane, id)?;
     }
     Ok(())

@@ -9,6 +9,7 @@ use tidegate_core::message::{Failure, Message};
 use tidegate_core::store::{ClaimRequest, Claimed, Lease};
 
 use crate::cancel;
+use crate::copied;
 use crate::group::{Group, Lane, Place};
 use crate::place::{self, Ending, Limits};
 use crate::row::{self, JOURNALED, LeaseRow, Life, RECONCILING};
@@ -26,6 +27,7 @@ struct Head {
 
 /// Claims for one worker.
 pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Claimed, Trouble> {
+    copied::begin(group)?;
     let repeated = leases_of(group, request)?;
     if !repeated.is_empty() {
         return Ok(Claimed { leases: repeated, next_due: None, ended: 0 });
@@ -208,7 +210,8 @@ fn start(
         }
         Err(trouble) => return Err(trouble),
     };
-    let facts = place::facts(&life, Limits::of(&message), &journal, group.now);
+    let mut facts = place::facts(&life, Limits::of(&message), &journal, group.now);
+    copied::count_in(&mut facts.journal, life.flags, group.now);
     let (counters, reconciling) = match lifecycle::admit(&facts, group.now) {
         Admission::Start { counters, reconciling } => (counters, reconciling),
         Admission::Dead(reason) => {

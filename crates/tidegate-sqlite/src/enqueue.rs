@@ -183,7 +183,7 @@ fn known(group: &mut Group<'_>, queue_id: i64, new: &Prepared) -> Result<Option<
         group.tally(&lane, Counted::KeyConflicts, "");
         let what = format!("key {:?} is known in queue {} with another payload: {id}", new.message.key, lane.queue);
         return Err(StoreError::new(StoreErrorKind::KeyConflict, what)
-            .hint("a key names one intended effect for ever; give another operation a key of its own")
+            .hint("a key names one intended effect for as long as it is kept; give another operation a key of its own")
             .message_id(id)
             .into());
     }

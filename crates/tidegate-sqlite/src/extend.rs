@@ -36,7 +36,8 @@ fn one(group: &mut Group<'_>, item: &Extend) -> Result<Extended, Trouble> {
         )
         .optional()?;
     match flags {
-        Some(flags) => Ok(Extended { until, cancel_requested: flags & row::CANCEL != 0 }),
+        // The first run of a message from a backup finds out what happened; it is not called off before it did.
+        Some(flags) => Ok(Extended { until, cancel_requested: flags & (row::CANCEL | row::COPIED) == row::CANCEL }),
         None => Err(lost(group, item.id)?.into()),
     }
 }

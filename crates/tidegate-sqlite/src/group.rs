@@ -125,6 +125,25 @@ impl<'c> Group<'c> {
         outcome
     }
 
+    /// Lets somebody else write on this transaction as another process would between two: what this group knows of the
+    /// store is written down before, and read again after. `enqueue_in` inside a transactional effect makes ids and lanes.
+    pub(crate) fn lend<T>(&mut self, work: impl FnOnce(&Connection) -> T) -> Result<T, Trouble> {
+        self.write_last_id()?;
+        let made = work(self.conn);
+        (self.last_id, self.first_last_id) = (None, None);
+        self.depths.clear();
+        self.interned.others_wrote();
+        Ok(made)
+    }
+
+    fn write_last_id(&mut self) -> Result<(), rusqlite::Error> {
+        if let (Some(last), true) = (self.last_id, self.last_id != self.first_last_id) {
+            self.conn.prepare_cached("update tide_store set last_id = ?1")?.execute([last.as_i64()])?;
+            self.first_last_id = self.last_id;
+        }
+        Ok(())
+    }
+
     /// The id of the next message.
     pub(crate) fn next_id(&mut self) -> Result<MessageId, Trouble> {
         let last = match self.last_id {
@@ -302,9 +321,7 @@ impl<'c> Group<'c> {
 
     /// Writes what was accumulated; the commit follows.
     pub(crate) fn finish(&mut self) -> Result<News, rusqlite::Error> {
-        if let (Some(last), true) = (self.last_id, self.last_id != self.first_last_id) {
-            self.conn.prepare_cached("update tide_store set last_id = ?1")?.execute([last.as_i64()])?;
-        }
+        self.write_last_id()?;
         for (queue, Counts([ready, scheduled, leased, parked, dead])) in std::mem::take(&mut self.counts) {
             const COUNT: &str = "update tide_queue set ready = ready + ?2, scheduled = scheduled + ?3,
                 leased = leased + ?4, parked = parked + ?5, dead = dead + ?6 where id = ?1";

@@ -3,10 +3,13 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::StoreError;
-use tidegate_core::id::{IdempotencyKey, MessageId, QueueName, Tenant, WorkerId};
+use tidegate_core::group::{GroupId, pattern};
+use tidegate_core::id::{EffectName, IdempotencyKey, MessageId, QueueName, Tenant, WorkerId};
 use tidegate_core::lifecycle::State;
 use tidegate_core::message::Failure;
-use tidegate_core::store::{AuditEntry, Ending, Evidence, ExplainFacts, Filter, MessageView, Progress, Summary};
+use tidegate_core::store::{
+    AuditEntry, Ending, Evidence, ExplainFacts, FailureGroup, Filter, MessageView, Progress, Summary,
+};
 
 use crate::group::{self, load_lane};
 use crate::place::{self, Ended, Found};
@@ -58,6 +61,7 @@ fn view(conn: &Connection, id: MessageId) -> Result<Option<MessageView>, Trouble
         lease,
         cancel_requested: !found.state().is_terminal() && found.flags() & row::CANCEL != 0,
         suspect: live && found.flags() & row::SUSPECT != 0,
+        compensated: found.flags() & row::COMPENSATED != 0,
         journal: place::journal_if(conn, id, found.flags())?,
         evidence: evidence(conn, id)?,
         history,
@@ -218,7 +222,7 @@ pub(crate) fn list(conn: &Connection, filter: &Filter) -> Result<Vec<Summary>, T
     const HELD: &str = "-- list: parked, dead
         select id from tide_held where id > ?1 and lane in (select value from json_each(?2))
           and state in (select value from json_each(?3)) and (?4 is null or reason = ?4 or code = ?4)
-        order by id limit ?5";
+          and (?6 is null or fgroup = ?6) and (?7 or discarded_at is null) order by id limit ?5";
     const LEASED: &str = "-- list: leased
         select id from tide_lease l where id > ?1 and lane in (select value from json_each(?2))
           and 'leased' in (select value from json_each(?3)) and (?4 is null or ?4 =
@@ -249,11 +253,17 @@ pub(crate) fn list(conn: &Connection, filter: &Filter) -> Result<Vec<Summary>, T
             continue;
         }
         let mut statement = conn.prepare_cached(sql)?;
-        let found = statement
-            .query_map(params![after, lanes, states, filter.code, filter.limit], |row| row.get::<_, i64>(0))?;
-        for id in found {
-            ids.push(id?);
-        }
+        let common = params![after, lanes, states, filter.code, filter.limit];
+        let group = filter.group.map(GroupId::as_i64);
+        let found: Vec<i64> = if sql == HELD {
+            let held = [common, params![group, filter.discarded]].concat();
+            statement.query_map(&held[..], |row| row.get(0))?.collect::<Result<_, _>>()?
+        } else if group.is_some() {
+            Vec::new()
+        } else {
+            statement.query_map(common, |row| row.get(0))?.collect::<Result<_, _>>()?
+        };
+        ids.extend(found);
     }
     ids.sort_unstable();
     ids.truncate(usize::try_from(filter.limit).unwrap_or(usize::MAX));
@@ -264,8 +274,56 @@ pub(crate) fn list(conn: &Connection, filter: &Filter) -> Result<Vec<Summary>, T
     Ok(summaries)
 }
 
+/// What dead letters have in common, the largest group first.
+pub(crate) fn groups(conn: &Connection, filter: &Filter) -> Result<Vec<FailureGroup>, Trouble> {
+    const GROUPS: &str = "-- groups: read from the index alone; the first of each says what they have in common
+        select fgroup, count(*) n, min(at) first_at, max(at) last_at, min(id) id from tide_held
+        where state in (select value from json_each(?1)) and lane in (select value from json_each(?2))
+          and discarded_at is null
+        group by fgroup";
+    const SAMPLE: &str = "-- groups: one of each
+        select h.id, l.kind, coalesce(h.code, h.reason) code, h.effect, h.detail
+        from tide_held h join tide_lane l on l.id = h.lane where h.id = ?1";
+    let wanted = |state: &State| match filter.states[..] {
+        [] => *state == State::Dead,
+        [..] => filter.states.contains(state),
+    };
+    let states: Vec<&str> = [State::Dead, State::Parked].into_iter().filter(wanted).map(State::as_str).collect();
+    let states = serde_json::to_string(&states).expect("words are JSON");
+    let table = "tide_held";
+    let mut statement = conn.prepare_cached(GROUPS)?;
+    let mut rows = statement.query(params![states, lanes(conn, filter)?])?;
+    let mut groups = Vec::new();
+    while let Some(row) = rows.next()? {
+        let sample: i64 = row::column(row, "id", table)?;
+        let mut of_sample = conn.prepare_cached(SAMPLE)?;
+        let mut samples = of_sample.query([sample])?;
+        let Some(first) = samples.next()? else { continue };
+        let code: String = row::column(first, "code", table)?;
+        if filter.code.as_ref().is_some_and(|wanted| *wanted != code) {
+            continue;
+        }
+        let effect: Option<String> = row::column(first, "effect", table)?;
+        let detail: Option<String> = row::column(first, "detail", table)?;
+        groups.push(FailureGroup {
+            id: GroupId::from_i64(row::column(row, "fgroup", table)?),
+            kind: row::parsed(first, "kind", "tide_lane")?,
+            code,
+            effect: effect.as_deref().map(EffectName::new).transpose()?,
+            pattern: pattern(&detail.unwrap_or_default()),
+            count: row::column::<u32>(row, "n", table)?.into(),
+            first_seen: row::time(row, "first_at", table)?,
+            last_seen: row::time(row, "last_at", table)?,
+            sample: MessageId::from_i64(sample),
+        });
+    }
+    groups.sort_by_key(|group| (std::cmp::Reverse(group.count), group.id));
+    groups.truncate(usize::try_from(filter.limit).unwrap_or(usize::MAX));
+    Ok(groups)
+}
+
 /// The lanes a filter allows, as one argument.
-fn lanes(conn: &Connection, filter: &Filter) -> Result<rusqlite::types::Value, Trouble> {
+pub(crate) fn lanes(conn: &Connection, filter: &Filter) -> Result<rusqlite::types::Value, Trouble> {
     const LANES: &str = "-- list: lanes are few, and each says queue and kind for all its messages
         select l.id from tide_lane l join tide_queue q on q.id = l.queue
         where (?1 is null or q.name = ?1) and (?2 is null or l.kind = ?2)";

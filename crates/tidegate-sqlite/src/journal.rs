@@ -10,6 +10,7 @@ use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::message::Message;
 use tidegate_core::store::{Journal, JournalWrite, Verdicts};
 
+use crate::copied;
 use crate::extend;
 use crate::group::Group;
 use crate::place;
@@ -75,7 +76,10 @@ fn apply(
     let row = match write {
         JournalWrite::Intent { reached, times } => {
             check_unlapsed(group, lease, message.id)?;
-            effect::intend(message, rows, reached, *times, token, round, group.now)?
+            match copied::assumed(group, message, rows, reached, *times, lease)? {
+                Some(open) => open,
+                None => effect::intend(message, rows, reached, *times, token, round, group.now)?,
+            }
         }
         JournalWrite::Answer { effect, seq, answer } => {
             let Some(row) = rows.iter().find(|row| row.effect == *effect && row.seq == *seq) else {

@@ -8,15 +8,22 @@
 //! Two things only this engine can do: [`SqliteStore::enqueue_in`] enqueues inside a transaction of the application's own,
 //! and [`SqliteStore::effect_in`] runs a write into the same file as an effect that happens exactly once.
 
+mod backup;
 mod cancel;
 mod claim;
+mod copied;
+mod discard;
+mod doctor;
+mod edit;
 mod enqueue;
+mod erase;
 mod extend;
 mod group;
 mod inspect;
 mod journal;
 mod migrate;
 mod open;
+mod operate;
 mod pause;
 mod place;
 mod policy;
@@ -45,11 +52,14 @@ use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, DEFAULT_RETENTION, Enqueued, ExplainFacts,
-    Extend, Extended, Filter, Journal, MessageView, Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats,
-    Store, Summary, SweepRequest, Swept, Verdicts,
+    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, DEFAULT_RETENTION, Discard, Edit, Edited,
+    Enqueued, ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Operate, Operation, Progress,
+    Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest, Swept, Verdicts,
 };
 
+pub use backup::Copied;
+pub use doctor::{Check, Doctor, Finding};
+pub use erase::{Also, Erase, TOMBSTONE};
 pub use open::Migrate;
 /// The version of rusqlite whose connections [`SqliteStore::enqueue_in`] and [`SqliteStore::effect_in`] take.
 pub use rusqlite;
@@ -173,6 +183,51 @@ impl SqliteStore {
         self.writer.call(1, move |group| within::effect_in(group, item)).await?
     }
 
+    /// Copies the store into a new file, beside everybody who uses it. The copy appears under its name when it is complete,
+    /// checked and on disk, readable by this user only.
+    ///
+    /// It is marked as a copy. What this store does after it, the copy cannot know: whoever puts the copy to work in its
+    /// place finds each older message with effects that may have happened already, and clears them up by their policies.
+    ///
+    /// # Errors
+    /// `Conflict` when there is a file of that name; `Unavailable` when the copy cannot be written; `Corrupt` when what was
+    /// copied is damaged. No file of that name was left then.
+    ///
+    /// # Cancel safety
+    /// Dropped, the copy is made all the same.
+    pub async fn backup(&self, target: impl AsRef<Path>) -> Result<Copied, StoreError> {
+        self.writer.shared.check()?;
+        let (source, target, now) = (self.path.clone(), target.as_ref().to_owned(), self.clock.now());
+        let copied = tokio::task::spawn_blocking(move || backup::backup(&source, &target, now)).await;
+        copied.unwrap_or_else(|e| Err(StoreError::unavailable(format!("the backup ended: {e}"))))
+    }
+
+    /// Replaces the payload of ended messages, and what else is asked for, by a [`TOMBSTONE`]. Key, fingerprint and state
+    /// stay: a duplicate still starts no work, and gets its answer unless that was erased as well.
+    ///
+    /// # Errors
+    /// `Invalid` without a reason. The verdicts: `NotFound`; `Conflict` when the message is live, parked, or has an open
+    /// effect; `Corrupt`.
+    ///
+    /// # Cancel safety
+    /// Dropped, they may have been erased; erasing them again is harmless.
+    pub async fn erase(&self, request: Erase) -> Result<Verdicts<()>, StoreError> {
+        self.writer.call(request.ids.len(), move |group| erase::erase(group, &request)).await
+    }
+
+    /// Looks the store at `path` over without changing it; services may be using it. Blocks while it reads all of it.
+    ///
+    /// # Errors
+    /// When the file cannot be read at all, as [`SqliteStore::open`].
+    pub fn doctor(path: impl AsRef<Path>, doctor: Doctor) -> Result<Vec<Check>, StoreError> {
+        doctor::examine(path.as_ref(), doctor)
+    }
+
+    /// The names of the doctor's checks.
+    pub fn doctor_checks() -> impl Iterator<Item = &'static str> {
+        doctor::names()
+    }
+
     /// What this process's writer did since the store was opened.
     #[must_use]
     pub fn group_stats(&self) -> GroupStats {
@@ -244,6 +299,22 @@ impl Store for SqliteStore {
         self.writer.call(request.ids.len(), move |group| redrive::redrive(group, &request)).await
     }
 
+    async fn operate(&self, request: Operate) -> Result<Stepped, StoreError> {
+        self.writer.call(1, move |group| operate::operate(group, &request)).await
+    }
+
+    async fn operations(&self, name: Option<String>, limit: u32) -> Result<Vec<Operation>, StoreError> {
+        self.read(move |conn| operate::operations(conn, name.as_deref(), limit)).await
+    }
+
+    async fn edit(&self, request: Edit) -> Result<Edited, StoreError> {
+        self.writer.call(1, move |group| edit::edit(group, &request)).await
+    }
+
+    async fn discard(&self, request: Discard) -> Result<Verdicts<MessageId>, StoreError> {
+        self.writer.call(request.ids.len(), move |group| discard::discard(group, &request)).await
+    }
+
     async fn cancel(&self, request: Cancel) -> Result<Verdicts<Cancellation>, StoreError> {
         self.writer.call(request.ids.len(), move |group| cancel::cancel(group, &request)).await
     }
@@ -279,6 +350,10 @@ impl Store for SqliteStore {
 
     async fn list(&self, filter: Filter) -> Result<Vec<Summary>, StoreError> {
         self.read(move |conn| inspect::list(conn, &filter)).await
+    }
+
+    async fn groups(&self, filter: Filter) -> Result<Vec<FailureGroup>, StoreError> {
+        self.read(move |conn| inspect::groups(conn, &filter)).await
     }
 
     async fn explain(&self, id: MessageId) -> Result<Option<ExplainFacts>, StoreError> {

@@ -171,10 +171,28 @@ impl Opening<'_> {
             Kind::Current => Ok(()),
             // Several processes may be here at once with one new file: the first to get the lock makes it, the others
             // look again once they have it.
-            Kind::Empty => self.in_transaction(conn, "begin immediate", &path),
+            Kind::Empty if self.options.create => {
+                self.in_transaction(conn, "begin immediate", &path)?;
+                // The tables belong into the file itself: a copy made without its log is then seen to be a store, and an
+                // old one, instead of an empty file. Somebody else at work on the new file is no reason to fail.
+                conn.query_row("pragma wal_checkpoint(passive)", [], |_| Ok(()))?;
+                Ok(())
+            }
+            Kind::Empty => {
+                let what = format!("{path} is a database without a single table");
+                Err(StoreError::new(StoreErrorKind::NotFound, what)
+                    .hint(
+                        "a store is made by whatever enqueues first; a copy needs its -wal file as well, or is made by \
+                           tidegate backup",
+                    )
+                    .into())
+            }
             Kind::Older { has } => {
                 let what = format!("{path} is a store of an older tidegate, at step {has}");
-                Err(StoreError::conflict(what).hint("stop its users, back it up, then run: tidegate migrate").into())
+                Err(StoreError::conflict(what)
+                    .hint("stop its users, back it up, then open it once with Migrate::Older, such as at the next start of \
+                           the service")
+                    .into())
             }
         }
     }

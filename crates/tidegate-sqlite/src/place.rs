@@ -7,7 +7,8 @@
 use rusqlite::{Connection, OptionalExtension, params};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::effect::{EffectRow, JournalFacts};
-use tidegate_core::id::MessageId;
+use tidegate_core::group::{self, GroupId};
+use tidegate_core::id::{EffectName, MessageId};
 use tidegate_core::lifecycle::{Counters, Facts, Next, State};
 use tidegate_core::message::{Answer, Failure, Message};
 use tidegate_core::store::Counted;
@@ -43,11 +44,15 @@ pub(crate) struct Ended {
     pub(crate) last: Option<LastSettlement>,
     /// As in [`Life::expires_at`].
     pub(crate) expires_at: Option<Timestamp>,
+    /// Dead, and given up for good: it waits for nobody.
+    pub(crate) discarded: bool,
 }
 
 impl Ended {
     pub(crate) fn answer(&self) -> Option<Answer> {
         match self.state {
+            // That there was one is known; what it was is not.
+            State::Completed | State::Failed if self.flags & row::ANSWER_ERASED != 0 => None,
             State::Completed => Some(Answer::Completed(self.body.clone().unwrap_or_default().into())),
             State::Failed => self.failure.clone().map(Answer::Failed),
             State::Ready | State::Leased | State::Dead | State::Cancelled | State::Parked => None,
@@ -170,6 +175,7 @@ pub(crate) fn ended_result(row: &rusqlite::Row<'_>) -> Result<Ended, Trouble> {
         body: body.filter(|_| state == State::Completed),
         last: row::last_settlement(row, table)?,
         expires_at: row::maybe_time(row, "expires_at", table)?,
+        discarded: false,
     })
 }
 
@@ -189,6 +195,7 @@ pub(crate) fn ended_held(row: &rusqlite::Row<'_>) -> Result<Ended, Trouble> {
         body: None,
         last: row::last_settlement(row, table)?,
         expires_at: row::maybe_time(row, "expires_at", table)?,
+        discarded: row::maybe_time(row, "discarded_at", table)?.is_some(),
     })
 }
 
@@ -340,7 +347,8 @@ pub(crate) fn remove(group: &mut Group<'_>, lane: &Lane, id: MessageId, found: &
         Found::Ended(ended) => match ended.state {
             State::Parked | State::Dead => {
                 group.conn.prepare_cached("delete from tide_held where id = ?1")?.execute([id.as_i64()])?;
-                Some(if ended.state == State::Parked { Place::Parked } else { Place::Dead })
+                let place = if ended.state == State::Parked { Place::Parked } else { Place::Dead };
+                Some(place).filter(|_| !ended.discarded)
             }
             State::Completed | State::Failed | State::Cancelled | State::Ready | State::Leased => {
                 group.conn.prepare_cached("delete from tide_result where id = ?1")?.execute([id.as_i64()])?;
@@ -407,12 +415,17 @@ pub(crate) fn put(
         }
         Next::Dead(_) | Next::Parked(_) => {
             const HELD: &str =
-                "insert into tide_held values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+                "insert into tide_held values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,
+                    ?17, ?18, null)";
             let (reason, counted, place) = match ending.next {
                 Next::Dead(reason) => (reason.as_str(), Counted::Dead, Place::Dead),
                 Next::Parked(reason) => (reason.as_str(), Counted::Parked, Place::Parked),
                 Next::Ready { .. } | Next::Completed | Next::Failed | Next::Cancelled => unreachable!("matched above"),
             };
+            let journal = journal_if(group.conn, id, life.flags)?;
+            let effect = group::failed_effect(&journal);
+            let (code, detail) = failure.map_or((reason, ""), |failure| (&failure.code, &failure.detail));
+            let failures = GroupId::of(&lane.kind, code, effect, detail);
             group.conn.prepare_cached(HELD)?.execute(params![
                 id.as_i64(),
                 ending.next.state().as_str(),
@@ -431,6 +444,8 @@ pub(crate) fn put(
                 nonce,
                 digest,
                 life.expires_at.map(Timestamp::as_millis),
+                failures.as_i64(),
+                effect.map(EffectName::as_str),
             ])?;
             group.count(lane.queue_id, place, 1);
             (counted, reason)

@@ -4,22 +4,53 @@ use rusqlite::{OptionalExtension, params};
 use tidegate_core::effect::JournalFacts;
 use tidegate_core::error::StoreError;
 use tidegate_core::id::MessageId;
-use tidegate_core::lifecycle::{self, Counters, State};
+use tidegate_core::lifecycle::{self, Counters, Redriving, State};
 use tidegate_core::message::Payload;
 use tidegate_core::store::{self, Counted, REDRIVE_CHUNK, Redrive, Verdicts};
 
 use crate::cancel;
 use crate::group::{Group, Lane};
 use crate::place::{self, Found};
-use crate::row::{JOURNALED, Life};
+use crate::row::{COMPENSATED, JOURNALED, Life};
 use crate::trouble::{Trouble, verdict};
 
 /// Redrives one chunk.
 pub(crate) fn redrive(group: &mut Group<'_>, request: &Redrive) -> Result<Verdicts<MessageId>, Trouble> {
     check(request)?;
+    crate::copied::begin(group)?;
+    chunk(group, request, Watch::Nothing)
+}
+
+/// Whether anybody wants to know what becomes of what is redriven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Watch {
+    /// An operation looks after it until it ended.
+    Ends,
+    /// Nobody.
+    Nothing,
+}
+
+/// Redrives the messages of one commit, with one audit row for all.
+pub(crate) fn chunk(group: &mut Group<'_>, request: &Redrive, watch: Watch) -> Result<Verdicts<MessageId>, Trouble> {
     let mut verdicts = Vec::with_capacity(request.ids.len());
+    let (mut redriven, mut refused) = (0_u32, 0_u32);
     for id in &request.ids {
-        verdicts.push(verdict(one(group, request, *id))?);
+        let did = verdict(one(group, request, *id, watch))?;
+        match did {
+            Ok(true) => redriven += 1,
+            Ok(false) => {}
+            Err(_) => refused += 1,
+        }
+        verdicts.push(did.map(|_| *id));
+    }
+    if redriven > 0 {
+        // A message that was acted on alone is found by its id; more are found by the operation.
+        let alone = match &request.ids[..] {
+            [id] => Some(*id),
+            [..] => None,
+        };
+        let detail = format!("operation {}: {redriven} redriven, {refused} refused", request.operation);
+        group.audit(&request.act, "redrive", alone, None, &detail)?;
     }
     Ok(verdicts)
 }
@@ -41,24 +72,31 @@ fn check(request: &Redrive) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn one(group: &mut Group<'_>, request: &Redrive, id: MessageId) -> Result<MessageId, Trouble> {
+/// Whether it was redriven now; if not, it had been before.
+fn one(group: &mut Group<'_>, request: &Redrive, id: MessageId, watch: Watch) -> Result<bool, Trouble> {
     const DONE: &str = "-- redrive: once under an operation
         select 1 from tide_redriven where message = ?1 and operation = ?2";
-    const NOTE: &str = "insert into tide_redriven (message, operation) values (?1, ?2)";
+    const NOTE: &str = "insert into tide_redriven (message, operation, ended) values (?1, ?2, ?3)";
     if group.conn.prepare_cached(DONE)?.exists(params![id.as_i64(), request.operation])? {
-        return Ok(id);
+        return Ok(false);
     }
     let Some(found) = place::find(group.conn, id)? else { return Err(StoreError::not_found(id).into()) };
     let lane = group.lane(found.lane())?;
     let journal = place::journal_if(group.conn, id, found.flags())?;
     let facts = JournalFacts::of(&journal, group.now);
-    let counters = lifecycle::redrive(found.state(), found.counters(), &facts, request.again)?;
+    crate::erase::refuse_erased(&found, id)?;
+    let how = Redriving { again: request.again, compensated: found.flags() & COMPENSATED != 0 };
+    let counters = lifecycle::redrive(found.state(), found.counters(), &facts, how)?;
     if found.state() == State::Cancelled {
         take_key_back(group, &lane, id)?;
     }
     place::remove(group, &lane, id, &found)?;
     put_back(group, &lane, id, counters, &found)?;
-    group.conn.prepare_cached(NOTE)?.execute(params![id.as_i64(), request.operation])?;
+    let ended = match watch {
+        Watch::Ends => None,
+        Watch::Nothing => Some("unwatched"),
+    };
+    group.conn.prepare_cached(NOTE)?.execute(params![id.as_i64(), request.operation, ended])?;
     let line = store::Ending {
         at: group.now,
         attempt: found.counters().attempt,
@@ -71,8 +109,7 @@ fn one(group: &mut Group<'_>, request: &Redrive, id: MessageId) -> Result<Messag
     };
     place::history(group, id, &line)?;
     group.tally(&lane, Counted::Redriven, "");
-    group.audit(&request.act, "redrive", Some(id), Some(lane.queue_id), &request.operation)?;
-    Ok(id)
+    Ok(true)
 }
 
 fn put_back(

@@ -5,6 +5,7 @@ use tidegate_core::error::StoreError;
 use tidegate_core::lifecycle::{self, ParkReason, Resolution, State};
 use tidegate_core::store::{self, Counted, Resolve, Resolved};
 
+use crate::copied;
 use crate::group::Group;
 use crate::journal;
 use crate::place::{self, Found};
@@ -14,6 +15,7 @@ use crate::trouble::Trouble;
 /// Resolves one effect; the message becomes ready with its last open one.
 pub(crate) fn resolve(group: &mut Group<'_>, request: &Resolve) -> Result<Resolved, Trouble> {
     check(group, request)?;
+    copied::begin(group)?;
     let id = request.id;
     let Some(found) = place::find(group.conn, id)? else { return Err(StoreError::not_found(id).into()) };
     let mut rows = place::journal_if(group.conn, id, found.flags())?;

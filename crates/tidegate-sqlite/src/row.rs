@@ -29,8 +29,16 @@ pub(crate) const ALONE: i64 = 8;
 pub(crate) const RECONCILING: i64 = 16;
 /// When it is called off, its key becomes free.
 pub(crate) const RELEASE: i64 = 32;
+/// It came with a backup and has not run since: an effect of it may be open of which nothing is known.
+pub(crate) const COPIED: i64 = 64;
+/// Its payload was erased: it can never run again.
+pub(crate) const ERASED: i64 = 128;
+/// A compensation was enqueued when it ended.
+pub(crate) const COMPENSATED: i64 = 256;
+/// Its answer was erased.
+pub(crate) const ANSWER_ERASED: i64 = 256;
 /// What stays with a message between its runs.
-pub(crate) const LASTING: i64 = JOURNALED | SUSPECT | CANCEL | RELEASE;
+pub(crate) const LASTING: i64 = JOURNALED | SUSPECT | CANCEL | RELEASE | COPIED;
 
 /// What every hot row carries of a message's life.
 #[derive(Debug, Clone, PartialEq, Eq)]

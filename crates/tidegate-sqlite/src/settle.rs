@@ -133,6 +133,9 @@ fn end(
 
     let state = transition.next.state();
     let follow_ups = if extent.follow_ups { follow(group, lease, id, item.follow_ups(state))? } else { Vec::new() };
+    if !follow_ups.is_empty() && matches!(state, State::Failed | State::Dead) {
+        note_compensated(group, id)?;
+    }
     let flow_took = if state.is_terminal() { flow_took(group, id, lease)? } else { None };
     Ok(Settled {
         state,
@@ -142,6 +145,18 @@ fn end(
         flow_took,
         repeated: false,
     })
+}
+
+/// Notes where the message is now that what follows undoes it: a redrive would complete what was given back.
+fn note_compensated(group: &Group<'_>, id: MessageId) -> Result<(), Trouble> {
+    const FAILED: &str = "-- settle: a compensation commits with it
+        update tide_result set flags = flags | ?2 where id = ?1";
+    const DEAD: &str = "-- settle: a compensation commits with it
+        update tide_held set flags = flags | ?2 where id = ?1";
+    for sql in [FAILED, DEAD] {
+        group.conn.prepare_cached(sql)?.execute([id.as_i64(), row::COMPENSATED])?;
+    }
+    Ok(())
 }
 
 fn write_journal(
@@ -174,7 +189,8 @@ pub(crate) fn move_on(
     last: Option<LastSettlement>,
 ) -> Result<(), Trouble> {
     remove_lease(group, lane, id, lease.token)?;
-    let mut flags = lease.life.flags & row::LASTING & !row::SUSPECT;
+    let reported = !matches!(outcome, Outcome::LeaseExpired | Outcome::Released);
+    let mut flags = crate::copied::flags_after(lease.life.flags, reported) & row::LASTING & !row::SUSPECT;
     if !rows.is_empty() {
         flags |= row::JOURNALED;
     }

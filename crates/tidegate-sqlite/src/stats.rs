@@ -125,7 +125,7 @@ fn oldest(conn: &Connection, lane: &Lane, now: Timestamp) -> Result<Option<Durat
 const PARKED: &str = "-- stats: the longest parked of a lane
     select at from tide_held where state = 'parked' and lane = ?1 order by at limit 1";
 const DEAD: &str = "-- stats: the oldest dead letter of a lane
-    select at from tide_held where state = 'dead' and lane = ?1 order by at limit 1";
+    select at from tide_held where state = 'dead' and discarded_at is null and lane = ?1 order by at limit 1";
 
 /// How long the first of what waits for a person has waited.
 fn oldest_held(conn: &Connection, lane: &Lane, sql: &str, now: Timestamp) -> Result<Option<Duration>, Trouble> {

@@ -8,6 +8,7 @@ use tidegate_core::store::{Counted, SweepRequest, Swept, TakenOver};
 
 use crate::cancel;
 use crate::claim;
+use crate::copied;
 use crate::group::Group;
 use crate::place::{self, Limits};
 use crate::row::{self, LeaseRow};
@@ -17,6 +18,7 @@ use crate::watch;
 
 /// One sweep.
 pub(crate) fn sweep(group: &mut Group<'_>, request: &SweepRequest) -> Result<Swept, Trouble> {
+    copied::begin(group)?;
     watch::tick(group.conn, group.now)?;
     let mut swept = Swept::default();
     if request.take_over {
@@ -59,7 +61,8 @@ fn take(group: &mut Group<'_>, id: MessageId, lease: &LeaseRow, unit: f64) -> Re
     let worker = WorkerId::new(&lease.worker)?;
     let lane = group.lane(lease.life.lane)?;
     let rows = place::journal_if(group.conn, id, lease.life.flags)?;
-    let facts = place::facts(&lease.life, Limits::read(group.conn, id)?, &rows, group.now);
+    let mut facts = place::facts(&lease.life, Limits::read(group.conn, id)?, &rows, group.now);
+    copied::count_in(&mut facts.journal, lease.life.flags, group.now);
     let transition = lifecycle::take_over(&facts, group.policy(&lane.kind)?.as_ref(), group.now, unit);
     // No settlement of the old token may be taken for this one: what it would have said is not what became of it.
     settle::move_on(group, &lane, lease, id, &Outcome::LeaseExpired, &transition, &rows, None)?;
@@ -92,33 +95,40 @@ fn promote(group: &mut Group<'_>, limit: u32, swept: &mut Swept) -> Result<(), T
 fn delete(group: &mut Group<'_>, before: Timestamp, limit: u32, swept: &mut Swept) -> Result<(), Trouble> {
     const EXPIRED: &str = "-- sweep: retention counts from the settlement
         select id, lane from tide_result where at <= ?1 order by at limit ?2";
-    const DELETE: [&str; 6] = [
+    const DISCARDED: &str = "-- sweep: a dead letter that was discarded; its retention counts from there
+        select id, lane from tide_held where discarded_at <= ?1 order by discarded_at limit ?2";
+    const DELETE: [&str; 5] = [
         "delete from tide_effect where message = ?1",
         "delete from tide_evidence where message = ?1",
         "delete from tide_history where message = ?1",
         "delete from tide_redriven where message = ?1",
         "delete from tide_message where id = ?1",
-        "delete from tide_result where id = ?1",
     ];
-    let expired: Vec<(i64, i64)> = {
-        let mut statement = group.conn.prepare_cached(EXPIRED)?;
-        let rows = statement.query_map(params![before.as_millis(), limit], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        rows.collect::<Result<_, _>>()?
-    };
-    swept.more |= expired.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
-    for (id, lane) in expired {
-        let lane = group.lane(lane)?;
-        match cancel::release_key(group, &lane, MessageId::from_i64(id)) {
-            Ok(()) => {}
-            // Corrupt: refused, kept for a person.
-            Err(Trouble::Item(_)) => continue,
-            Err(trouble) => return Err(trouble),
+    const RESULT: &str = "delete from tide_result where id = ?1";
+    const HELD: &str = "delete from tide_held where id = ?1";
+    for (which, from) in [(EXPIRED, RESULT), (DISCARDED, HELD)] {
+        let left = limit.saturating_sub(swept.deleted);
+        let expired: Vec<(i64, i64)> = {
+            let mut statement = group.conn.prepare_cached(which)?;
+            let rows = statement.query_map(params![before.as_millis(), left], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect::<Result<_, _>>()?
+        };
+        swept.more |= expired.len() >= usize::try_from(left).unwrap_or(usize::MAX);
+        for (id, lane) in expired {
+            let lane = group.lane(lane)?;
+            match cancel::release_key(group, &lane, MessageId::from_i64(id)) {
+                Ok(()) => {}
+                // Corrupt: refused, kept for a person.
+                Err(Trouble::Item(_)) => continue,
+                Err(trouble) => return Err(trouble),
+            }
+            for sql in DELETE {
+                group.conn.prepare_cached(sql)?.execute([id])?;
+            }
+            group.conn.prepare_cached(from)?.execute([id])?;
+            group.tally(&lane, Counted::Deleted, "");
+            swept.deleted += 1;
         }
-        for sql in DELETE {
-            group.conn.prepare_cached(sql)?.execute([id])?;
-        }
-        group.tally(&lane, Counted::Deleted, "");
-        swept.deleted += 1;
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Watches the wall clock against the time that really passed, at the start of every group.
 //!
-//! A wall clock that is set ahead makes quarantines and retentions look over that are not, and leases lapsed that hold.
-//! So quarantines that were running start again, leases move with the clock, and the jump is noted: retention counts
-//! without it. Every process watches for itself; what one has noted, the others do not note again.
+//! A wall clock that is set ahead makes quarantines and retentions look over that are not, and leases lapsed that hold; one
+//! that is set back makes windows look open in which a remote still knows our key. So quarantines that were running start
+//! again, leases and such windows move with the clock, and the jump is noted: retention counts without it. Every process watches for itself; what one has noted, the others do not note again.
 
 use std::time::Duration;
 
@@ -68,6 +68,8 @@ pub(crate) fn look(conn: &Connection, before: Hands, now: Hands) -> rusqlite::Re
             shift_leases(conn, unnoted)?;
             if unnoted > 0 {
                 restart_quarantines(conn, expected, now.wall, unnoted)?;
+            } else {
+                end_windows_in_time(conn, unnoted)?;
             }
             note(conn, now.wall, unnoted)?;
         }
@@ -102,6 +104,17 @@ fn restart_quarantines(conn: &Connection, before: Timestamp, now: Timestamp, jum
         where state in ('intent', 'unknown')
           and last_possible_send + quarantine_ms > ?2 and first_intent_at <= ?2";
     conn.prepare_cached(RESTART)?.execute([now.as_millis(), before.as_millis(), jump])?;
+    Ok(())
+}
+
+/// A remote forgets our key after the time that passes there, whatever our clock shows: set back, it would have us send a
+/// key again that nobody remembers.
+fn end_windows_in_time(conn: &Connection, jump: i64) -> rusqlite::Result<()> {
+    const SHORTEN: &str =
+        "-- watch: the windows of keys whose effects are open end as much earlier as the clock was set back
+        update tide_effect set valid_until = max(0, valid_until + ?1)
+        where state in ('intent', 'unknown') and valid_until is not null";
+    conn.prepare_cached(SHORTEN)?.execute([jump])?;
     Ok(())
 }
 

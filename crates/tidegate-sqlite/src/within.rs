@@ -148,7 +148,7 @@ pub(crate) fn effect_in(group: &mut Group<'_>, item: EffectIn) -> Result<Result<
     }
     let mut failed = None;
     let step = group.atomically(|group| {
-        let worked = catch_unwind(AssertUnwindSafe(|| work(group.conn)));
+        let worked = group.lend(|conn| catch_unwind(AssertUnwindSafe(|| work(conn))))?;
         if group.conn.is_autocommit() {
             // It ended the group's transaction: what the group did before is committed or gone, and nobody can say which.
             return Err(Trouble::Group(rusqlite::Error::SqliteFailure(

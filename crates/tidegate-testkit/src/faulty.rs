@@ -17,9 +17,9 @@ use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::NewMessage;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Enqueued, ExplainFacts, Extend, Extended,
-    Filter, Journal, MessageView, Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Summary, SweepRequest,
-    Swept, Verdicts,
+    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited, Enqueued,
+    ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Operate, Operation, Progress, Redrive,
+    Resolve, Resolved, Settle, Settled, Stats, Stepped, Summary, SweepRequest, Swept, Verdicts,
 };
 use tidegate_core::{IdempotencyKey, Kind, MessageId, QueueName, Store, StoreError, Tenant};
 use tokio::sync::Notify;
@@ -36,6 +36,10 @@ pub enum Verb {
     Settle,
     Sweep,
     Redrive,
+    Operate,
+    Operations,
+    Edit,
+    Discard,
     Cancel,
     Pause,
     Resolve,
@@ -44,6 +48,7 @@ pub enum Verb {
     Progress,
     Flow,
     List,
+    Groups,
     Explain,
     Audit,
     Stats,
@@ -51,7 +56,7 @@ pub enum Verb {
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 24] = [
         Self::Enqueue,
         Self::Claim,
         Self::Declare,
@@ -60,6 +65,10 @@ impl Verb {
         Self::Settle,
         Self::Sweep,
         Self::Redrive,
+        Self::Operate,
+        Self::Operations,
+        Self::Edit,
+        Self::Discard,
         Self::Cancel,
         Self::Pause,
         Self::Resolve,
@@ -68,6 +77,7 @@ impl Verb {
         Self::Progress,
         Self::Flow,
         Self::List,
+        Self::Groups,
         Self::Explain,
         Self::Audit,
         Self::Stats,
@@ -298,6 +308,22 @@ impl Store for FaultyStore {
         self.call(Verb::Redrive, || self.inner.redrive(request.clone())).await
     }
 
+    async fn operate(&self, request: Operate) -> Result<Stepped, StoreError> {
+        self.call(Verb::Operate, || self.inner.operate(request.clone())).await
+    }
+
+    async fn operations(&self, name: Option<String>, limit: u32) -> Result<Vec<Operation>, StoreError> {
+        self.call(Verb::Operations, || self.inner.operations(name.clone(), limit)).await
+    }
+
+    async fn edit(&self, request: Edit) -> Result<Edited, StoreError> {
+        self.call(Verb::Edit, || self.inner.edit(request.clone())).await
+    }
+
+    async fn discard(&self, request: Discard) -> Result<Verdicts<MessageId>, StoreError> {
+        self.call(Verb::Discard, || self.inner.discard(request.clone())).await
+    }
+
     async fn cancel(&self, request: Cancel) -> Result<Verdicts<Cancellation>, StoreError> {
         self.call(Verb::Cancel, || self.inner.cancel(request.clone())).await
     }
@@ -333,6 +359,10 @@ impl Store for FaultyStore {
 
     async fn list(&self, filter: Filter) -> Result<Vec<Summary>, StoreError> {
         self.call(Verb::List, || self.inner.list(filter.clone())).await
+    }
+
+    async fn groups(&self, filter: Filter) -> Result<Vec<FailureGroup>, StoreError> {
+        self.call(Verb::Groups, || self.inner.groups(filter.clone())).await
     }
 
     async fn explain(&self, id: MessageId) -> Result<Option<ExplainFacts>, StoreError> {

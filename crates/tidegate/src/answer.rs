@@ -4,7 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use tidegate_core::error::StoreError;
+use tidegate_core::error::{StoreError, StoreErrorKind};
 use tidegate_core::id::MessageId;
 use tidegate_core::lifecycle::State;
 use tidegate_core::message::{self, Failure};
@@ -69,7 +69,8 @@ impl<M: Message> Sent<M> {
         match (state, answer) {
             (State::Completed | State::Failed, Some(answer)) => decoded::<M>(self.id, answer),
             (State::Completed | State::Failed, None) => {
-                Err(StoreError::corrupt(&self.id.to_string(), &format!("it is {state} and has no answer")))
+                let what = format!("{} is {state}, and its answer was erased", self.id);
+                Err(StoreError::new(StoreErrorKind::NotFound, what).message_id(self.id))
             }
             (State::Dead, _) => Ok(Answer::Dead { reason }),
             (State::Parked, _) => Ok(Answer::Parked { reason }),
@@ -141,7 +142,9 @@ impl<T> Answer<T> {
             Self::Dead { reason } => Err(NotCompleted(format!("the message is dead ({reason})"))),
             Self::Parked { reason } => Err(NotCompleted(format!("the message is parked ({reason})"))),
             Self::Cancelled => Err(NotCompleted("the message was cancelled".into())),
-            Self::Pending(state) => Err(NotCompleted(format!("the message has no answer yet, it is {state}"))),
+            Self::Pending(state) => Err(NotCompleted(format!(
+                "the message has no answer yet, it is {state}; hint: wait longer; `tidegate explain` says what it waits for"
+            ))),
         }
     }
 }

@@ -77,13 +77,19 @@ async fn pass_gate(worker: &Shared, lease: &Lease, held: &Arc<Held>) -> Option<G
     };
     // Said before it starts, or a crash would be held against nobody, for ever.
     let say = Extend { id: lease.message.id, token: lease.token, lease: worker.lease, alone: true };
-    match worker.store.extend(vec![say]).await.map(|mut verdicts| verdicts.pop()) {
-        Ok(Some(Ok(_))) => Some(Gate::Alone(alone)),
-        Ok(Some(Err(error))) | Err(error) => {
+    let said = match worker.store.extend(vec![say]).await {
+        Ok(mut verdicts) => verdicts.pop().unwrap_or_else(|| Err(StoreError::unavailable("the store gave no verdict"))),
+        Err(error) => Err(error),
+    };
+    match said {
+        Ok(_) => Some(Gate::Alone(alone)),
+        Err(error) if error.kind() == StoreErrorKind::LeaseLost => None,
+        Err(error) => {
             warn!(error = %error, "a suspect did not start: that it runs alone could not be stored");
+            // It may have been stored all the same: left to lapse, the lease would count as a crash of what never ran.
+            settle(worker, lease, held, Outcome::Released, Progress::default()).await;
             None
         }
-        Ok(None) => None,
     }
 }
 
@@ -114,6 +120,7 @@ fn context(worker: &Shared, lease: &Lease, handler: &Handler, held: &Arc<Held>) 
         held: Arc::clone(held),
         max_payload: worker.max_payload,
         cancel_seen: std::sync::atomic::AtomicBool::new(false),
+        probe: worker.probe.clone(),
         progress: Mutex::new(Progress { journal: lease.journal.clone(), ..Progress::default() }),
     }))
 }
@@ -129,7 +136,7 @@ enum Ran {
 
 async fn run_handler(context: &Context, handler: &Handler, held: &Arc<Held>) -> Ran {
     let timeout = handler.policy.timeout;
-    held.overdue_at(context.0.clock.monotonic().saturating_add(timeout + timeout / 10));
+    held.overdue_at(context.0.clock.monotonic().saturating_add(timeout).saturating_add(timeout / 10));
     let payload = Arc::clone(&context.message().payload);
     let (for_handler, handler) = (context.clone(), handler.clone());
     // Decoding and the handler's own first steps are user code as well: they are polled inside the net.

@@ -3,7 +3,7 @@
 use std::fmt;
 #[cfg(feature = "sqlite")]
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tidegate_core::clock::{Clock, Random, SystemClock, SystemRandom};
@@ -23,6 +23,7 @@ use crate::instrumented::Instrumented;
 use crate::maintenance::{self, Housekeeping, Maintenance};
 use crate::news::Newsroom;
 use crate::options::Options;
+use crate::payload;
 use crate::telemetry::Metrics;
 use crate::waiter;
 use crate::worker::WorkerBuilder;
@@ -47,8 +48,8 @@ struct Inner {
     max_payload: usize,
     #[cfg(feature = "sqlite")]
     sqlite: Option<Arc<tidegate_sqlite::SqliteStore>>,
-    /// Held for its drop, which ends the thread.
-    _maintenance: Option<Maintenance>,
+    /// Its drop ends the thread.
+    maintenance: Mutex<Option<Maintenance>>,
 }
 
 impl Tidegate {
@@ -92,7 +93,8 @@ impl Tidegate {
         WorkerBuilder::new(self.clone())
     }
 
-    /// Stores a message; it is durable when this returns. Under a known key nothing new begins: see [`Sent::is_new`].
+    /// Stores a message; it is durable when this returns. Under a known key nothing new begins: see [`Sent::is_new`]. A
+    /// message that is known in an older version of its payload is compared as [`Message::upcast`] leads it to this one.
     ///
     /// # Errors
     /// `KeyConflict` (the key is known with another payload), `QueueFull` (with a retry-after), `Invalid`, `Conflict` (the
@@ -113,7 +115,7 @@ impl Tidegate {
     /// As [`Tidegate::enqueue`].
     pub async fn enqueue_with<M: Message>(&self, message: M, options: Options) -> Result<Sent<M>, StoreError> {
         let prepared = self.prepare(&message, &options)?;
-        let mut verdicts = self.0.store.enqueue(vec![prepared]).await?;
+        let mut verdicts = self.store_all::<M>(vec![prepared]).await?;
         self.verdict(verdicts.pop().unwrap_or_else(|| Err(StoreError::unavailable("the store gave no verdict")))?)
     }
 
@@ -136,7 +138,7 @@ impl Tidegate {
         while prepared.peek().is_some() {
             let chunk: Vec<_> = prepared.by_ref().take(ENQUEUE_CHUNK).collect();
             let good = chunk.iter().flatten().cloned().collect();
-            let mut verdicts = self.0.store.enqueue(good).await?.into_iter();
+            let mut verdicts = self.store_all::<M>(good).await?.into_iter();
             let no_verdict = || Err(StoreError::unavailable("the store gave no verdict"));
             sent.extend(chunk.into_iter().map(|prepared| match prepared {
                 Ok(_) => verdicts.next().unwrap_or_else(no_verdict).and_then(|enqueued| self.verdict(enqueued)),
@@ -144,6 +146,31 @@ impl Tidegate {
             }));
         }
         Ok(sent)
+    }
+
+    /// Stores messages of one type. A key that is known with a payload of an older version is no conflict if that payload,
+    /// up-cast, asks for the same.
+    async fn store_all<M: Message>(&self, batch: Vec<NewMessage>) -> Result<Verdicts<Enqueued>, StoreError> {
+        if M::VERSION == 1 {
+            return self.0.store.enqueue(batch).await;
+        }
+        let mut verdicts = self.0.store.enqueue(batch.clone()).await?;
+        let conflicting = |verdict: &Result<Enqueued, StoreError>| verdict.as_ref().err()?.conflicting_id();
+        let (places, known): (Vec<usize>, Vec<MessageId>) =
+            verdicts.iter().enumerate().filter_map(|(place, verdict)| Some((place, conflicting(verdict)?))).unzip();
+        if known.is_empty() {
+            return Ok(verdicts);
+        }
+        let known = self.0.store.inspect(known).await?;
+        let (places, again): (Vec<usize>, Vec<NewMessage>) = (places.into_iter().zip(known))
+            .filter_map(|(place, view)| Some((place, payload::as_known::<M>(&batch[place], &view?.message)?)))
+            .unzip();
+        // The store is asked again in the words it knows, so that it is the store that says what the key means. Its first
+        // answer stays counted as a key conflict.
+        for (place, verdict) in places.into_iter().zip(self.0.store.enqueue(again).await?) {
+            verdicts[place] = verdict;
+        }
+        Ok(verdicts)
     }
 
     /// The message as a store takes it: for the engine's own `enqueue_in`, inside the caller's transaction.
@@ -307,6 +334,24 @@ impl Tidegate {
     /// Safe: it only reads.
     pub async fn metrics_text(&self) -> Result<String, StoreError> {
         Ok(self.0.metrics.encode(&self.0.store.stats().await?))
+    }
+
+    /// Ends housekeeping and closes the store, for every clone of this handle; what still uses it is told `Unavailable`.
+    ///
+    /// A program that ends without it loses nothing, but may leave its latest commits in the file's `-wal`, from where the
+    /// next one reads them. After it the file is whole by itself, unless another process has it open.
+    ///
+    /// # Cancel safety
+    /// Dropped half-way, it goes on closing in the background.
+    pub async fn close(self) {
+        let maintenance = self.0.maintenance.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(maintenance) = maintenance {
+            maintenance.end().await;
+        }
+        #[cfg(feature = "sqlite")]
+        if let Some(sqlite) = &self.0.sqlite {
+            sqlite.close().await;
+        }
     }
 
     pub(crate) fn metrics_arc(&self) -> &Arc<Metrics> {
@@ -529,7 +574,7 @@ impl Builder {
             max_payload: self.max_payload,
             #[cfg(feature = "sqlite")]
             sqlite,
-            _maintenance: maintenance,
+            maintenance: Mutex::new(maintenance),
         })))
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tidegate_core::clock::Clock;
-use tidegate_core::effect::{EffectId, EffectRow, latest, open_rows};
+use tidegate_core::effect::{EffectId, EffectRow, JournalFacts, latest, open_rows};
 use tidegate_core::error::StoreError;
 use tidegate_core::id::{EffectName, MessageId};
 use tidegate_core::lifecycle::ParkReason;
@@ -22,6 +22,7 @@ use crate::effect::EffectBuilder;
 use crate::handler::Message;
 use crate::keepalive::{Held, Stopped};
 use crate::options::Options;
+use crate::probe::Probe;
 
 /// One attempt, as its handler sees it. Cheap to clone.
 #[derive(Clone)]
@@ -35,6 +36,7 @@ pub(crate) struct Inner {
     pub(crate) held: Arc<Held>,
     pub(crate) max_payload: usize,
     pub(crate) cancel_seen: AtomicBool,
+    pub(crate) probe: Option<Arc<dyn Probe>>,
     pub(crate) progress: Mutex<Progress>,
 }
 
@@ -134,8 +136,8 @@ impl Context {
         self.0.lease.reconciling
     }
 
-    /// Whether an operator asked to cancel the message. No new effect begins then; a handler may return early, and one
-    /// that completes all the same wins.
+    /// Whether an operator asked to cancel the message. No first effect begins then; a handler may return early, and one
+    /// that completes all the same wins. Once an effect is confirmed the wish can no longer be granted.
     #[must_use]
     pub fn is_cancel_requested(&self) -> bool {
         self.0.cancel_seen.load(Ordering::Relaxed) || self.0.held.stopped() == Some(Stopped::CancelRequested)
@@ -231,6 +233,11 @@ impl Context {
     pub(crate) fn has_orphans(&self) -> bool {
         let progress = self.progress();
         open_rows(&progress.journal).any(|row| !progress.reached.contains(&row.effect))
+    }
+
+    /// Whether an effect that is not natural is confirmed: money may have moved.
+    pub(crate) fn has_confirmed(&self) -> bool {
+        JournalFacts::of(&self.progress().journal, self.0.clock.now()).confirmed
     }
 
     /// The newest row of an effect.

@@ -14,8 +14,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidegate_core::effect::{
-    self, DEFAULT_QUARANTINE, Decision, EffectId, EffectKey, EffectPolicy, EffectRow, IntentTimes, MAX_RECONCILE,
-    Reached, reach,
+    self, DEFAULT_QUARANTINE, Decision, EffectId, EffectKey, EffectPolicy, EffectRow, EffectState, IntentTimes,
+    MAX_RECONCILE, Reached, reach,
 };
 use tidegate_core::error::{StoreError, StoreErrorKind};
 use tidegate_core::id::digest16;
@@ -26,11 +26,15 @@ use tracing::debug;
 use crate::context::{Context, Ended, UnderWay, effect_id};
 use crate::handler::{HandlerError, Rejection, Stop};
 use crate::keepalive::Stopped;
+use crate::probe::{Arrival, How, Leaving};
 #[cfg(feature = "sqlite")]
 use crate::transactional::Transactional;
 
 /// How long a send may take unless the effect says otherwise.
 const DEFAULT_SEND_WITHIN: Duration = Duration::from_secs(30);
+
+/// Why an answer is unknown that a test took away.
+const LOST: &str = "a test lost the answer";
 
 /// What came back from a remote, as the author of the call understands it. There is no conversion from errors: whether
 /// nothing happened or nobody knows is for the author to say. In doubt it is unknown.
@@ -330,6 +334,12 @@ fn stop(context: &Context, ended: Ended) -> HandlerError {
     HandlerError::of(Stop::Ended)
 }
 
+/// An intent that is durable, and until when it may be sent.
+struct Sending {
+    row: EffectRow,
+    give_up_at: Duration,
+}
+
 /// One effect under way.
 pub(crate) struct Call {
     pub(crate) context: Context,
@@ -364,7 +374,12 @@ impl Call {
                     // It never happened: go round again, the journal now allows a send.
                 }
                 Decision::Send if self.reached.policy == EffectPolicy::Natural => return self.natural(send).await,
-                Decision::Send => return self.send(send).await,
+                Decision::Send => {
+                    if let Some(sending) = self.begin().await? {
+                        return self.send(sending, send).await;
+                    }
+                    // The store came out of a backup and knows that it may have been sent: go round again.
+                }
             }
         }
     }
@@ -374,24 +389,29 @@ impl Call {
         reach(&self.context.progress().journal, &self.reached, inner.lease.counters.round, inner.clock.now())
     }
 
-    async fn send<T, F, Fut>(&self, send: F) -> Result<T, HandlerError>
+    /// Writes the intent. `None`: the store answered with a row that is open already, and which has to be cleared up.
+    async fn begin(&self) -> Result<Option<Sending>, HandlerError> {
+        self.may_begin()?;
+        // Counted from before the intent, so that the store's "last possible send" is never too early.
+        let give_up_at = self.context.0.clock.monotonic().saturating_add(self.times.send_within);
+        let row = self.intend().await?;
+        Ok((row.state == EffectState::Intent).then_some(Sending { row, give_up_at }))
+    }
+
+    async fn send<T, F, Fut>(&self, Sending { row, give_up_at }: Sending, send: F) -> Result<T, HandlerError>
     where
         T: Serialize + DeserializeOwned + Send,
         F: FnOnce(EffectKey) -> Fut + Send,
         Fut: Future<Output = EffectAnswer<T>> + Send,
     {
-        self.may_begin()?;
-        let clock = &self.context.0.clock;
-        // Counted from before the intent, so that the store's "last possible send" is never too early.
-        let give_up_at = clock.monotonic() + self.times.send_within;
-        let row = self.intend().await?;
-        let now = clock.monotonic();
+        let now = self.context.0.clock.monotonic();
         // The intent's commit may have taken longer than the lease: then somebody else may be sending.
         if now >= self.context.0.held.lapses_at() || now >= give_up_at {
             let why = "the lease or the time to send was over before the request left";
             return self.not_done(&row, why.into(), None).await;
         }
-        let answer = match tokio::time::timeout(give_up_at - now, send(row.key.clone())).await {
+        let sending = self.watched_send(&row.key, send(row.key.clone()));
+        let answer = match tokio::time::timeout(give_up_at - now, sending).await {
             Ok(answer) => answer,
             Err(_) => EffectAnswer::Unknown { why: format!("no answer within {:?}", self.times.send_within) },
         };
@@ -407,6 +427,32 @@ impl Call {
         }
     }
 
+    /// What leaves the process, with a test's eyes on both its ends.
+    pub(crate) async fn watched<T: Send>(
+        &self,
+        how: How,
+        key: &EffectKey,
+        leaving: impl Future<Output = T> + Send,
+    ) -> (T, Arrival) {
+        let Some(probe) = &self.context.0.probe else { return (leaving.await, Arrival::Arrives) };
+        let seen = Leaving::new(how, self.context.message(), &self.reached, key);
+        probe.before(&seen).await;
+        let came = leaving.await;
+        let arrival = probe.after(&seen).await;
+        (came, arrival)
+    }
+
+    async fn watched_send<T: Send>(
+        &self,
+        key: &EffectKey,
+        sending: impl Future<Output = EffectAnswer<T>> + Send,
+    ) -> EffectAnswer<T> {
+        match self.watched(How::Send, key, sending).await {
+            (answer, Arrival::Arrives) => answer,
+            (_, Arrival::Lost) => EffectAnswer::Unknown { why: LOST.to_owned() },
+        }
+    }
+
     /// What forbids a new effect: a cancel request, a lost lease, a deadline. An open one may always be cleared up.
     pub(crate) fn may_begin(&self) -> Result<(), HandlerError> {
         let inner = &self.context.0;
@@ -417,11 +463,13 @@ impl Call {
         if let Some(Stopped::LeaseLost) = stopped {
             return Err(self.stop(Ended::LeaseLost));
         }
-        if self.context.is_cancel_requested() {
+        // Once an effect is confirmed the message cannot be called off any more: the rest of its handler must follow.
+        let may_be_called_off = !self.context.has_confirmed();
+        if may_be_called_off && self.context.is_cancel_requested() {
             let failure = Failure::new("cancel_requested", "called off before the effect began");
             return Err(self.stop(Ended::Retryable(failure)));
         }
-        if let Some(reason) = stopped {
+        if let Some(reason) = stopped.filter(|reason| *reason != Stopped::CancelRequested) {
             let failure =
                 Failure::new("stopped", format!("the attempt was to end before the effect began: {reason:?}"));
             return Err(self.stop(Ended::Retryable(failure)));
@@ -530,8 +578,10 @@ impl Call {
         let Some(row) = self.context.row(&self.reached.effect) else {
             return Err(self.stop(Ended::Retryable(Failure::new("journal", "the row to look up is gone"))));
         };
-        let found = match tokio::time::timeout(self.times.send_within, find(row.key.clone())).await {
-            Ok(found) => found,
+        let finding = self.watched(How::LookUp, &row.key, find(row.key.clone()));
+        let found = match tokio::time::timeout(self.times.send_within, finding).await {
+            Ok((_, Arrival::Lost)) => Found::Unknown { why: LOST.to_owned() },
+            Ok((found, Arrival::Arrives)) => found,
             Err(_) => Found::Unknown { why: format!("no answer within {:?}", self.times.send_within) },
         };
         match found {
@@ -566,20 +616,24 @@ impl Call {
 
     async fn natural<T, F, Fut>(&self, send: F) -> Result<T, HandlerError>
     where
-        T: Serialize,
+        T: Serialize + Send,
         F: FnOnce(EffectKey) -> Fut + Send,
         Fut: Future<Output = EffectAnswer<T>> + Send,
     {
         self.may_begin()?;
         let inner = &self.context.0;
         let key = EffectKey::of(self.context.message(), &self.reached.effect, inner.lease.counters.round);
-        let answer = match tokio::time::timeout(self.times.send_within, send(key)).await {
+        let sending = self.watched_send(&key, send(key.clone()));
+        let answer = match tokio::time::timeout(self.times.send_within, sending).await {
             Ok(answer) => answer,
             Err(_) => EffectAnswer::Unknown { why: format!("no answer within {:?}", self.times.send_within) },
         };
         match answer {
             EffectAnswer::Confirmed(value) => {
-                let text = self.encode(&value)?;
+                // No row is open that a person could resolve, and doing it again is harmless: a dead letter, not parked.
+                let text = self
+                    .encoded(&value)
+                    .map_err(|what| self.stop(Ended::Refused(Failure::new("effect_value", what))))?;
                 let write = JournalWrite::Natural { reached: self.reached.clone(), value: text };
                 self.context.progress().pending.push(write);
                 Ok(value)
@@ -593,17 +647,23 @@ impl Call {
         }
     }
 
+    /// The value for an effect with an open row. It happened, but if what it returned cannot be replayed, nobody but a
+    /// person can supply another value.
     fn encode<T: Serialize>(&self, value: &T) -> Result<Arc<str>, HandlerError> {
+        self.encoded(value).map_err(|what| {
+            let reason = tidegate_core::lifecycle::ParkReason::JournalDecode;
+            self.stop(Ended::Park(reason, Failure::new(reason.as_str(), what)))
+        })
+    }
+
+    fn encoded<T: Serialize>(&self, value: &T) -> Result<Arc<str>, String> {
         let most = self.context.0.max_payload;
         let problem = match serde_json::to_string(value) {
             Ok(text) if text.len() <= most => return Ok(text.into()),
             Ok(text) => format!("is {} bytes long, over the limit of {most}", text.len()),
             Err(e) => format!("does not serialise to JSON: {e}"),
         };
-        // It happened, but what it returned cannot be replayed: nobody but a person can supply another value.
-        let detail = format!("effect {} was confirmed, and its value {problem}", self.reached.effect);
-        let reason = tidegate_core::lifecycle::ParkReason::JournalDecode;
-        Err(self.stop(Ended::Park(reason, Failure::new(reason.as_str(), detail))))
+        Err(format!("effect {} was confirmed, and its value {problem}", self.reached.effect))
     }
 
     pub(crate) fn decode<T: DeserializeOwned>(&self, value: &str) -> Result<T, HandlerError> {

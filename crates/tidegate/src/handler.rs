@@ -16,7 +16,7 @@ use tidegate_core::message::Failure;
 use tidegate_core::retry::Policy;
 
 use crate::context::Context;
-use crate::{StoreError, answer};
+use crate::{StoreError, answer, payload};
 
 /// A message type: what is to be done, which handler does it, and the key that names it.
 pub trait Message: Serialize + DeserializeOwned + Send + 'static {
@@ -24,7 +24,8 @@ pub trait Message: Serialize + DeserializeOwned + Send + 'static {
     const KIND: &'static str;
     /// The queue it waits in; one of its own unless it says otherwise, so that a failure stays where it is.
     const QUEUE: &'static str = Self::KIND;
-    /// The version of the payload's shape, from 1. A worker leaves newer versions alone.
+    /// The version of the payload's shape, from 1. A worker leaves newer versions alone, and leads older ones here by
+    /// [`Message::upcast`].
     const VERSION: u32 = 1;
     /// What its handler returns, kept for whoever asks.
     type Answer: Serialize + DeserializeOwned + Send + 'static;
@@ -32,6 +33,18 @@ pub trait Message: Serialize + DeserializeOwned + Send + 'static {
     /// The idempotency key: names the one intended effect for ever, `deposit-7231`. An empty key is refused; a message
     /// that is deliberately not deduplicated is enqueued with [`Options::unique_key`](crate::Options::unique_key).
     fn key(&self) -> String;
+
+    /// Turns a payload of version `from` into one of version `from + 1`. Called step by step until [`Message::VERSION`] is
+    /// reached, before the payload is decoded; what cannot be turned is a dead letter with reason `decode`.
+    ///
+    /// Must be a pure function: two processes that up-cast one payload must get the same.
+    ///
+    /// # Errors
+    /// A text for whoever finds the dead letter. Without an implementation, every older payload is refused.
+    fn upcast(from: u32, payload: serde_json::Value) -> Result<serde_json::Value, String> {
+        drop(payload);
+        Err(format!("kind {} reads version {from} no more; hint: implement Message::upcast", Self::KIND))
+    }
 }
 
 /// What a handler returns.
@@ -139,6 +152,7 @@ pub(crate) struct Handler {
     pub(crate) version: u32,
     pub(crate) policy: Policy,
     run: Arc<Run>,
+    check: fn(u32, &str) -> Result<(), Failure>,
 }
 
 impl Handler {
@@ -149,8 +163,7 @@ impl Handler {
         Fut: Future<Output = Handled<M::Answer>> + Send + 'static,
     {
         let run = move |context: Context, payload: &str| -> Result<Running, Failure> {
-            let message: M = serde_json::from_str(payload)
-                .map_err(|e| Failure::new("decode", format!("the payload is no {}: {e}", M::KIND)))?;
+            let message: M = payload::decode(context.message().version, payload)?;
             let running = handler(context.clone(), message);
             Ok(Box::pin(async move {
                 let answer = running.await?;
@@ -167,12 +180,18 @@ impl Handler {
             version: M::VERSION,
             policy,
             run: Arc::new(run),
+            check: |version, payload| payload::decode::<M>(version, payload).map(drop),
         })
     }
 
     /// Decodes the payload and begins.
     pub(crate) fn begin(&self, context: Context, payload: &str) -> Result<Running, Failure> {
         (self.run)(context, payload)
+    }
+
+    /// Decodes the payload, and no more.
+    pub(crate) fn check(&self, version: u32, payload: &str) -> Result<(), Failure> {
+        (self.check)(version, payload)
     }
 }
 

@@ -7,7 +7,7 @@
 //! | 401 403 407 | not done | our credentials are wrong: nothing happened, and repairing them mends it |
 //! | 425 429 | not done, `Retry-After` obeyed | refused before it was looked at |
 //! | 503 with `Retry-After` | not done, `Retry-After` obeyed | the server says that it does not serve now |
-//! | 408 409 423, 503 without, other 5xx, 1xx, 3xx | unknown | it may be under way or done |
+//! | 408 409 423, 503 without, other 4xx and 5xx, 1xx, 3xx | unknown | it may be under way or done |
 //!
 //! A gateway that promises less, or more, is classified by its author: match on the status first.
 
@@ -64,8 +64,11 @@ pub fn classify(status: StatusCode, headers: &HeaderMap, now: crate::Timestamp) 
         200..=299 => Verdict::Success,
         401 | 403 | 407 | 425 | 429 => Verdict::NotDone { why: why(), after },
         503 if after.is_some() => Verdict::NotDone { why: why(), after },
-        408 | 409 | 423 => Verdict::Unknown { why: why() },
-        400..=499 => Verdict::Rejected { code: format!("http_{}", status.as_u16()) },
+        // Only what the standards say was looked at and refused. Others are made by proxies about connections they lost
+        // (444, 460, 499): the request may have gone through to the server behind them.
+        400 | 402 | 404..=406 | 410 | 411 | 413..=417 | 421 | 422 | 424 | 426 | 428 | 431 | 451 => {
+            Verdict::Rejected { code: format!("http_{}", status.as_u16()) }
+        }
         _ => Verdict::Unknown { why: why() },
     }
 }
@@ -117,7 +120,10 @@ mod tests {
             (402, None, Verdict::Rejected { code: "http_402".into() }),
             (401, None, not_done("401 Unauthorized", None)),
             (408, None, unknown("408 Request Timeout")),
+            (404, None, Verdict::Rejected { code: "http_404".into() }),
+            (422, None, Verdict::Rejected { code: "http_422".into() }),
             (409, None, unknown("409 Conflict")),
+            (499, None, unknown("499 <unknown status code>")),
             (429, Some("3"), not_done("429 Too Many Requests", Some(Duration::from_secs(3)))),
             (500, None, unknown("500 Internal Server Error")),
             (503, None, unknown("503 Service Unavailable")),

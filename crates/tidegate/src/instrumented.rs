@@ -11,9 +11,9 @@ use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::NewMessage;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Enqueued, ExplainFacts, Extend, Extended,
-    Filter, Journal, MessageView, Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Store, Summary,
-    SweepRequest, Swept, Verdicts,
+    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited, Enqueued,
+    ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Operate, Operation, Progress, Redrive,
+    Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest, Swept, Verdicts,
 };
 
 use crate::telemetry::Metrics;
@@ -67,6 +67,10 @@ timed! {
     settle(batch: Vec<Settle>) -> Verdicts<Settled>;
     sweep(request: SweepRequest) -> Swept;
     redrive(request: Redrive) -> Verdicts<MessageId>;
+    operate(request: Operate) -> Stepped;
+    operations(name: Option<String>, limit: u32) -> Vec<Operation>;
+    edit(request: Edit) -> Edited;
+    discard(request: Discard) -> Verdicts<MessageId>;
     cancel(request: Cancel) -> Verdicts<Cancellation>;
     pause(request: ChangeQueue) -> ();
     resolve(request: Resolve) -> Resolved;
@@ -75,6 +79,7 @@ timed! {
     progress(ids: Vec<MessageId>) -> Vec<Option<Progress>>;
     flow(root: MessageId) -> Vec<Summary>;
     list(filter: Filter) -> Vec<Summary>;
+    groups(filter: Filter) -> Vec<FailureGroup>;
     explain(id: MessageId) -> Option<ExplainFacts>;
     audit(after: u64, limit: u32) -> Vec<AuditEntry>;
     stats() -> Stats;

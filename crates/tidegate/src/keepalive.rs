@@ -152,6 +152,12 @@ impl Keepalive {
         Ok(Self(shared))
     }
 
+    /// One that extends nothing: for attempts during which no time passes.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn idle(clock: Arc<dyn Clock>, metrics: Arc<Metrics>, lease: Duration) -> Self {
+        Self(Arc::new(Shared { held: Mutex::default(), end: Notify::new(), clock, lease, metrics }))
+    }
+
     /// Keeps a lease that was granted by a call sent at `sent_at` of the monotonic clock, until the guard is dropped: then
     /// it was settled, or is somebody else's.
     pub(crate) fn hold(&self, lease: &Lease, sent_at: Duration) -> Guard {
@@ -160,7 +166,11 @@ impl Keepalive {
             token: lease.token,
             lease: self.0.lease,
             stop: watch::Sender::new(None),
-            times: Mutex::new(Times { lapses_at: sent_at + self.0.lease, settling: false, overdue_at: None }),
+            times: Mutex::new(Times {
+                lapses_at: sent_at.saturating_add(self.0.lease),
+                settling: false,
+                overdue_at: None,
+            }),
         });
         self.0.held().insert((held.id, held.token), Arc::clone(&held));
         Guard { held, keepalive: Arc::clone(&self.0) }
@@ -233,7 +243,7 @@ fn extend_due<'a>(shared: &Shared, store: &'a dyn Store) -> Option<Call<'a>> {
         let times = held.times();
         let left = times.lapses_at.saturating_sub(now);
         // A settlement that takes long still needs its lease.
-        left <= if times.settling { held.lease / 3 } else { held.lease * 2 / 3 }
+        left <= if times.settling { held.lease / 3 } else { held.lease / 3 * 2 }
     };
     let due: Vec<Arc<Held>> = shared.held().values().filter(is_due).cloned().collect();
     if due.is_empty() {
@@ -256,7 +266,7 @@ fn apply(held: &[Arc<Held>], sent_at: Duration, verdicts: Result<Verdicts<Extend
     for (held, verdict) in held.iter().zip(verdicts) {
         match verdict {
             Ok(extended) => {
-                held.times().lapses_at = sent_at + held.lease;
+                held.times().lapses_at = sent_at.saturating_add(held.lease);
                 if extended.cancel_requested {
                     held.stop(Stopped::CancelRequested);
                 }
@@ -277,7 +287,7 @@ fn watch_deadlines(shared: &Shared) {
             shared.metrics.overdue.inc();
             warn!(message.id = %held.id, "the handler of message {} is over its time and does not yield", held.id);
         }
-        let lapses_soon = now + held.lease / 5 >= times.lapses_at;
+        let lapses_soon = now.saturating_add(held.lease / 5) >= times.lapses_at;
         drop(times);
         if lapses_soon && held.stopped().is_none_or(|reason| reason == Stopped::CancelRequested) {
             held.stop(Stopped::OutOfTime);

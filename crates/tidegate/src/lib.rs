@@ -38,6 +38,7 @@
 
 mod answer;
 mod attempt;
+mod check;
 mod client;
 mod context;
 mod effect;
@@ -48,13 +49,19 @@ mod keepalive;
 mod maintenance;
 mod news;
 mod options;
+mod payload;
+#[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only `testing` looks, and it stands on SQLite"))]
+mod probe;
 pub mod telemetry;
+#[cfg(feature = "sqlite")]
+pub mod testing;
 #[cfg(feature = "sqlite")]
 mod transactional;
 mod waiter;
 mod worker;
 
 pub use answer::{Answer, Flow, NotCompleted, Sent};
+pub use check::{Report, Undecodable};
 pub use client::{Builder, Tidegate};
 pub use context::Context;
 pub use effect::{Effect, EffectAnswer, EffectBuilder, Found};
@@ -76,8 +83,20 @@ pub use tidegate_core::message::{Failure, Priority};
 pub use tidegate_core::retry::{Backoff, Policy};
 pub use tidegate_core::{
     Clock, Random, Store, StoreError, StoreErrorKind, SystemClock, SystemRandom, Timestamp, canonical, clock, error,
-    explain, id, lifecycle, message, retry, store,
+    explain, group, id, lifecycle, message, retry, store,
 };
 
 #[cfg(feature = "sqlite")]
 pub use tidegate_sqlite as sqlite;
+
+/// The programs in the guides are run as tests.
+#[cfg(doctest)]
+mod guides {
+    #[cfg(feature = "reqwest")]
+    #[doc = include_str!("../../../docs/guides/effects.md")]
+    struct Effects;
+    #[doc = include_str!("../../../docs/guides/testing.md")]
+    struct Testing;
+    #[doc = include_str!("../../../docs/guides/payload-versions.md")]
+    struct PayloadVersions;
+}

@@ -5,6 +5,7 @@
 //! one full lease before it takes anything over, because the leases' holders were probably asleep as well.
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tidegate_core::clock::{Clock, Random};
@@ -31,11 +32,24 @@ const LIMIT: u32 = 500;
 
 /// Ends housekeeping when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Maintenance(Arc<Notify>);
+pub(crate) struct Maintenance {
+    end: Arc<Notify>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Maintenance {
+    /// Ends it, and waits until its thread has let go of the store.
+    pub(crate) async fn end(mut self) {
+        self.end.notify_one();
+        let Some(thread) = self.thread.take() else { return };
+        // A panic of the thread was logged by it; there is nothing left to end.
+        drop(tokio::task::spawn_blocking(move || thread.join()).await);
+    }
+}
 
 impl Drop for Maintenance {
     fn drop(&mut self) {
-        self.0.notify_one();
+        self.end.notify_one();
     }
 }
 
@@ -54,11 +68,11 @@ pub(crate) fn start(
         .map_err(|e| StoreError::unavailable("cannot start the housekeeping's runtime").source(e))?;
     let sweeper = Sweeper { store, clock, random, metrics, housekeeping, stall: Stall::default() };
     let for_thread = Arc::clone(&end);
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("tide-sweep".into())
         .spawn(move || runtime.block_on(sweeper.run(&for_thread)))
         .map_err(|e| StoreError::unavailable("cannot start the housekeeping's thread").source(e))?;
-    Ok(Maintenance(end))
+    Ok(Maintenance { end, thread: Some(thread) })
 }
 
 struct Sweeper {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tidegate_core::effect::{self, Decision, EffectPolicy, IntentTimes};
+use tidegate_core::effect::{self, Decision, EffectKey, EffectPolicy, IntentTimes};
 use tidegate_core::error::StoreErrorKind;
 use tidegate_core::message::Failure;
 use tracing::debug;
@@ -13,6 +13,7 @@ use tracing::debug;
 use crate::context::Ended;
 use crate::effect::{Call, EffectBuilder, ready, rejected};
 use crate::handler::HandlerError;
+use crate::probe::How;
 
 /// A write into the store's own database, as part of the effect's confirmation.
 #[must_use = "an effect does nothing before it is called"]
@@ -72,7 +73,10 @@ async fn write<T: DeserializeOwned>(
         }
     }
     let (id, token) = (call.context.id(), call.context.0.lease.token);
-    match store.effect_in(id, token, call.reached.clone(), work).await {
+    let key = EffectKey::of(call.context.message(), &call.reached.effect, call.context.0.lease.counters.round);
+    let writing = store.effect_in(id, token, call.reached.clone(), work);
+    // Committed with its confirmation: there is no answer that could be lost by itself.
+    match call.watched(How::Transaction, &key, writing).await.0 {
         Ok(value) => {
             note_confirmed(call, value.clone());
             call.decode(&value)

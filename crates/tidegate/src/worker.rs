@@ -19,11 +19,13 @@ use tokio::task::{Id, JoinHandle, JoinSet};
 use tracing::{info, warn};
 
 use crate::attempt;
+use crate::check::{self, Report};
 use crate::client::Tidegate;
 use crate::context::Context;
 use crate::handler::{Handled, Handler, Message};
 use crate::keepalive::{Keepalive, Stopped};
 use crate::news::Subscription;
+use crate::probe::Probe;
 use crate::telemetry::Metrics;
 
 /// How many messages of a queue run at once unless it is said otherwise.
@@ -52,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) alone: Arc<RwLock<()>>,
     pub(crate) lease: Duration,
     pub(crate) max_payload: usize,
+    /// Set by `testing` only.
+    pub(crate) probe: Option<Arc<dyn Probe>>,
 }
 
 /// Says what a worker runs, and how much of it at once.
@@ -133,6 +137,24 @@ impl WorkerBuilder {
         self
     }
 
+    /// The store it is for: what a handler captures of it, such as [`Tidegate::sqlite`].
+    #[must_use]
+    pub fn tide(&self) -> &Tidegate {
+        &self.tide
+    }
+
+    /// Decodes the payload of every queued, scheduled, running, parked and dead message of its kinds with the handlers of
+    /// this program, and runs nothing: what to do with a new version of a program before it is rolled out.
+    ///
+    /// # Errors
+    /// `Invalid` as [`WorkerBuilder::start`]; `Unavailable`, `Corrupt`.
+    ///
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn check(&self) -> Result<Report, StoreError> {
+        check::run(self.tide.store().as_ref(), &checked(self.handlers.clone())?).await
+    }
+
     /// Declares the policies in the store and starts to claim.
     ///
     /// # Errors
@@ -180,6 +202,7 @@ impl WorkerBuilder {
                 alone: Arc::clone(self.tide.alone()),
                 lease,
                 max_payload: self.tide.max_payload(),
+                probe: None,
             }),
             // The store and its housekeeping live for as long as somebody claims from it.
             tide: self.tide,
@@ -187,6 +210,41 @@ impl WorkerBuilder {
         info!(worker.id = %name, "worker {name} started");
         let task = tokio::spawn(dispatcher.run(stop.subscribe()));
         Ok(Worker { stop, task: Some(task), name })
+    }
+}
+
+/// A worker without its loop: `testing` runs one message at a time.
+#[cfg(feature = "sqlite")]
+#[derive(Debug)]
+pub(crate) struct Inline {
+    pub(crate) shared: Shared,
+    pub(crate) name: WorkerId,
+}
+
+#[cfg(feature = "sqlite")]
+impl WorkerBuilder {
+    /// Declares the policies, and hands out what an attempt needs instead of claiming. `store` is what the attempts see.
+    pub(crate) async fn inline(self, store: Arc<dyn Store>, probe: Arc<dyn Probe>) -> Result<Inline, StoreError> {
+        let handlers = checked(self.handlers)?;
+        let name = WorkerId::new(self.name.as_deref().unwrap_or("inline"))?;
+        let lease = self.lease.unwrap_or_else(|| self.tide.lease());
+        let policies = handlers.values().map(|handler| (handler.kind.clone(), handler.policy.clone())).collect();
+        store.declare(policies).await?;
+        let (clock, metrics) = (Arc::clone(self.tide.clock()), Arc::clone(self.tide.metrics_arc()));
+        let keepalive = Keepalive::idle(Arc::clone(&clock), Arc::clone(&metrics), lease);
+        let shared = Shared {
+            store,
+            clock,
+            random: Arc::clone(self.tide.random()),
+            metrics,
+            keepalive,
+            handlers,
+            alone: Arc::new(RwLock::new(())),
+            lease,
+            max_payload: self.tide.max_payload(),
+            probe: Some(probe),
+        };
+        Ok(Inline { shared, name })
     }
 }
 
@@ -373,8 +431,13 @@ impl Dispatcher {
                 self.saturated = true;
                 return Ok(self.poll_every);
             }
-            let (nonce, sent_at) = *missing
-                .get_or_insert_with(|| (Nonce::new(self.shared.random.as_ref()), self.shared.clock.monotonic()));
+            let now = self.shared.clock.monotonic();
+            // What that call may have leased has lapsed by now: a lease told of again would be cut off as it starts, and
+            // one that is only granted now would be taken for as old as the call.
+            if missing.is_some_and(|(_, sent_at)| now >= sent_at.saturating_add(self.shared.lease)) {
+                *missing = None;
+            }
+            let (nonce, sent_at) = *missing.get_or_insert_with(|| (Nonce::new(self.shared.random.as_ref()), now));
             let request = ClaimRequest {
                 worker: self.name.clone(),
                 tenant: Tenant::default(),

@@ -17,7 +17,7 @@ use tidegate::Tidegate;
 use tokio::sync::oneshot;
 
 use crate::books::{self, Books};
-use crate::gateway::{self, FaultScript, GatewayMode, GatewayOptions, ScriptStart, read_ledger};
+use crate::gateway::{self, FaultScript, GatewayMode, GatewayOptions, read_ledger};
 use crate::intake::{self, FileFormat, IntakeOptions};
 use crate::load::{self, LoadOptions, SideName, Target};
 use crate::proof::{Evidence, prove};
@@ -53,6 +53,8 @@ pub enum Role {
     Load(LoadArgs),
     /// Takes deposits from a file.
     Take(TakeArgs),
+    /// Decodes every deposit that is stored with the steps of this program: before it is rolled out.
+    Check(CheckArgs),
     /// Sums the wallet's books, and compares them with a gateway's ledger.
     Books(BooksArgs),
     /// Computes the proof again from a directory that the demo kept.
@@ -96,10 +98,10 @@ pub struct GatewayArgs {
     /// The port on 127.0.0.1; 0 takes a free one.
     #[arg(long, default_value_t = 0)]
     port: u16,
-    /// A fault script (JSON); without it and without --demo nothing goes wrong.
+    /// A fault script (JSON); without it and without --demo nothing goes wrong. It starts with the first request.
     #[arg(long, value_name = "FILE", conflicts_with = "demo")]
     script: Option<PathBuf>,
-    /// The faults of the demo.
+    /// The faults of the demo, from the first request on: calm, a spike, an outage, lost replies, recovery.
     #[arg(long)]
     demo: bool,
     /// The seed of its dice.
@@ -113,7 +115,7 @@ pub struct GatewayArgs {
 #[derive(Debug, Args)]
 pub struct TwinArgs {
     /// The gateway's base URL.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = base_url)]
     gateway: String,
     /// The wallet's SQLite file; created if missing.
     #[arg(long, value_name = "FILE")]
@@ -151,7 +153,7 @@ pub struct WorkArgs {
     #[arg(long, value_name = "FILE")]
     database: PathBuf,
     /// The gateway's base URL.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = base_url)]
     gateway: String,
     /// What the gateway promises about repeated calls: idempotent, lookup or none.
     #[arg(long, default_value = "idempotent", value_name = "MODE")]
@@ -204,11 +206,19 @@ pub struct TakeArgs {
     database: PathBuf,
 }
 
+/// `check`
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The store.
+    #[arg(long, value_name = "FILE")]
+    database: PathBuf,
+}
+
 /// `books`
 #[derive(Debug, Args)]
 pub struct BooksArgs {
-    /// The database with the wallet.
-    #[arg(long, value_name = "FILE")]
+    /// The database with the wallet: the store's own file, or the twin's.
+    #[arg(long = "database", alias = "wallet", value_name = "FILE")]
     wallet: PathBuf,
     /// The gateway's ledger to compare with.
     #[arg(long, value_name = "FILE")]
@@ -251,6 +261,16 @@ pub struct SoakArgs {
     within: u64,
 }
 
+/// A base URL of the gateway, without a slash at the end. A typing error here would otherwise be retried for days.
+fn base_url(text: &str) -> Result<String, String> {
+    let wrong = |why: String| format!("{why}\nhint: http://127.0.0.1:7001, as the gateway announced");
+    let url = reqwest::Url::parse(text).map_err(|error| wrong(error.to_string()))?;
+    match url.scheme() {
+        "http" => Ok(text.trim_end_matches('/').to_owned()),
+        other => Err(wrong(format!("the scheme {other:?} is not http"))),
+    }
+}
+
 /// Plays a role until it is done, or told to stop by SIGTERM or Ctrl-C. `before` is what stands before a role on the
 /// command line of this program.
 ///
@@ -269,6 +289,7 @@ pub async fn run_role(args: RoleArgs, before: &[&str]) -> anyhow::Result<ExitCod
         Role::Work(args) => run_work(args, stop).await,
         Role::Load(args) => run_load(args, stop).await,
         Role::Take(args) => run_take(&args).await,
+        Role::Check(args) => run_check(&args).await,
         Role::Books(args) => run_books(&args),
         Role::Prove(args) => run_prove(&args),
         Role::Soak(args) => {
@@ -325,7 +346,6 @@ async fn run_gateway(args: GatewayArgs, stop: impl Future<Output = ()> + Send) -
         GatewayOptions { port: args.port, seed: args.seed, ..GatewayOptions::new(args.mode, args.ledger) };
     if let Some(script) = &args.script {
         options.script = FaultScript::load(script)?;
-        options.script_start = ScriptStart::AtOnce;
     }
     if args.demo {
         let preset = args.preset.preset();
@@ -410,6 +430,13 @@ async fn run_take(args: &TakeArgs) -> anyhow::Result<ExitCode> {
     Ok(if taken.wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+async fn run_check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
+    let tide = Tidegate::builder().housekeeping(false).create(false).open(&args.database).await?;
+    let report = steps::check(&tide).await?;
+    say(&report.to_string())?;
+    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn run_books(args: &BooksArgs) -> anyhow::Result<ExitCode> {
     let books = Books::read(&args.wallet)?;
     let ledger = args.ledger.as_deref().map(read_ledger).transpose()?;
@@ -444,4 +471,18 @@ fn run_prove(args: &ProveArgs) -> anyhow::Result<ExitCode> {
 pub(crate) fn say(line: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).context("cannot write to standard output")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_that_is_no_http_url_is_refused_at_once() {
+        assert_eq!(base_url("http://127.0.0.1:7001/").as_deref(), Ok("http://127.0.0.1:7001"));
+        for wrong in ["nonsense", "127.0.0.1:7001", "localhost:7001", "https://127.0.0.1:7001"] {
+            let said = base_url(wrong).unwrap_err();
+            assert!(said.contains("hint: http://127.0.0.1:7001"), "{wrong}: {said}");
+        }
+    }
 }

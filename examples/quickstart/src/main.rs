@@ -1,4 +1,4 @@
-//! Thirty lines: a message, a handler, a worker. Run it twice: the second time the stored answer comes back.
+//! Thirty lines: a message, a handler, a worker. Run it twice: the second time nobody is greeted, and the answer is there.
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ impl Message for Greet {
 }
 
 async fn greet(_: Context, message: Greet) -> Handled<String> {
+    println!("greeting {}", message.name);
     Ok(format!("hello, {}", message.name))
 }
 

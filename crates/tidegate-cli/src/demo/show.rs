@@ -68,7 +68,7 @@ impl Show {
             return Ok(());
         }
         self.second = Some(second);
-        let line = plain(self.phase, progress, doubled);
+        let line = plain(progress, doubled);
         self.write(&format!("{line}\n"))
     }
 
@@ -94,18 +94,15 @@ impl Show {
 }
 
 /// One line a second.
-fn plain(phase: &str, progress: &Progress, doubled: Doubled) -> String {
+fn plain(progress: &Progress, doubled: Doubled) -> String {
     let Progress { at_ms, synchronous: left, tidegate: right } = progress;
     format!(
-        "{:>4} s {phase:<9} | synchronous: {:>5} sent, {:>5} accepted, {:>4} told failed, {:>3} charged twice | \
-         tidegate: {:>5} sent, {:>5} accepted, {:>5} done, {:>3} failed, {:>4} under way, {:>3} parked, {} charged twice",
+        "{:>3} s | synchronous: {:>4} done {:>4} failed {:>3} twice | \
+         tidegate: {:>4} done {:>3} failed {:>4} under way {:>3} parked {} twice",
         at_ms / 1000,
-        left.sent,
-        left.accepted,
+        left.completed,
         left.failed,
         doubled.synchronous,
-        right.sent,
-        right.accepted,
         right.completed,
         right.failed,
         right.processing,
@@ -134,7 +131,7 @@ fn columns(phase: &str, progress: &Progress, doubled: Doubled, backlog: &VecDequ
     row("parked, for a person", "-".to_owned(), tidegate.parked.to_string());
     row("charged more than once", doubled.synchronous.to_string(), doubled.tidegate.to_string());
     row(
-        "99 of 100 answered within",
+        "99 of 100 accepted/answered",
         format!("{} ms", synchronous.p99_answer_ms),
         format!("{} ms", tidegate.p99_answer_ms),
     );
@@ -154,11 +151,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plain_line_names_both_sides() {
+    fn a_plain_line_names_both_sides_and_is_not_long() {
         let progress = Progress { at_ms: 12_345, ..Progress::default() };
-        let line = plain("spike", &progress, Doubled { synchronous: 3, tidegate: 0 });
-        assert!(line.starts_with("  12 s spike     | synchronous:"), "{line}");
-        assert!(line.contains("3 charged twice") && line.ends_with("0 charged twice"), "{line}");
+        let line = plain(&progress, Doubled { synchronous: 3, tidegate: 0 });
+        assert!(line.starts_with(" 12 s | synchronous:"), "{line}");
+        assert!(line.contains("3 twice") && line.ends_with("0 twice"), "{line}");
+        assert!(line.len() <= 120, "{line}");
     }
 
     #[test]

@@ -13,6 +13,34 @@ use crate::desk::{Desk, Ran};
 const ONE: [&str; 7] = ["enqueue", "--kind", "greet", "--key", "a", "--payload", "1"];
 
 #[test]
+fn wrong_usage_is_an_object_too_when_json_was_asked_for() {
+    let desk = Desk::new();
+    for (arguments, what, hint) in [
+        (&["get", "--json", "msg_x"][..], "not a message id", "msg_"),
+        (&["get", "--json"], "required arguments were not provided: <ID>", "usage: tidegate get"),
+        (&["get", "--json", "--bogus"], "unexpected argument '--bogus' found", "'-- --bogus'"),
+        (&["lits", "--json"], "unrecognized subcommand 'lits'", "'list'"),
+        (&["dead", "--json"], "requires a subcommand", "usage: tidegate dead"),
+        (&["--json"], "requires a subcommand", "usage: tidegate"),
+        (&["list", "--queue", "a b", "--json"], "invalid queue name \"a b\"", "1 to 100 of"),
+    ] {
+        let ran = desk.run(arguments).ends(2).prints("");
+        let told: serde_json::Value = serde_json::from_str(&ran.err).unwrap_or_else(|e| panic!("{e}: {}", ran.err));
+        assert!(told["error"].as_str().unwrap().contains(what), "{told}");
+        assert!(told["hint"].as_str().unwrap().contains(hint), "{told}");
+        assert!(!ran.err.contains("role") && !ran.err.contains("; hint"), "{told}");
+        assert_eq!((told["kind"].as_str(), told["exit_code"].as_u64()), (Some("invalid"), Some(2)), "{told}");
+    }
+    desk.run(&["get", "--help", "--json"]).ends(0).shows("Usage:");
+}
+
+#[test]
+fn a_hint_is_a_line_of_its_own() {
+    let ran = Desk::new().run(&["list", "--queue", "a b"]).ends(2).says("\nhint: 1 to 100 of");
+    assert!(!ran.err.contains("; hint"), "{}", ran.err);
+}
+
+#[test]
 fn wrong_usage_is_2_and_names_the_value() {
     let desk = Desk::new();
     let long_key = "k".repeat(256);
@@ -116,6 +144,7 @@ fn a_key_with_another_payload_is_4_and_changes_nothing() {
     desk.run(&other)
         .ends(4)
         .says("key \"a\" is known in queue greet with another payload: msg_")
+        .says("hint: a key names one intended effect for as long as it is kept")
         .says("the known one: tidegate get msg_");
     desk.run(&["get", "--queue", "greet", "--key", "a"]).ends(0).shows("payload\t1\n");
     assert_eq!(desk.run(&["list", "--all"]).ends(0).out.lines().count(), 1);

@@ -160,8 +160,8 @@ impl Bench {
         lease
     }
 
-    pub(crate) async fn settle(&self, lease: &Lease, outcome: Outcome) {
-        let settle = Settle {
+    pub(crate) fn settlement(lease: &Lease, outcome: Outcome) -> Settle {
+        Settle {
             id: lease.message.id,
             token: lease.token,
             outcome,
@@ -169,8 +169,11 @@ impl Bench {
             then: Vec::new(),
             compensate: Vec::new(),
             unit: 0.0,
-        };
-        self.store.settle(vec![settle]).await.unwrap().pop().unwrap().unwrap();
+        }
+    }
+
+    pub(crate) async fn settle(&self, lease: &Lease, outcome: Outcome) {
+        self.store.settle(vec![Self::settlement(lease, outcome)]).await.unwrap().pop().unwrap().unwrap();
     }
 
     pub(crate) async fn completed(&self, key: &str) -> MessageId {
@@ -216,6 +219,17 @@ impl Bench {
         let times = IntentTimes { send_within: Duration::ZERO, reconcile_for: Duration::from_secs(3600) };
         self.journal(lease, JournalWrite::Intent { reached, times }).await;
         let answer = EffectAnswer::Unknown { why: "no reply within 2 s".to_owned() };
+        self.journal(lease, JournalWrite::Answer { effect, seq: 0, answer }).await;
+    }
+
+    /// An intent that was answered with this value.
+    pub(crate) async fn confirm_effect(&self, lease: &Lease, name: &str, value: &str) {
+        let effect = EffectId { name: EffectName::new(name).unwrap(), item: None };
+        let policy = EffectPolicy::AtMostOnce;
+        let reached = Reached { effect: effect.clone(), policy, request_hash: [1; 16], quarantine: Duration::ZERO };
+        let times = IntentTimes { send_within: Duration::ZERO, reconcile_for: Duration::from_secs(3600) };
+        self.journal(lease, JournalWrite::Intent { reached, times }).await;
+        let answer = EffectAnswer::Confirmed { value: value.into() };
         self.journal(lease, JournalWrite::Answer { effect, seq: 0, answer }).await;
     }
 

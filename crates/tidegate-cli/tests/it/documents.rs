@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use crate::desk::{Desk, Ran};
 
-fn page(path: &str) -> String {
+pub(crate) fn page(path: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     std::fs::read_to_string(root.join(path)).unwrap()
 }
 
 /// The lines of the page's shell blocks that call the program, each without the program's name.
-fn commands(page: &str) -> Vec<Vec<String>> {
+pub(crate) fn commands(page: &str) -> Vec<Vec<String>> {
     let mut in_shell = false;
     let mut lines = Vec::new();
     for line in page.lines().map(str::trim) {
@@ -58,7 +58,7 @@ fn a_line_is_split_as_a_shell_splits_it() {
 fn desk_for(command: &[String]) -> (Desk, String) {
     let desk = Desk::new();
     let id = desk.prepare(async |bench| match command[0].as_str() {
-        "parked" => bench.parked("dep-1", Duration::ZERO).await,
+        "parked" | "reconcile" => bench.parked("dep-1", Duration::ZERO).await,
         "dead" => bench.dead("dep-1").await,
         _ => bench.enqueue("dep-1").await,
     });
@@ -67,6 +67,17 @@ fn desk_for(command: &[String]) -> (Desk, String) {
 
 fn run(command: &[String]) -> Ran {
     let (desk, id) = desk_for(command);
+    // The files that the pages speak of.
+    desk.write(
+        "answers.ndjson",
+        format!(r#"{{"id":"{id}","effect":"capture","resolution":"happened","result":"ch_123"}}"#),
+    );
+    if command[0] == "reconcile" {
+        let shown = desk.run(&["get", &id, "--json"]).ends(0).out;
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        let key = shown["journal"][0]["key"].as_str().unwrap();
+        desk.write("settlements.ndjson", format!(r#"{{"key":"{key}","amount":"dep-1"}}"#));
+    }
     let arguments: Vec<&str> = command.iter().map(|word| if word == "ID" { id.as_str() } else { word }).collect();
     desk.run(&arguments)
 }
@@ -83,6 +94,21 @@ fn the_page_on_parked_and_dead_messages_can_be_typed() {
     let id = desk.prepare(async |bench| bench.parked("dep-1", Duration::from_secs(3600)).await).to_string();
     let too_early = ["parked", "resolve", &id, "--effect", "capture", "--did-not-happen", "--reason", "not there"];
     desk.run(&too_early).ends(4);
+}
+
+#[test]
+fn the_pages_on_backups_and_the_doctor_can_be_typed_in_their_order() {
+    for path in ["docs/operations/backup-and-restore.md", "docs/operations/doctor.md"] {
+        let desk = Desk::new();
+        let id = desk.prepare(async |bench| bench.completed("dep-1").await).to_string();
+        let commands = commands(&page(path));
+        assert!(commands.len() >= 4, "{commands:?}");
+        for command in &commands {
+            let arguments: Vec<&str> =
+                command.iter().map(|word| if word == "ID" { id.as_str() } else { word }).collect();
+            desk.run(&arguments).ends(0);
+        }
+    }
 }
 
 #[test]

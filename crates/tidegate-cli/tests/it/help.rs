@@ -2,7 +2,7 @@
 
 use crate::desk::Desk;
 
-const COMMANDS: [&[&str]; 21] = [
+const COMMANDS: [&[&str]; 32] = [
     &[],
     &["demo"],
     &["enqueue"],
@@ -14,16 +14,27 @@ const COMMANDS: [&[&str]; 21] = [
     &["dead", "list"],
     &["dead", "show"],
     &["dead", "redrive"],
+    &["dead", "groups"],
+    &["dead", "operations"],
+    &["dead", "edit"],
+    &["dead", "discard"],
     &["parked"],
     &["parked", "list"],
     &["parked", "show"],
     &["parked", "resolve"],
+    &["reconcile"],
     &["queue"],
     &["queue", "list"],
     &["queue", "pause"],
     &["audit"],
     &["stats"],
     &["bench"],
+    &["top"],
+    &["doctor"],
+    &["backup"],
+    &["erase"],
+    &["completions"],
+    &["man"],
 ];
 
 #[test]
@@ -74,6 +85,63 @@ fn examples_are_commands_that_can_be_typed() {
             }
         }
     }
+}
+
+/// Commands that a text names: `tidegate x y` as something to type, not as the name of a thing.
+fn named_commands(text: &str) -> Vec<(String, Option<String>)> {
+    let is_word = |word: &&str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+    let mut named = Vec::new();
+    for (at, _) in text.match_indices("tidegate ") {
+        if !text[..at].ends_with(['"', '`', '(']) && !text[..at].ends_with(": ") && !text[..at].ends_with("; ") {
+            continue;
+        }
+        let end = text[at..].find(['\n', '"', '`', '\'', '\\']).map_or(text.len(), |end| at + end);
+        let mut words = text[at..end].split([' ', '.', ',', ';', ')']).skip(1);
+        if let Some(command) = words.next().filter(is_word) {
+            named.push((command.to_owned(), words.next().filter(is_word).map(str::to_owned)));
+        }
+    }
+    named
+}
+
+#[test]
+fn every_command_that_a_hint_names_exists() {
+    let desk = Desk::new();
+    let lists = |path: &[&str]| {
+        let help = desk.run(&[path, &["--help"]].concat()).ends(0).out;
+        let section = help.split_once("\nCommands:\n").map_or("", |(_, rest)| rest.split("\n\n").next().unwrap());
+        let names = section.lines().filter_map(|line| line.split_whitespace().next());
+        names.filter(|name| *name != "help").map(str::to_owned).collect::<Vec<_>>()
+    };
+    let commands = lists(&[]);
+    let below: std::collections::BTreeMap<&str, Vec<String>> =
+        commands.iter().map(|command| (command.as_str(), lists(&[command]))).collect();
+    let crates = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut directories: Vec<std::path::PathBuf> =
+        std::fs::read_dir(crates).unwrap().map(|entry| entry.unwrap().path().join("src")).collect();
+    let mut seen = 0;
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            for (command, next) in named_commands(&std::fs::read_to_string(&path).unwrap()) {
+                // The demo's own processes.
+                if command == "role" {
+                    continue;
+                }
+                let shown = path.display();
+                let under = below.get(command.as_str()).unwrap_or_else(|| panic!("{shown}: no command {command}"));
+                if let (false, Some(next)) = (under.is_empty(), next) {
+                    assert!(under.contains(&next), "{shown}: no command {command} {next}");
+                }
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 30, "only {seen} were found: are they looked for in the right place?");
 }
 
 #[test]

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use tidegate::lifecycle::Outcome;
+use tidegate::message::Failure;
+
 use crate::desk::Desk;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -119,6 +122,27 @@ fn get_shows_a_line_for_each_thing_known() {
 }
 
 #[test]
+fn a_parked_message_has_not_ended() {
+    let desk = all_states();
+    let parked = desk.run(&["get", &id_of(&desk, "dep-4")]).ends(0).shows("\nparked since\t2").out;
+    let head = parked.split("\n\n").next().unwrap();
+    assert!(!head.contains("\nended\t"), "{head}");
+}
+
+#[test]
+fn the_code_of_a_failure_is_said_once() {
+    let desk = Desk::new();
+    desk.prepare(async |bench| {
+        let lease = bench.lease("dep-1").await;
+        let failure = Failure::new("decode", "the payload lacks a field");
+        bench.settle(&lease, Outcome::Undecodable { failure }).await;
+    });
+    desk.run(&["dead", "list"])
+        .ends(0)
+        .prints("ID1\tdeposit\tdeposit\tdep-1\t1\tTIME\tdecode: the payload lacks a field\n");
+}
+
+#[test]
 fn explain_says_for_every_state_why_and_what_next() {
     let desk = all_states();
     let said = |key: &str| {
@@ -133,9 +157,9 @@ fn explain_says_for_every_state_why_and_what_next() {
         ("dep-1", "completed", "it completed at", "gets the stored answer"),
         ("dep-2", "failed", "its handler said never", "gets the stored answer"),
         ("dep-3", "dead", "it was given up", "tidegate dead redrive msg_"),
-        ("dep-4", "parked", "the outcome of capture (key ", "tidegate parked resolve msg_"),
+        ("dep-4", "parked", "the outcome of capture (key ", "--effect 'capture' --happened --result 'JSON' --reason"),
         ("dep-5", "leased", "attempt 1 runs at worker w1", "a sweep takes it over"),
-        ("dep-6", "ready", "it was enqueued", "The next free worker of queue deposit"),
+        ("dep-6", "ready", "no worker has claimed it yet", "The next free worker of queue deposit"),
         ("dep-7", "cancelled", "it was cancelled at", "Nothing."),
     ] {
         let explained = said(key);
@@ -158,6 +182,11 @@ fn explain_evaluates_the_predicates_of_a_claim() {
          {\"asks\":\"nothing of its lane is ahead of it\",\"holds\":true}]"
     );
     assert!(explained["next"].as_str().unwrap().contains("tidegate queue resume deposit"), "{explained}");
+    desk.run(&["explain", &id_of(&desk, "dep-6")]).ends(0).shows("state\tready, held\n");
+    let help = desk.run(&["explain", "--help"]).ends(0).out;
+    for label in ["scheduled", "retrying", "reconciling", "held"] {
+        assert!(help.contains(&format!("  {label} ")), "{label}: {help}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
 
 mod bad_input;
+mod care;
 mod demo;
 mod desk;
 mod documents;
@@ -13,3 +14,5 @@ mod enqueue;
 mod help;
 mod inspect;
 mod operate;
+mod reconcile;
+mod triage;

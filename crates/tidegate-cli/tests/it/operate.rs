@@ -147,6 +147,11 @@ fn resolving_lets_the_message_go_on_and_alike_twice_does_no_harm() {
     };
     not(&first).ends(0).prints("id\tID1\neffect\tcapture\nresolution\tdid_not_happen\nstate\tready\nstill open\t0\n");
     assert_eq!(state(&desk, &first), "ready");
+    let got = crate::desk::masked(&desk.run(&["get", &first]).ends(0).out);
+    assert!(
+        got.ends_with("\n\nhistory\nact\tresolved\nat\tTIME\nbecame\tready\nreason\tno such charge\ndue\tTIME\n"),
+        "{got}"
+    );
     not(&first).ends(0);
     let happened = |id: &str, result: &str| {
         let arguments = ["parked", "resolve", id, "--effect", "capture", "--happened", "--result", result];
@@ -248,8 +253,15 @@ fn a_queue_is_paused_resumed_and_limited() {
         .ends(0)
         .prints("{\"queue\":\"deposit\",\"act\":\"limited\",\"max_depth\":7}\n");
     desk.run(&["queue", "list", "--json"]).ends(0).shows("\"max_depth\":7,");
-    desk.run(&["queue", "limit", "deposit", "none"]).ends(0);
-    desk.run(&["queue", "list", "--json"]).ends(0).shows("\"max_depth\":null,");
+    desk.run(&["queue", "limit", "deposit", "5"]).ends(0).prints("deposit\tlimited\t5\n");
+    desk.run(&["queue", "limit", "deposit", "none", "--json"])
+        .ends(0)
+        .prints("{\"queue\":\"deposit\",\"act\":\"limited\",\"max_depth\":null}\n");
+    desk.run(&["queue", "limit", "deposit", "none"]).ends(0).prints("deposit\tlimited\tnone\n");
+    let known = desk.run(&["queue", "pause", "deposit"]).ends(0);
+    assert!(!known.err.contains("no message"), "{}", known.err);
+    desk.run(&["queue", "pause", "depsoit"]).ends(0).says("no message has been on queue depsoit");
+    assert!(!desk.run(&["queue", "list", "--json"]).ends(0).out.contains("\"max_depth\":7"));
     desk.run(&["queue", "limit", "deposit", "many"]).ends(2).says("a whole number, or none");
     desk.run(&["queue", "pause", "not a name"]).ends(2).says("invalid queue name \"not a name\"");
 }

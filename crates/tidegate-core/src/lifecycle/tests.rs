@@ -278,13 +278,14 @@ fn cancelling_is_refused_once_something_took_effect() {
 fn only_what_ended_without_completing_can_be_redriven() {
     let before = Counters { claims: 7, attempt: 3, crashes: 1, generation: 1, round: 0 };
     let after = Counters { claims: 7, attempt: 0, crashes: 0, generation: 2, round: 0 };
+    let how = |again| Redriving { again, compensated: false };
     let plain = JournalFacts::default();
     let tried = JournalFacts { intents: true, ..JournalFacts::default() };
     let rejected = JournalFacts { rejected: true, ..tried.clone() };
-    assert_eq!(redrive(State::Dead, before, &tried, false), Ok(after));
-    assert_eq!(redrive(State::Dead, before, &rejected, false), Ok(Counters { round: 1, ..after }));
-    assert_eq!(redrive(State::Failed, before, &plain, true), Ok(after));
-    assert_eq!(redrive(State::Cancelled, before, &plain, false), Ok(after));
+    assert_eq!(redrive(State::Dead, before, &tried, how(false)), Ok(after));
+    assert_eq!(redrive(State::Dead, before, &rejected, how(false)), Ok(Counters { round: 1, ..after }));
+    assert_eq!(redrive(State::Failed, before, &plain, how(true)), Ok(after));
+    assert_eq!(redrive(State::Cancelled, before, &plain, how(false)), Ok(after));
     for (state, journal, again) in [
         (State::Failed, &plain, false),
         (State::Cancelled, &tried, true),
@@ -293,7 +294,22 @@ fn only_what_ended_without_completing_can_be_redriven() {
         (State::Leased, &plain, true),
         (State::Ready, &plain, true),
     ] {
-        assert!(redrive(state, before, journal, again).is_err(), "{state}");
+        assert!(redrive(state, before, journal, how(again)).is_err(), "{state}");
+    }
+    for state in [State::Dead, State::Failed] {
+        let undone = Redriving { again: true, compensated: true };
+        assert!(redrive(state, before, &plain, undone).is_err(), "{state}, and undone");
+    }
+}
+
+#[test]
+fn only_a_dead_letter_is_edited_or_discarded() {
+    let counters = Counters { claims: 7, attempt: 3, ..Counters::default() };
+    assert_eq!(edit(State::Dead, counters, &[]), Ok(Counters { round: 1, ..counters }));
+    assert_eq!(discard(State::Dead, &JournalFacts { confirmed: true, ..JournalFacts::default() }), Ok(()));
+    for state in State::ALL.into_iter().filter(|state| *state != State::Dead) {
+        assert!(edit(state, counters, &[]).is_err(), "{state}");
+        assert!(discard(state, &JournalFacts::default()).is_err(), "{state}");
     }
 }
 
@@ -347,7 +363,9 @@ proptest! {
             prop_assert!(started, "an open effect is always admitted, to be cleared up");
             for state in State::ALL {
                 prop_assert_ne!(cancel(state, &facts.journal).ok(), Some(Cancellation::Now));
-                prop_assert!(redrive(state, facts.counters, &facts.journal, true).is_err());
+                let how = Redriving { again: true, compensated: false };
+                prop_assert!(redrive(state, facts.counters, &facts.journal, how).is_err());
+                prop_assert!(discard(state, &facts.journal).is_err());
             }
         }
     }

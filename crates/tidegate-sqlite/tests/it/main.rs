@@ -1,11 +1,15 @@
 //! What the SQLite engine does: the conformance suite of every engine, and what only this one has.
 
+mod backup;
+mod doctor;
 mod engine;
+mod erase;
 mod fixture;
 mod groups;
 mod model_check;
 mod open;
 mod plans;
+mod review;
 mod within;
 
 mod conformance {

@@ -36,6 +36,30 @@ fn a_store_that_is_not_there_is_not_made_unless_that_is_wanted() {
 }
 
 #[test]
+fn a_database_without_a_table_is_no_store_to_whoever_only_looks() {
+    let place = Place::new();
+    let conn = rusqlite::Connection::open(place.path()).expect("a database");
+    let _wal: String = conn.query_row("pragma journal_mode = wal", [], |row| row.get(0)).expect("a header");
+    drop(conn);
+    let before = fs::read(place.path()).expect("read");
+    assert!(!before.is_empty());
+    let error = place.refused(Options { create: false, ..Options::default() });
+    assert_eq!(error.kind(), StoreErrorKind::NotFound);
+    assert!(error.what().ends_with("is a database without a single table"), "{error}");
+    assert_eq!(fs::read(place.path()).expect("read"), before, "nothing was made in it");
+}
+
+#[test]
+fn a_copy_without_its_log_is_seen_to_be_a_store() {
+    let place = Place::new();
+    let store = place.open();
+    run(store.enqueue(vec![message("a")])).expect("stored");
+    let copy = place.directory.path().join("copy.db");
+    fs::copy(place.path(), &copy).expect("copied");
+    SqliteStore::open(&copy, Options { create: false, ..Options::default() }).expect("an older one, but a store");
+}
+
+#[test]
 fn a_directory_that_is_not_there_is_named() {
     let place = Place::new();
     let error =

@@ -12,6 +12,12 @@ const LARGE: [&str; 8] =
 /// Statements that may: an operator's list is no hot path, and shows the first rows by id, which is not the claim's order.
 const MAY: [&str; 2] = ["-- list: ready", "-- list: ready, due later"];
 
+/// The statements of a copy's first commit may as well: they are made once in the life of a restored store.
+const ONCE: &str = "-- restored, once";
+
+/// The doctor reads all of every table: that is what it is for, and it holds up nobody.
+const READS_ALL: &str = "doctor.rs";
+
 /// Every string of a source file that is a statement about the engine's tables.
 fn statements(source: &str) -> Vec<String> {
     let mut found = Vec::new();
@@ -39,6 +45,9 @@ fn no_statement_scans_a_table_that_grows_with_the_backlog() {
     let (mut read, mut scans) = (0, Vec::new());
     for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).expect("the source is there") {
         let file = file.expect("a file").path();
+        if file.ends_with(READS_ALL) {
+            continue;
+        }
         for sql in statements(&fs::read_to_string(&file).expect("text")) {
             read += 1;
             let mut plan = match conn.prepare(&format!("explain query plan {sql}")) {
@@ -56,6 +65,7 @@ fn no_statement_scans_a_table_that_grows_with_the_backlog() {
                 if table.is_some_and(|table| LARGE.contains(&table.as_str()))
                     && !step.contains("tide_effect_open")
                     && !MAY.contains(&first)
+                    && !first.starts_with(ONCE)
                 {
                     scans.push(format!("{}: {step}\n{sql}", file.display()));
                 }

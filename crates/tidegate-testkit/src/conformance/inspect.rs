@@ -1,8 +1,8 @@
 //! Looking at messages: views, lists, flows, explanations, the audit.
 
 use tidegate_core::explain::explain;
-use tidegate_core::lifecycle::State;
-use tidegate_core::message::{Answer, Due, NewMessage, Priority};
+use tidegate_core::lifecycle::{Outcome, State};
+use tidegate_core::message::{Answer, Due, Failure, NewMessage, Priority};
 use tidegate_core::store::{Filter, Progress, QueueChange, Settle};
 use tidegate_core::{MessageId, Tenant};
 
@@ -217,4 +217,37 @@ pub async fn a_view_tells_the_whole_story_in_order(engine: &dyn Engine) {
         ]
     );
     assert!(history.windows(2).all(|pair| pair[0].at <= pair[1].at));
+}
+
+/// Dead letters are grouped by kind, code, effect and what was said; what differs from one to the next is masked.
+pub async fn dead_letters_are_grouped_by_what_they_have_in_common(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let mut dead = Vec::new();
+    for (name, detail) in [("a", "column 7 of \"x\""), ("b", "column 12 of \"y\""), ("c", "empty")] {
+        dead.push(stage.put(message(name)).await);
+        let lease = stage.take_one().await;
+        stage.end(&lease, Outcome::Undecodable { failure: Failure::new("decode", detail) }).await;
+        stage.clock.advance(SECOND);
+    }
+    let lease = stage.started("d").await;
+    let row = stage.intend(&lease, &keyed()).await;
+    stage.answer(&lease, &row, rejected()).await;
+    stage.end(&lease, Outcome::Undecodable { failure: Failure::new("decode", "empty") }).await;
+    stage.parked("parked").await;
+    let all = Filter { limit: 9, ..Filter::default() };
+    let groups = stage.store.groups(all.clone()).await.expect("groups are answered");
+    assert_eq!(groups.iter().map(|group| group.count).collect::<Vec<_>>(), [2, 1, 1]);
+    let first = &groups[0];
+    assert_eq!((first.code.as_str(), first.pattern.as_str()), ("decode", "column # of \"…\""));
+    assert_eq!((first.sample, first.effect.as_ref()), (dead[0], None));
+    assert_eq!(first.last_seen.since(first.first_seen), SECOND);
+    assert!(groups[1..].iter().any(|group| group.effect.as_ref() == Some(&row.effect.name)));
+    assert_eq!(stage.list(Filter { group: Some(first.id), ..all.clone() }).await, dead[..2]);
+    let none = Filter { code: Some("timeout".into()), ..all.clone() };
+    assert_eq!(stage.store.groups(none).await, Ok(vec![]));
+    let elsewhere = Filter { queue: Some(queue("elsewhere")), ..all.clone() };
+    assert_eq!(stage.store.groups(elsewhere).await, Ok(vec![]));
+    assert_eq!(stage.store.groups(Filter { limit: 1, ..all.clone() }).await.expect("answered").len(), 1);
+    let parked = Filter { states: vec![State::Parked], ..all };
+    assert_eq!(stage.store.groups(parked).await.expect("answered").len(), 1);
 }

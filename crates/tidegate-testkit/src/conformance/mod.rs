@@ -239,6 +239,7 @@ macro_rules! __cases {
             }
             redrive {
                 a_dead_message_starts_a_new_generation
+                a_compensated_message_is_not_redriven
                 a_failed_message_is_redriven_only_again_and_with_a_reason
                 a_cancelled_message_is_redriven_unless_an_effect_was_tried
                 only_what_ended_without_completing_is_redriven
@@ -250,6 +251,23 @@ macro_rules! __cases {
                 a_dead_letter_that_lay_longer_than_its_max_age_runs_when_redriven
                 a_redriven_message_is_no_suspect_with_a_record
                 a_redriven_message_shows_the_time_it_has_left
+                an_operation_redrives_all_that_were_dead_when_it_began
+                an_operation_redrives_only_what_it_selects
+                an_operation_tells_what_it_refuses
+                an_operation_is_begun_once
+                an_operation_without_sense_is_refused
+                a_canary_ends_before_the_rest_is_redriven
+                an_operation_stops_when_too_many_end_badly
+                an_operation_goes_on_while_few_end_badly
+                a_canary_of_all_is_judged_at_its_end
+                an_operation_keeps_to_its_rate
+                a_cancelled_operation_redrives_no_more
+                an_edited_payload_is_run_and_its_key_keeps_the_first_fingerprint
+                a_payload_of_which_an_effect_happened_is_not_changed
+                an_edit_repeated_is_harmless
+                only_a_discarded_dead_letter_expires
+                a_discarded_dead_letter_can_be_redriven
+                only_a_dead_letter_is_discarded
             }
             cancel {
                 a_waiting_message_is_cancelled_at_once
@@ -296,6 +314,7 @@ macro_rules! __cases {
                 an_explanation_knows_what_holds_a_message_back
                 the_audit_is_read_in_order_and_in_pages
                 a_view_tells_the_whole_story_in_order
+                dead_letters_are_grouped_by_what_they_have_in_common
             }
             stats {
                 an_empty_store_counts_nothing

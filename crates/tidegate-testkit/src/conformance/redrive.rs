@@ -1,9 +1,12 @@
 //! Putting ended messages back, by an operator (protocol §4).
 
-use tidegate_core::lifecycle::{Counters, State};
-use tidegate_core::message::NewMessage;
-use tidegate_core::store::{Act, Counted, Enqueued, REDRIVE_CHUNK, Redrive};
-use tidegate_core::{MessageId, StoreErrorKind};
+use tidegate_core::lifecycle::{Counters, Outcome, State};
+use tidegate_core::message::{Failure, NewMessage};
+use tidegate_core::store::{
+    Act, Counted, Discard, Edit, Enqueued, Filter, NewOperation, Operate, OperationState, Pace, REDRIVE_CHUNK, Redrive,
+    Selection, Settle, Stepped, Waits,
+};
+use tidegate_core::{MessageId, StoreError, StoreErrorKind};
 
 use super::stage::*;
 use crate::Engine;
@@ -26,6 +29,25 @@ pub async fn a_dead_message_starts_a_new_generation(engine: &dyn Engine) {
     let lease = stage.take_one().await;
     assert_eq!(lease.counters, Counters { claims: 2, attempt: 1, generation: 1, ..Counters::default() });
     assert_eq!(stage.tally(Counted::Redriven).await, 1);
+}
+
+/// What a compensation undoes is not completed afterwards: its confirmed effects would replay, and nothing backs them.
+pub async fn a_compensated_message_is_not_redriven(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    for (name, outcome, state) in [
+        ("failed", Outcome::Permanent { failure: failure("no"), compensated: true, orphans: false }, State::Failed),
+        ("dead", Outcome::Undecodable { failure: failure("decode") }, State::Dead),
+    ] {
+        let lease = stage.started(name).await;
+        let id = lease.message.id;
+        let settle = Settle { compensate: vec![message(&format!("undo-{name}"))], ..settlement(&lease, outcome) };
+        assert_eq!(stage.settle(settle).await.expect("the lease is held").state, state);
+        assert!(stage.view(id).await.compensated);
+        assert_eq!(refused(stage.redrive(id, true).await), StoreErrorKind::Conflict, "{name}");
+        assert_eq!(stage.view(id).await.state, state);
+        let undo = stage.take_one().await;
+        stage.end(&undo, completed()).await;
+    }
 }
 
 /// A failed message gave its answer: only `again`, with a reason, may replace it.
@@ -73,7 +95,7 @@ pub async fn only_what_ended_without_completing_is_redriven(engine: &dyn Engine)
     let nobody = MessageId::from_i64(7);
     let ids = vec![completed, parked, leased, ready, nobody, dead];
     let verdicts = stage.store.redrive(Redrive { again: true, ..redrive(ids, "o") }).await.expect("answered");
-    let kinds: Vec<_> = verdicts.iter().map(|v| v.as_ref().err().map(tidegate_core::StoreError::kind)).collect();
+    let kinds: Vec<_> = verdicts.iter().map(|v| v.as_ref().err().map(StoreError::kind)).collect();
     let conflict = Some(StoreErrorKind::Conflict);
     assert_eq!(kinds, [conflict, conflict, conflict, conflict, Some(StoreErrorKind::NotFound), None]);
     assert_eq!(stage.state(parked).await, State::Parked);
@@ -88,7 +110,7 @@ pub async fn a_redrive_repeated_under_its_operation_redrives_nothing_twice(engin
     assert_eq!(only(stage.store.redrive(request.clone()).await), Ok(id), "it was done");
     assert_eq!(stage.view(id).await.counters.generation, 1);
     let lease = stage.take_one().await;
-    stage.end(&lease, tidegate_core::lifecycle::Outcome::Undecodable { failure: failure("decode") }).await;
+    stage.end(&lease, Outcome::Undecodable { failure: failure("decode") }).await;
     stage.reopen().await;
     assert_eq!(only(stage.store.redrive(request).await), Ok(id));
     assert_eq!(stage.state(id).await, State::Dead, "not redriven again under the same operation");
@@ -183,4 +205,345 @@ pub async fn a_redriven_message_shows_the_time_it_has_left(engine: &dyn Engine) 
     assert!(!next.contains("too late"), "{next}");
     let lease = stage.take_one().await;
     assert_eq!(lease.message, shown);
+}
+
+// --- operations ------------------------------------------------------------------------------------------------------
+
+const GENTLE: Pace = Pace { canary: 0, per_second: None, stop_over_percent: None };
+
+fn operation(name: &str, selection: Selection, pace: Pace) -> Operate {
+    let act = act("fixed the cause");
+    Operate::Begin(Box::new(NewOperation { name: name.into(), selection, again: false, pace, act }))
+}
+
+async fn step(stage: &Stage<'_>, name: &str) -> Stepped {
+    stage.store.operate(Operate::Step { name: name.into() }).await.expect("it is known")
+}
+
+/// Dead letters, one claim for all: they have one failure in common.
+async fn many_dead(stage: &Stage<'_>, count: u32) -> Vec<MessageId> {
+    let mut ids = Vec::new();
+    for n in 0..count {
+        ids.push(stage.put(message(&format!("m-{n}"))).await);
+    }
+    for lease in stage.take(count).await {
+        stage.end(&lease, undecodable(&format!("missing field at column {}", lease.token.claims))).await;
+    }
+    ids
+}
+
+fn undecodable(detail: &str) -> Outcome {
+    Outcome::Undecodable { failure: Failure::new("decode", detail) }
+}
+
+/// All is redriven by steps, and the operation is done; a message that died later is not of it.
+pub async fn an_operation_redrives_all_that_were_dead_when_it_began(engine: &dyn Engine) {
+    let mut stage = Stage::new(engine).await;
+    let ids = many_dead(&stage, 3).await;
+    let begun = stage.store.operate(operation("op", Selection::default(), GENTLE)).await.expect("it begins");
+    assert_eq!((begun.operation.selected, begun.operation.redriven), (3, 0));
+    assert_eq!(begun.operation.state, OperationState::Running);
+    stage.clock.advance(SECOND);
+    let later = stage.dead("later").await;
+    stage.reopen().await;
+    assert_eq!(step(&stage, "op").await.operation.redriven, 3);
+    let done = step(&stage, "op").await;
+    assert_eq!((done.operation.state, done.waits), (OperationState::Done, None));
+    for id in ids {
+        assert_eq!(stage.state(id).await, State::Ready);
+    }
+    assert_eq!(stage.state(later).await, State::Dead);
+    assert_eq!(stage.store.operations(None, 9).await, Ok(vec![done.operation.clone()]));
+    assert_eq!(stage.store.operations(Some("other".into()), 9).await, Ok(vec![]));
+    let audit = stage.store.audit(0, 100).await.expect("the audit is answered");
+    let acts: Vec<&str> = audit.iter().map(|row| row.act.as_str()).collect();
+    assert_eq!(acts, ["redrive"], "one row for its chunk");
+}
+
+/// A selection names a queue, a kind, a code or a group; only such are redriven.
+pub async fn an_operation_redrives_only_what_it_selects(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let ids = many_dead(&stage, 2).await;
+    let other = stage.dead("other").await;
+    let groups = stage.store.groups(Filter { limit: 9, ..Filter::default() }).await.expect("answered");
+    let group = Some(groups[0].id);
+    for (name, selection, selected) in [
+        ("queue", Selection { queue: Some(queue("nobodys")), ..Selection::default() }, 0),
+        ("kind", Selection { kind: Some(kind("nobodys")), ..Selection::default() }, 0),
+        ("code", Selection { code: Some("nothing".into()), ..Selection::default() }, 0),
+        ("group", Selection { group, ..Selection::default() }, 2),
+        ("id", Selection { ids: vec![other], ..Selection::default() }, 1),
+    ] {
+        let begun = stage.store.operate(operation(name, selection, GENTLE)).await.expect("it begins");
+        assert_eq!(begun.operation.selected, selected, "{name}");
+        assert_eq!(step(&stage, name).await.operation.redriven, selected, "{name}");
+    }
+    for id in ids.into_iter().chain([other]) {
+        assert_eq!(stage.view(id).await.counters.generation, 1);
+    }
+}
+
+/// What it names and may not redrive is refused with the reason, and counted.
+pub async fn an_operation_tells_what_it_refuses(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let dead = stage.dead("dead").await;
+    let completed = stage.completed("completed").await;
+    let nobody = MessageId::from_i64(7);
+    let selection = Selection { ids: vec![dead, completed, nobody, dead], ..Selection::default() };
+    let begun = stage.store.operate(operation("op", selection, GENTLE)).await.expect("it begins");
+    assert_eq!(begun.operation.selected, 3, "each once");
+    let stepped = step(&stage, "op").await;
+    assert_eq!((stepped.operation.redriven, stepped.operation.refused), (1, 2));
+    let mut refused: Vec<_> = stepped.refused.iter().map(|(id, error)| (*id, error.kind())).collect();
+    refused.sort_unstable_by_key(|(id, _)| *id);
+    assert_eq!(refused, [(nobody, StoreErrorKind::NotFound), (completed, StoreErrorKind::Conflict)]);
+}
+
+/// Begun again under its name it is the same operation; another selection under the name is refused.
+pub async fn an_operation_is_begun_once(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    many_dead(&stage, 1).await;
+    stage.store.operate(operation("op", Selection::default(), GENTLE)).await.expect("it begins");
+    step(&stage, "op").await;
+    let known = stage.store.operate(operation("op", Selection::default(), GENTLE)).await.expect("it is known");
+    assert_eq!(known.operation.redriven, 1);
+    let other = Selection { code: Some("timeout".into()), ..Selection::default() };
+    assert_eq!(refused(stage.store.operate(operation("op", other, GENTLE)).await), StoreErrorKind::Conflict);
+    let nobody = stage.store.operate(Operate::Step { name: "nobody".into() }).await;
+    assert_eq!(refused(nobody), StoreErrorKind::NotFound);
+}
+
+/// An operation that makes no sense, or replaces answers without naming them and saying why, does not begin.
+pub async fn an_operation_without_sense_is_refused(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let id = stage.failed("m").await;
+    let named = Selection { ids: vec![id], ..Selection::default() };
+    let again = |selection: Selection, reason: &str| {
+        let (name, pace, act) = ("again".to_owned(), GENTLE, act(reason));
+        Operate::Begin(Box::new(NewOperation { name, selection, again: true, pace, act }))
+    };
+    for senseless in [
+        operation("", Selection::default(), GENTLE),
+        operation("op", Selection::default(), Pace { per_second: Some(0), ..GENTLE }),
+        operation("op", Selection::default(), Pace { stop_over_percent: Some(101), ..GENTLE }),
+        again(Selection::default(), "why"),
+        again(named.clone(), " "),
+    ] {
+        assert_eq!(refused(stage.store.operate(senseless).await), StoreErrorKind::Invalid);
+    }
+    stage.store.operate(again(named, "declined by mistake")).await.expect("it begins");
+    assert_eq!(step(&stage, "again").await.operation.redriven, 1);
+}
+
+/// The first ones are watched to their end before the rest follow.
+pub async fn a_canary_ends_before_the_rest_is_redriven(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    many_dead(&stage, 5).await;
+    let pace = Pace { canary: 2, stop_over_percent: Some(10), ..GENTLE };
+    stage.store.operate(operation("op", Selection::default(), pace)).await.expect("it begins");
+    assert_eq!(step(&stage, "op").await.operation.redriven, 2);
+    let waiting = step(&stage, "op").await;
+    assert_eq!((waiting.operation.redriven, waiting.waits), (2, Some(Waits::Canary)));
+    let canary = stage.take(9).await;
+    stage.end(&canary[0], completed()).await;
+    assert_eq!(step(&stage, "op").await.waits, Some(Waits::Canary), "one of them still runs");
+    stage.end(&canary[1], completed()).await;
+    let rest = step(&stage, "op").await;
+    assert_eq!((rest.operation.redriven, rest.operation.ended_well, rest.waits), (5, 2, None));
+    assert_eq!(step(&stage, "op").await.operation.state, OperationState::Done);
+}
+
+/// When too many end badly it stops; a person lets it go on, with a new canary.
+pub async fn an_operation_stops_when_too_many_end_badly(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    many_dead(&stage, 6).await;
+    let pace = Pace { canary: 2, stop_over_percent: Some(50), ..GENTLE };
+    stage.store.operate(operation("op", Selection::default(), pace)).await.expect("it begins");
+    step(&stage, "op").await;
+    for lease in stage.take(9).await {
+        stage.end(&lease, undecodable("still not repaired")).await;
+    }
+    let stopped = step(&stage, "op").await.operation;
+    assert_eq!((stopped.state, stopped.ended_badly, stopped.redriven), (OperationState::Stopped, 2, 2));
+    assert_eq!(step(&stage, "op").await.operation.redriven, 2, "a step of a stopped one redrives nothing");
+    let resume = |reason: &str| Operate::Resume { name: "op".into(), act: act(reason) };
+    assert_eq!(refused(stage.store.operate(resume("")).await), StoreErrorKind::Invalid);
+    let resumed = stage.store.operate(resume("deployed the other fix")).await.expect("it goes on");
+    assert_eq!(resumed.operation.state, OperationState::Running);
+    assert_eq!(step(&stage, "op").await.operation.redriven, 4, "another canary");
+    for lease in stage.take(9).await {
+        stage.end(&lease, completed()).await;
+    }
+    let rest = step(&stage, "op").await.operation;
+    assert_eq!((rest.state, rest.redriven), (OperationState::Running, 6), "what was bad before is forgiven");
+}
+
+/// No more than the share it may is no reason to stop, and few that ended early are none either.
+pub async fn an_operation_goes_on_while_few_end_badly(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    many_dead(&stage, 4).await;
+    let pace = Pace { canary: 2, stop_over_percent: Some(50), ..GENTLE };
+    stage.store.operate(operation("op", Selection::default(), pace)).await.expect("it begins");
+    step(&stage, "op").await;
+    let canary = stage.take(9).await;
+    stage.end(&canary[0], completed()).await;
+    stage.end(&canary[1], permanent()).await;
+    let stepped = step(&stage, "op").await.operation;
+    assert_eq!((stepped.state, stepped.redriven), (OperationState::Running, 4));
+    assert_eq!((stepped.ended_well, stepped.ended_badly), (1, 1));
+}
+
+/// A canary that is larger than all there is, is judged as well.
+pub async fn a_canary_of_all_is_judged_at_its_end(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    many_dead(&stage, 1).await;
+    let pace = Pace { canary: 5, stop_over_percent: Some(0), ..GENTLE };
+    stage.store.operate(operation("op", Selection::default(), pace)).await.expect("it begins");
+    step(&stage, "op").await;
+    assert_eq!(step(&stage, "op").await.waits, Some(Waits::Canary));
+    let lease = stage.take_one().await;
+    stage.end(&lease, undecodable("still not repaired")).await;
+    assert_eq!(step(&stage, "op").await.operation.state, OperationState::Stopped);
+}
+
+/// No faster than its rate, whoever drives it.
+pub async fn an_operation_keeps_to_its_rate(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    many_dead(&stage, 5).await;
+    let pace = Pace { per_second: Some(2), ..GENTLE };
+    stage.store.operate(operation("op", Selection::default(), pace)).await.expect("it begins");
+    assert_eq!(step(&stage, "op").await.operation.redriven, 2);
+    let waiting = step(&stage, "op").await;
+    assert_eq!((waiting.operation.redriven, waiting.waits), (2, Some(Waits::Until(stage.now().after(SECOND)))));
+    stage.clock.advance(SECOND);
+    assert_eq!(step(&stage, "op").await.operation.redriven, 4);
+}
+
+/// Called off it redrives no more, and cannot go on.
+pub async fn a_cancelled_operation_redrives_no_more(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let ids = many_dead(&stage, 2).await;
+    let pace = Pace { canary: 1, ..GENTLE };
+    stage.store.operate(operation("op", Selection::default(), pace)).await.expect("it begins");
+    step(&stage, "op").await;
+    let cancel = Operate::Cancel { name: "op".into(), act: act("the wrong fix") };
+    let cancelled = stage.store.operate(cancel.clone()).await.expect("it runs");
+    assert_eq!(cancelled.operation.state, OperationState::Cancelled);
+    assert_eq!(stage.store.operate(cancel).await, Ok(cancelled), "twice is once");
+    assert_eq!(step(&stage, "op").await.operation.redriven, 1);
+    assert_eq!(stage.state(ids[1]).await, State::Dead);
+    let resume = Operate::Resume { name: "op".into(), act: act("after all") };
+    assert_eq!(refused(stage.store.operate(resume).await), StoreErrorKind::Conflict);
+}
+
+// --- edit ------------------------------------------------------------------------------------------------------------
+
+fn edit(id: MessageId, json: &str, reason: &str) -> Edit {
+    Edit { id, payload: payload(json), act: act(reason) }
+}
+
+/// The handler gets the new payload; the key still answers to the old one.
+pub async fn an_edited_payload_is_run_and_its_key_keeps_the_first_fingerprint(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let id = stage.dead("m").await;
+    let edited = stage.store.edit(edit(id, "{\"cents\":500}", "cents were euros")).await.expect("it is dead");
+    assert_eq!((&*edited.before, &*edited.after), (message("m").payload.text(), "{\"cents\":500}"));
+    assert_eq!(stage.view(id).await.history.last().map(|e| e.outcome.clone()), Some("edited".into()));
+    assert_eq!(stage.state(id).await, State::Dead, "changed, not redriven");
+    stage.redrive(id, false).await.expect("dead");
+    let lease = stage.take_one().await;
+    assert_eq!((&*lease.message.payload, lease.counters.round), ("{\"cents\":500}", 1));
+    let existing = Ok(Enqueued::Existing { id, state: State::Leased, ignored: vec![] });
+    assert_eq!(stage.enqueue(message("m")).await, existing, "the producer repeats what it sent");
+    let audit = stage.store.audit(0, 100).await.expect("the audit is answered");
+    let row = audit.iter().find(|row| row.act == "edit").expect("an audit row");
+    assert_eq!((row.message, row.reason.as_str()), (Some(id), "cents were euros"));
+}
+
+/// Once an effect of the old payload happened or may have, the payload stands.
+pub async fn a_payload_of_which_an_effect_happened_is_not_changed(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let lease = stage.started("confirmed").await;
+    let row = stage.intend(&lease, &keyed()).await;
+    stage.answer(&lease, &row, confirmed("7")).await;
+    assert_eq!(stage.end(&lease, permanent()).await.state, State::Dead);
+    let parked = stage.parked("parked").await;
+    let completed = stage.completed("completed").await;
+    let dead = stage.dead("dead").await;
+    let ready = stage.put(message("ready")).await;
+    let before = stage.view(lease.message.id).await;
+    for id in [lease.message.id, parked, ready, completed] {
+        assert_eq!(refused(stage.store.edit(edit(id, "1", "why")).await), StoreErrorKind::Conflict);
+    }
+    assert_eq!(stage.view(lease.message.id).await, before);
+    assert_eq!(refused(stage.store.edit(edit(MessageId::from_i64(7), "1", "why")).await), StoreErrorKind::NotFound);
+    assert_eq!(refused(stage.store.edit(edit(dead, "1", " ")).await), StoreErrorKind::Invalid);
+}
+
+/// The same payload again changes nothing.
+pub async fn an_edit_repeated_is_harmless(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let id = stage.dead("m").await;
+    stage.store.edit(edit(id, "1", "why")).await.expect("it is dead");
+    let view = stage.view(id).await;
+    let again = stage.store.edit(edit(id, "1", "why")).await.expect("it is dead");
+    assert_eq!(again.before, again.after);
+    assert_eq!(stage.view(id).await, view);
+}
+
+// --- discard ---------------------------------------------------------------------------------------------------------
+
+async fn discard(stage: &Stage<'_>, id: MessageId) -> Result<MessageId, StoreError> {
+    only(stage.store.discard(Discard { ids: vec![id], act: act("nobody needs it") }).await)
+}
+
+/// A discarded dead letter leaves the desk, keeps its key, and goes after its retention; no other one does.
+pub async fn only_a_discarded_dead_letter_expires(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let id = stage.dead("m").await;
+    let kept = stage.dead("kept").await;
+    stage.clock.advance(DAY * 30);
+    assert_eq!(discard(&stage, id).await, Ok(id));
+    assert_eq!(discard(&stage, id).await, Ok(id), "twice is once");
+    assert_eq!(stage.expire().await, 0, "its retention counts from the discard");
+    let dead = Filter { states: vec![State::Dead], limit: 9, ..Filter::default() };
+    assert_eq!(stage.list(dead.clone()).await, [kept]);
+    assert_eq!(stage.list(Filter { discarded: true, ..dead.clone() }).await, [id, kept]);
+    assert_eq!(stage.store.groups(dead).await.expect("answered").iter().map(|group| group.count).sum::<u64>(), 1);
+    assert_eq!(stage.queue_stats("work").await.dead, 1);
+    assert_eq!(stage.view(id).await.history.last().map(|e| e.outcome.clone()), Some("discarded".into()));
+    let existing = Ok(Enqueued::Existing { id, state: State::Dead, ignored: vec![] });
+    assert_eq!(stage.enqueue(message("m")).await, existing);
+    stage.clock.advance(DAY * 8);
+    assert_eq!(stage.expire().await, 1);
+    assert!(stage.view_if_any(id).await.is_none() && stage.view_if_any(kept).await.is_some());
+    let audit = stage.store.audit(0, 100).await.expect("the audit is answered");
+    assert_eq!(audit.iter().filter(|row| row.act == "discard").count(), 1);
+}
+
+/// A discard was a mistake: until it is gone it is redriven like any other.
+pub async fn a_discarded_dead_letter_can_be_redriven(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let id = stage.dead("m").await;
+    discard(&stage, id).await.expect("it is dead");
+    assert_eq!(stage.redrive(id, false).await, Ok(id));
+    assert_eq!((stage.queue_stats("work").await.dead, stage.queue_stats("work").await.ready), (0, 1));
+    let lease = stage.take_one().await;
+    stage.end(&lease, undecodable("again")).await;
+    assert_eq!(stage.queue_stats("work").await.dead, 1, "back on the desk");
+}
+
+/// Only dead letters are discarded, and with a reason.
+pub async fn only_a_dead_letter_is_discarded(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let completed = stage.completed("completed").await;
+    let parked = stage.parked("parked").await;
+    let dead = stage.dead("dead").await;
+    let ready = stage.put(message("ready")).await;
+    for id in [completed, parked, ready] {
+        assert_eq!(refused(discard(&stage, id).await), StoreErrorKind::Conflict);
+    }
+    assert_eq!(refused(discard(&stage, MessageId::from_i64(7)).await), StoreErrorKind::NotFound);
+    let silent = stage.store.discard(Discard { ids: vec![dead], act: act("") }).await;
+    assert_eq!(refused(silent), StoreErrorKind::Invalid);
 }

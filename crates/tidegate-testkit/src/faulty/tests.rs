@@ -3,7 +3,7 @@ use std::time::Duration;
 use tidegate_core::effect::{EffectId, EffectPolicy, IntentTimes, Reached};
 use tidegate_core::lifecycle::{Outcome, ParkReason, Resolution};
 use tidegate_core::message::{Failure, Payload};
-use tidegate_core::store::{Act, JournalWrite, Lease, QueueChange, QueueSlots};
+use tidegate_core::store::{Act, JournalWrite, Lease, NewOperation, Pace, QueueChange, QueueSlots, Selection};
 use tidegate_core::{EffectName, Nonce, StoreErrorKind, WorkerId};
 
 use super::*;
@@ -114,6 +114,18 @@ impl Scene {
                 let request = Redrive { ids: vec![self.dead], again: false, operation: "o".into(), act: act() };
                 store.redrive(request).await.map(drop)
             }
+            Verb::Operate => {
+                let selection = Selection { ids: vec![self.dead], ..Selection::default() };
+                let (name, pace) = ("o".to_owned(), Pace::default());
+                let new = NewOperation { name, selection, again: false, pace, act: act() };
+                store.operate(Operate::Begin(Box::new(new))).await.map(drop)
+            }
+            Verb::Operations => store.operations(None, 9).await.map(drop),
+            Verb::Edit => {
+                let payload = Payload::from_json("{\"repaired\":true}").unwrap();
+                store.edit(Edit { id: self.dead, payload, act: act() }).await.map(drop)
+            }
+            Verb::Discard => store.discard(Discard { ids: vec![self.dead], act: act() }).await.map(drop),
             Verb::Cancel => {
                 let request = Cancel { ids: vec![self.waiting], release_key: false, act: act() };
                 store.cancel(request).await.map(drop)
@@ -135,6 +147,7 @@ impl Scene {
             Verb::Progress => store.progress(vec![self.waiting]).await.map(drop),
             Verb::Flow => store.flow(self.waiting).await.map(drop),
             Verb::List => store.list(Filter { limit: 9, ..Filter::default() }).await.map(drop),
+            Verb::Groups => store.groups(Filter { limit: 9, ..Filter::default() }).await.map(drop),
             Verb::Explain => store.explain(self.waiting).await.map(drop),
             Verb::Audit => store.audit(0, 9).await.map(drop),
             Verb::Stats => store.stats().await.map(drop),
@@ -150,6 +163,8 @@ impl Scene {
                 | Verb::Progress
                 | Verb::Flow
                 | Verb::List
+                | Verb::Groups
+                | Verb::Operations
                 | Verb::Explain
                 | Verb::Audit
                 | Verb::Stats
@@ -161,7 +176,8 @@ impl Scene {
         let views = crate::recount::every_view(&*self.store).await.unwrap();
         let facts = self.store.explain(self.waiting).await.unwrap().unwrap();
         let stats = self.store.stats().await.unwrap();
-        format!("{views:#?} {facts:#?} {:#?} {}", stats.queues, stats.open_effects)
+        let operations = self.store.operations(None, 9).await.unwrap();
+        format!("{views:#?} {facts:#?} {operations:#?} {:#?} {}", stats.queues, stats.open_effects)
     }
 }
 

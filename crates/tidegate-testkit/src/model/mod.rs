@@ -16,9 +16,9 @@ use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::NewMessage;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Enqueued, ExplainFacts, Extend, Extended,
-    Filter, Journal, MessageView, News, Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Summary,
-    SweepRequest, Swept, Verdicts,
+    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited, Enqueued,
+    ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, News, Operate, Operation, Progress,
+    Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Summary, SweepRequest, Swept, Verdicts,
 };
 use tidegate_core::{Clock, IdempotencyKey, Kind, MessageId, QueueName, Store, StoreError, Tenant};
 
@@ -172,6 +172,22 @@ impl Store for Model {
         self.act(|world| world.redrive(&request))
     }
 
+    async fn operate(&self, request: Operate) -> Result<Stepped, StoreError> {
+        self.act(|world| world.operate(&request))
+    }
+
+    async fn operations(&self, name: Option<String>, limit: u32) -> Result<Vec<Operation>, StoreError> {
+        Ok(self.act(|world| world.operations(name.as_deref(), limit)))
+    }
+
+    async fn edit(&self, request: Edit) -> Result<Edited, StoreError> {
+        self.act(|world| world.edit(&request))
+    }
+
+    async fn discard(&self, request: Discard) -> Result<Verdicts<MessageId>, StoreError> {
+        self.act(|world| world.discard(&request))
+    }
+
     async fn cancel(&self, request: Cancel) -> Result<Verdicts<Cancellation>, StoreError> {
         Ok(self.act(|world| request.ids.iter().map(|id| world.cancel(*id, &request)).collect()))
     }
@@ -209,6 +225,10 @@ impl Store for Model {
 
     async fn list(&self, filter: Filter) -> Result<Vec<Summary>, StoreError> {
         Ok(self.act(|world| world.list(&filter)))
+    }
+
+    async fn groups(&self, filter: Filter) -> Result<Vec<FailureGroup>, StoreError> {
+        Ok(self.act(|world| world.groups(&filter)))
     }
 
     async fn explain(&self, id: MessageId) -> Result<Option<ExplainFacts>, StoreError> {

@@ -55,8 +55,21 @@ impl<'a> Journal<'a> {
             .any(|row| row.policy != EffectPolicy::Natural && matches!(row.state, EffectState::Confirmed { .. }))
     }
 
+    /// A refusal is the last word of this message: nothing was done because of it, instead of it.
     pub(super) fn is_rejected(&self) -> bool {
-        self.newest.iter().any(|row| matches!(row.state, EffectState::Rejected { .. }))
+        self.newest.iter().any(|row| self.is_last_word(row))
+    }
+
+    fn is_last_word(&self, row: &EffectRow) -> bool {
+        let done_instead = |other: &&EffectRow| {
+            other.effect != row.effect
+                && other.policy != EffectPolicy::Natural
+                && matches!(other.state, EffectState::Confirmed { .. })
+                && (other.token.claims > row.token.claims
+                    || other.token.claims == row.token.claims && other.first_intent_at >= row.first_intent_at)
+        };
+        matches!(row.state, EffectState::Rejected { .. })
+            && !self.newest.iter().copied().any(|other| done_instead(&other))
     }
 
     /// Something left this process, or was about to.
@@ -124,12 +137,13 @@ pub(super) fn intent(
     let refused = || Err(StoreError::conflict(format!("effect {} may not be sent", reached.effect)));
     let last_possible_send = now.after(times.send_within);
     let newest = journal.newest(&reached.effect);
+    let another_is_open = journal.open().iter().any(|row| row.effect != reached.effect);
     let (seq, key, round) = match newest {
-        None if journal.is_open() => return refused(),
+        _ if another_is_open && newest.is_none_or(|row| !is_open(&row.state)) => return refused(),
         None => (0, EffectKey::of(message, &reached.effect, round), round),
         Some(row) => match &row.state {
             EffectState::Confirmed { .. } => return refused(),
-            EffectState::Rejected { .. } if row.round >= round => return refused(),
+            EffectState::Rejected { .. } if row.round >= round || !journal.is_last_word(row) => return refused(),
             EffectState::Rejected { .. } => (row.seq + 1, EffectKey::of(message, &reached.effect, round), round),
             EffectState::NotDone => (row.seq + 1, row.key.clone(), row.round),
             EffectState::Intent | EffectState::Unknown { .. } => {
@@ -422,13 +436,15 @@ pub(super) fn redrive(
     counters: Counters,
     journal: &Journal<'_>,
     again: bool,
+    undone: bool,
 ) -> Result<Counters, StoreError> {
-    let allowed = match state {
-        State::Dead => true,
-        State::Failed => again,
-        State::Cancelled => !journal.was_tried(),
-        State::Ready | State::Leased | State::Parked | State::Completed => false,
-    };
+    let allowed = !undone
+        && match state {
+            State::Dead => true,
+            State::Failed => again,
+            State::Cancelled => !journal.was_tried(),
+            State::Ready | State::Leased | State::Parked | State::Completed => false,
+        };
     if !allowed || journal.is_open() {
         return Err(StoreError::conflict(format!("cannot be redriven while {state}")));
     }

@@ -20,6 +20,8 @@ use tidegate_core::{
 
 use super::{Mutation, rules};
 
+mod operate;
+
 /// One moment of a store.
 #[derive(Debug, Default)]
 pub(super) struct World {
@@ -32,6 +34,7 @@ pub(super) struct World {
     queues: BTreeMap<(Tenant, QueueName), Queue>,
     tallies: BTreeMap<(QueueName, Kind, Counted, String), u64>,
     operations: BTreeSet<(String, MessageId)>,
+    many: BTreeMap<String, operate::Course>,
     last_id: Option<MessageId>,
     leases: u64,
     time: Time,
@@ -64,11 +67,15 @@ struct Record {
     cancel_wanted: bool,
     release_wanted: bool,
     suspect: bool,
+    /// What it did is given back by a compensation.
+    undone: bool,
     failure: Option<Failure>,
     journal: Vec<EffectRow>,
     evidence: Vec<Evidence>,
     history: Vec<Ending>,
     settled: Option<(LeaseToken, [u8; 16], Settled)>,
+    /// Given up for good at this time, when so much time had passed.
+    discarded: Option<(Timestamp, Duration)>,
 }
 
 #[derive(Debug, Clone)]
@@ -211,6 +218,14 @@ impl World {
             self.move_leases(|until| until.after(ahead));
         } else if back > JUMP {
             self.move_leases(|until| until.before(back));
+            self.end_windows_in_time(back);
+        }
+    }
+
+    /// What a remote remembers it forgets when it would have, though our clock was set back.
+    fn end_windows_in_time(&mut self, back: Duration) {
+        for row in self.records.values_mut().flat_map(|record| &mut record.journal).filter(|row| row.state.is_open()) {
+            row.valid_until = row.valid_until.map(|until| until.before(back));
         }
     }
 
@@ -400,11 +415,13 @@ impl World {
             cancel_wanted: false,
             release_wanted: false,
             suspect: false,
+            undone: false,
             failure: None,
             journal: Vec::new(),
             evidence: Vec::new(),
             history: Vec::new(),
             settled: None,
+            discarded: None,
         };
         self.records.insert(id, record);
         id
@@ -598,6 +615,9 @@ impl World {
             State::Failed | State::Dead if !refused => self.follow(&record.message, &settle.compensate),
             State::Failed | State::Dead | State::Ready | State::Leased | State::Parked | State::Cancelled => Vec::new(),
         };
+        if !follow_ups.is_empty() && ended.state != State::Completed {
+            self.change(id).undone = true;
+        }
         let flow = record.message.flow;
         let settled = Settled {
             state: ended.state,
@@ -816,6 +836,9 @@ impl World {
     fn past(&self, retention: Duration) -> Vec<MessageId> {
         let (now, passed) = (self.time.now, self.time.passed);
         let over = |record: &&Record| match &record.life {
+            Life::Over { state: State::Dead, .. } => record
+                .discarded
+                .is_some_and(|(at, then)| at.after(retention) <= now && passed.saturating_sub(then) >= retention),
             Life::Over { state: State::Completed | State::Failed | State::Cancelled, at, passed: then, .. } => {
                 let from_enqueue = self.mutation == Some(Mutation::RetentionFromEnqueue);
                 let at = if from_enqueue { record.message.enqueued_at } else { *at };
@@ -856,7 +879,7 @@ impl World {
             return Ok(id);
         }
         let record = self.record(id)?;
-        let counters = rules::redrive(record.state(), record.counters, &record.facts(), request.again)?;
+        let counters = rules::redrive(record.state(), record.counters, &record.facts(), request.again, record.undone)?;
         let scope = (record.message.tenant.clone(), record.message.queue.clone(), record.message.key.clone());
         if self.keys.get(&scope).is_some_and(|owner| *owner != id) {
             return Err(StoreError::conflict("its key was released and is another message's by now"));
@@ -871,6 +894,7 @@ impl World {
         record.release_wanted = false;
         record.suspect = false;
         record.settled = None;
+        record.discarded = None;
         record.start_anew(now);
         record.history.push(operator_ending(now, had, "redriven", State::Ready, Some(now)));
         let message = record.message.clone();
@@ -1009,6 +1033,7 @@ impl World {
             },
             cancel_requested: record.cancel_wanted,
             suspect: record.suspect,
+            compensated: record.undone,
             journal: record.journal.clone(),
             evidence: record.evidence.clone(),
             history: record.history.clone(),
@@ -1044,6 +1069,8 @@ impl World {
                 && (filter.states.is_empty() || filter.states.contains(&record.state()))
                 && filter.code.as_ref().is_none_or(|code| record.code().as_ref() == Some(code) || failure == Some(code))
                 && filter.after.is_none_or(|after| record.message.id > after)
+                && filter.group.is_none_or(|group| record.failure_group() == Some(group))
+                && (filter.discarded || record.discarded.is_none())
         };
         let limit = usize::try_from(filter.limit).unwrap_or(usize::MAX);
         self.records.values().filter(wanted).take(limit).map(Self::summary).collect()
@@ -1118,7 +1145,7 @@ impl World {
                     stats.parked += 1;
                     stats.oldest_parked = stats.oldest_parked.max(Some(now.since(*at)));
                 }
-                Life::Over { state: State::Dead, at, .. } => {
+                Life::Over { state: State::Dead, at, .. } if record.discarded.is_none() => {
                     stats.dead += 1;
                     stats.oldest_dead = stats.oldest_dead.max(Some(now.since(*at)));
                 }

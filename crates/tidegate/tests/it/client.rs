@@ -168,3 +168,22 @@ async fn a_retention_below_the_redelivery_horizon_is_refused() {
     assert!(!path.exists(), "refused before anything was made");
     tidegate::Tidegate::builder().retention(hour).redelivery_horizon(hour).open(&path).await.unwrap();
 }
+
+#[tokio::test]
+async fn once_it_is_closed_a_store_is_whole_in_its_one_file() {
+    let stage = Stage::new().await;
+    let worker = stage.tide.worker().handle(|_, work: Work| async move { Ok(work.n) }).start().await.unwrap();
+    let sent = stage.tide.enqueue(Work { n: 1 }).await.unwrap();
+    sent.answer(SOON).await.unwrap();
+    worker.stop().await.unwrap();
+    let Stage { tide, dir } = stage;
+    let clone = tide.clone();
+    tide.close().await;
+    assert_eq!(clone.enqueue(Work { n: 2 }).await.unwrap_err().kind(), StoreErrorKind::Unavailable);
+    let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(files, ["tide.db"]);
+    let copy = dir.path().join("copy.db");
+    std::fs::copy(dir.path().join("tide.db"), &copy).unwrap();
+    let tide = tidegate::Tidegate::open(&copy).await.unwrap();
+    assert!(tide.enqueue(Work { n: 1 }).await.unwrap().is_replayed());
+}

@@ -1,8 +1,9 @@
 use std::time::Duration;
 
+use tidegate::store::Redrive;
 use tidegate::{Answer, Context, EffectAnswer, HandlerError, Options, State};
 
-use crate::stage::{Next, SOON, Stage, Work, at_once};
+use crate::stage::{Count, Next, SOON, Stage, Work, act, at_once};
 
 const LONG: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -86,5 +87,32 @@ async fn a_follow_up_that_cannot_be_stored_stops_the_attempt_before_another_effe
     assert_eq!(sent.answer(SOON).await.unwrap(), Answer::Dead { reason: "settlement_refused".into() });
     let view = stage.view(sent.id()).await;
     assert!(view.failure.unwrap().detail.contains("over the limit of 1048576") && view.journal.is_empty());
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_undone_is_not_completed_by_a_redrive() {
+    let stage = Stage::new().await;
+    let repaired = Count::default();
+    let is_repaired = repaired.clone();
+    let handler = move |context: Context, work: Work| {
+        let repaired = is_repaired.get() > 0;
+        async move {
+            let charge = context.effect("charge").keyed(LONG);
+            charge.call(|_| async { EffectAnswer::confirmed(()) }).await?;
+            context.compensate(Next { of: work.n });
+            if repaired { Ok(work.n) } else { Err(HandlerError::retryable("books", "they are down")) }
+        }
+    };
+    let refund = |_: Context, next: Next| async move { Ok(next.of) };
+    let worker = stage.tide.worker().handle_with(handler, at_once(2)).handle(refund).start().await.unwrap();
+    let sent = stage.tide.enqueue(Work { n: 1 }).await.unwrap();
+    let flow = sent.flow(SOON).await.unwrap();
+    let states: Vec<State> = flow.messages.iter().map(|message| message.state).collect();
+    assert_eq!(states, [State::Dead, State::Completed], "charged, given up, and given back");
+    repaired.up();
+    let redrive = Redrive { ids: vec![sent.id()], again: true, operation: "op".into(), act: act() };
+    let refused = stage.tide.redrive(redrive).await.unwrap().remove(0).unwrap_err();
+    assert!(refused.what().contains("a compensation that undoes it"), "{refused}");
     worker.stop().await.unwrap();
 }

@@ -51,7 +51,7 @@ const BACKLOG: u32 = 1024;
 /// When the clock of the fault script starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScriptStart {
-    /// With the first `POST /script/start`.
+    /// With the first call, or the first `POST /script/start` before it.
     OnRequest,
     /// When the gateway is ready.
     AtOnce,
@@ -206,6 +206,15 @@ struct Shared {
 }
 
 impl Shared {
+    /// Starts the script's clock, unless it runs already. Says whether it did.
+    fn start_script(&self) -> bool {
+        self.started.send_if_modified(|started| {
+            let first = started.is_none();
+            started.get_or_insert_with(clock::now);
+            first
+        })
+    }
+
     fn elapsed_ms(&self) -> Option<u64> {
         self.started.borrow().map(clock::ms_since)
     }
@@ -329,6 +338,7 @@ async fn answer(
         Ok(call) => call,
         Err(refusal) => return Ok(response(refusal, None)),
     };
+    shared.start_script();
     let roll = shared.dice.roll(shared.elapsed_ms());
     let script = shared.dice.script();
     match roll.fault {
@@ -403,11 +413,7 @@ impl Drop for InWork {
 }
 
 fn start_script(shared: &Shared) -> Answer {
-    let first = shared.started.send_if_modified(|started| {
-        let first = started.is_none();
-        started.get_or_insert_with(clock::now);
-        first
-    });
+    let first = shared.start_script();
     Answer::json(StatusCode::OK, &json!({ "started": first, "elapsed_ms": shared.elapsed_ms() }))
 }
 

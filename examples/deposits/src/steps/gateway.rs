@@ -3,6 +3,8 @@
 //! This is where what came back becomes one of four answers. Whoever reads a reply too hopefully here charges a
 //! customer twice; when in doubt it is *unknown*, and the effect's policy clears it up.
 
+use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +28,43 @@ impl Done {
     #[must_use]
     pub fn of_entry(entry: &LedgerEntry) -> Self {
         Self { reference: format!("{}-{}", entry.operation.name(), entry.seq) }
+    }
+}
+
+/// The gateway as the steps use it: over HTTP in production, a double in a proof.
+pub trait Remote: fmt::Debug + Send + Sync {
+    /// Asks for an operation.
+    fn send<'a>(
+        &'a self,
+        operation: Operation,
+        key: &'a EffectKey,
+        body: &'a OperationBody,
+    ) -> Pin<Box<dyn Future<Output = EffectAnswer<Done>> + Send + 'a>>;
+
+    /// Asks whether an operation took effect under this key.
+    fn find<'a>(
+        &'a self,
+        operation: Operation,
+        key: &'a EffectKey,
+    ) -> Pin<Box<dyn Future<Output = Found<Done>> + Send + 'a>>;
+}
+
+impl Remote for GatewayClient {
+    fn send<'a>(
+        &'a self,
+        operation: Operation,
+        key: &'a EffectKey,
+        body: &'a OperationBody,
+    ) -> Pin<Box<dyn Future<Output = EffectAnswer<Done>> + Send + 'a>> {
+        Box::pin(Self::send(self, operation, key, body))
+    }
+
+    fn find<'a>(
+        &'a self,
+        operation: Operation,
+        key: &'a EffectKey,
+    ) -> Pin<Box<dyn Future<Output = Found<Done>> + Send + 'a>> {
+        Box::pin(Self::find(self, operation, key))
     }
 }
 

@@ -16,10 +16,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tidegate::sqlite::SqliteStore;
 use tidegate::{
-    Backoff, Context, EffectKey, Handled, HandlerError, Message, Policy, StoreError, SystemClock, Tidegate, Worker,
+    Backoff, Context, EffectKey, Handled, HandlerError, Message, Policy, Report, StoreError, SystemClock, Tidegate,
+    Worker, WorkerBuilder,
 };
 
-pub use gateway::{Done, GatewayClient};
+pub use gateway::{Done, GatewayClient, Remote};
 pub use view::{Told, View, read_flow, view};
 
 use crate::books::{self, Credited};
@@ -113,7 +114,7 @@ pub struct WorkOptions {
 /// What every step needs.
 #[derive(Clone)]
 struct Steps {
-    client: GatewayClient,
+    client: Arc<dyn Remote>,
     store: Arc<SqliteStore>,
     mode: GatewayMode,
     /// Longer than the client's own time-out, so that the client says what it saw.
@@ -135,23 +136,9 @@ impl fmt::Debug for Steps {
 /// # Cancel safety
 /// Safe: a worker that was not returned does not run.
 pub async fn start(tide: &Tidegate, options: &WorkOptions) -> anyhow::Result<Worker> {
-    let Some(store) = tide.sqlite() else {
-        anyhow::bail!(
-            "deposits are credited in the store's own file, and this store has none; hint: open an SQLite file"
-        )
-    };
     let scale = &options.scale;
-    let call_timeout = Duration::from_millis(scale.call_timeout_ms);
-    let steps = Steps {
-        client: GatewayClient::new(&options.gateway, call_timeout, Arc::new(SystemClock::new()))?,
-        store: Arc::clone(store),
-        mode: options.mode,
-        send_within: call_timeout + call_timeout / 10,
-        quarantine: Duration::from_millis(scale.quarantine_ms),
-    };
-    let policy = policy(scale);
-    let worker = tide
-        .worker()
+    let client = client(&options.gateway, scale)?;
+    let worker = handlers(tide.worker(), Arc::new(client), options.mode, scale)?
         .name(&options.name)
         .lease(Duration::from_millis(scale.lease_ms))
         .poll_every(Duration::from_millis(scale.poll_ms))
@@ -161,14 +148,57 @@ pub async fn start(tide: &Tidegate, options: &WorkOptions) -> anyhow::Result<Wor
         .queue_concurrency(Credit::QUEUE, options.concurrency)
         .queue_concurrency(Notify::QUEUE, options.concurrency.div_ceil(2))
         .queue_concurrency(Refund::QUEUE, options.concurrency.div_ceil(4))
+        .start()
+        .await?;
+    Ok(worker)
+}
+
+/// Adds the handlers of all steps to a worker: one that runs, or one that only checks or proves them.
+///
+/// # Errors
+/// The worker's store is no SQLite store.
+pub fn handlers(
+    worker: WorkerBuilder,
+    remote: Arc<dyn Remote>,
+    mode: GatewayMode,
+    scale: &Scale,
+) -> anyhow::Result<WorkerBuilder> {
+    let Some(store) = worker.tide().sqlite().cloned() else {
+        anyhow::bail!(
+            "deposits are credited in the store's own file, and this store has none; hint: open an SQLite file"
+        )
+    };
+    let steps = Steps {
+        client: remote,
+        store,
+        mode,
+        send_within: Duration::from_millis(scale.call_timeout_ms + scale.call_timeout_ms / 10),
+        quarantine: Duration::from_millis(scale.quarantine_ms),
+    };
+    let policy = policy(scale);
+    Ok(worker
         .handle_with(with(&steps, authorise), policy.clone())
         .handle_with(with(&steps, capture), policy.clone())
         .handle_with(with(&steps, credit), policy.clone())
         .handle_with(with(&steps, notify), policy.clone())
-        .handle_with(with(&steps, refund), policy)
-        .start()
-        .await?;
-    Ok(worker)
+        .handle_with(with(&steps, refund), policy))
+}
+
+/// Decodes everything that is stored with the steps of this program, and runs nothing.
+///
+/// # Errors
+/// The store is no SQLite store, or cannot be read.
+///
+/// # Cancel safety
+/// Safe: it only reads.
+pub async fn check(tide: &Tidegate) -> anyhow::Result<Report> {
+    // Nobody is called, so it does not matter where the gateway is and what it promises.
+    let client = client("", &Scale::FULL)?;
+    Ok(handlers(tide.worker(), Arc::new(client), GatewayMode::None, &Scale::FULL)?.check().await?)
+}
+
+fn client(url: &str, scale: &Scale) -> anyhow::Result<GatewayClient> {
+    GatewayClient::new(url, Duration::from_millis(scale.call_timeout_ms), Arc::new(SystemClock::new()))
 }
 
 /// One policy for all steps: an outage is not counted, so the attempts are for what is wrong with a deposit itself.
@@ -244,10 +274,10 @@ async fn refund(steps: Steps, ctx: Context, message: Refund) -> Handled<Done> {
 
 /// One call that moves money, under the strongest policy that the gateway's promise allows.
 async fn at_gateway(steps: &Steps, ctx: &Context, operation: Operation, request: &OperationBody) -> Handled<Done> {
-    let client = steps.client.clone();
+    let client = Arc::clone(&steps.client);
     let body = request.clone();
     let send = move |key: EffectKey| async move { client.send(operation, &key, &body).await };
-    let client = steps.client.clone();
+    let client = Arc::clone(&steps.client);
     let find = move |key: EffectKey| async move { client.find(operation, &key).await };
 
     let effect =

@@ -5,6 +5,7 @@
 mod file;
 mod flow;
 mod gateway;
+mod idempotent;
 mod intake;
 mod processes;
 mod proof;

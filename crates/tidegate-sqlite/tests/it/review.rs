@@ -1,0 +1,100 @@
+//! What an adversary tried against the engine: each of these was once possible, or looked as if it were.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::effect::{EffectAnswer, EffectId, EffectPolicy, EffectRow, IntentTimes, MAX_RECONCILE, Reached};
+use tidegate_core::id::EffectName;
+use tidegate_core::lifecycle::State;
+use tidegate_core::store::{Filter, Journal, JournalWrite, Lease};
+use tidegate_core::{Store as _, StoreError, StoreErrorKind};
+use tidegate_sqlite::{Options, SqliteStore};
+use tidegate_testkit::ManualClock;
+
+use crate::fixture::{Place, claim, completion, kind_of, message, run, started, transactional};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn keyed(window: Duration) -> Reached {
+    Reached {
+        effect: EffectId { name: EffectName::new("capture").expect("a valid name"), item: None },
+        policy: EffectPolicy::Keyed { window, or_lookup: false },
+        request_hash: [7; 16],
+        quarantine: MINUTE,
+    }
+}
+
+fn journal(store: &SqliteStore, lease: &Lease, write: JournalWrite) -> Result<EffectRow, StoreError> {
+    let item = Journal { id: lease.message.id, token: lease.token, before: Vec::new(), write };
+    run(store.journal(vec![item])).expect("answered").remove(0)
+}
+
+fn intent(store: &SqliteStore, lease: &Lease, reached: &Reached) -> Result<EffectRow, StoreError> {
+    let times = IntentTimes { send_within: Duration::from_secs(10), reconcile_for: MAX_RECONCILE };
+    journal(store, lease, JournalWrite::Intent { reached: reached.clone(), times })
+}
+
+#[test]
+fn a_clock_that_is_set_back_does_not_lengthen_the_time_a_remote_remembers_a_key() {
+    let place = Place::new();
+    let clock = Arc::new(ManualClock::default());
+    let options = Options { clock: Arc::clone(&clock) as _, ..Options::default() };
+    let store = SqliteStore::open(place.path(), options).expect("opened");
+    let lease = run(started(&store, "m"));
+    let effect = keyed(MINUTE * 50);
+    let row = intent(&store, &lease, &effect).expect("a first send");
+    let unknown = EffectAnswer::Unknown { why: "time-out".into() };
+    journal(&store, &lease, JournalWrite::Answer { effect: row.effect, seq: row.seq, answer: unknown }).expect("noted");
+    clock.advance(MINUTE * 40);
+    intent(&store, &lease, &effect).expect("the remote still knows the key");
+    clock.jump_back(MINUTE * 35);
+    clock.advance(MINUTE * 9);
+    intent(&store, &lease, &effect).expect("49 minutes after the first send");
+    clock.advance(MINUTE * 2);
+    assert_eq!(
+        kind_of(intent(&store, &lease, &effect)),
+        StoreErrorKind::Conflict,
+        "50 minutes are over, whatever the wall says"
+    );
+}
+
+#[test]
+fn a_transactional_effect_may_enqueue_into_its_own_store() {
+    let place = Place::new();
+    // A clock that stands still: ids of one millisecond are told apart by nothing but their count.
+    let options = Options { clock: Arc::new(ManualClock::default()), ..Options::default() };
+    let store = SqliteStore::open(place.path(), options).expect("opened");
+    let lease = run(started(&store, "first"));
+    let inner = Arc::clone(&store);
+    let work = Box::new(move |tx: &rusqlite::Connection| {
+        for verdict in inner.enqueue_in(tx, vec![message("from-within")])? {
+            verdict?;
+        }
+        Ok(Arc::from("true"))
+    });
+    let blocker = place.connection();
+    blocker.execute_batch("begin immediate").expect("the writer waits, so that the three calls share a group");
+    let (before, made, after) = run(async {
+        let calls = async {
+            tokio::join!(
+                biased;
+                store.enqueue(vec![message("before")]),
+                store.effect_in(lease.message.id, lease.token, transactional("book"), work),
+                store.enqueue(vec![message("after")]),
+            )
+        };
+        let release = async { blocker.execute_batch("rollback").expect("released") };
+        tokio::join!(biased; calls, release).0
+    });
+    before.expect("answered").remove(0).expect("stored");
+    made.expect("confirmed");
+    after.expect("answered").remove(0).expect("stored");
+    let ready = Filter { states: vec![State::Ready], limit: 10, ..Filter::default() };
+    let mut keys: Vec<String> =
+        run(store.list(ready)).expect("answered").iter().map(|message| message.key.as_str().to_owned()).collect();
+    keys.sort();
+    assert_eq!(keys, ["after", "before", "from-within"]);
+    let settled = run(store.settle(vec![completion(&lease)])).expect("answered").remove(0).expect("settled");
+    assert_eq!(settled.state, State::Completed);
+    assert_eq!(run(claim(&store, 10)).len(), 3);
+}

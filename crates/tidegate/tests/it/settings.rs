@@ -1,0 +1,59 @@
+//! The page of the settings says what the program does.
+
+use std::time::Duration;
+
+use tidegate::{Policy, Priority, canonical, id, journal, message, retry, store};
+
+fn page() -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/settings.md");
+    std::fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn the_defaults_on_the_page_are_those_of_the_program() {
+    let seconds = |duration: Duration| format!("{} s", duration.as_secs());
+    let hours = |duration: Duration| format!("{} h", duration.as_secs() / 3600);
+    let days = |duration: Duration| format!("{} days", duration.as_secs() / 86_400);
+    let policy = Policy::default();
+    let expected = [
+        ("`max_age`", days(message::DEFAULT_MAX_AGE)),
+        ("priority,", Priority::default().get().to_string()),
+        ("`max_attempts` |", policy.max_attempts.to_string()),
+        ("time-out of one run", seconds(policy.timeout)),
+        ("crashes while alone", policy.crash_limit.to_string()),
+        ("first greatest pause", seconds(policy.backoff.base)),
+        ("| greatest pause", seconds(policy.backoff.cap)),
+        ("longest `Retry-After`", hours(retry::MAX_FLOOR)),
+        ("a person's", seconds(journal::DEFAULT_QUARANTINE)),
+        ("a missing answer is cleared up", hours(journal::MAX_RECONCILE)),
+        ("an answer and its key are kept", days(store::DEFAULT_RETENTION)),
+        ("largest payload", format!("{} MiB", message::DEFAULT_MAX_PAYLOAD >> 20)),
+        ("a name has at most", id::MAX_NAME.to_string()),
+        ("a key at most", id::MAX_KEY.to_string()),
+        ("JSON is at most", canonical::MAX_DEPTH.to_string()),
+    ];
+    let page = page();
+    for (what, value) in expected {
+        let line = page.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("no line about {what}"));
+        assert!(line.contains(&format!("**{value}**")), "{what} is {value}: {line}");
+    }
+}
+
+/// A registry shows no metric before its first value, so the names are taken from the one file that has them.
+#[test]
+fn the_page_names_the_metrics_that_there_are() {
+    let source = include_str!("../../src/telemetry.rs");
+    let named_by = |before: &str| -> Vec<&str> {
+        source.split(before).skip(1).filter_map(|rest| rest.split_once('"').map(|(name, _)| name)).collect()
+    };
+    let counted = source.lines().filter(|line| line.trim_start().starts_with("Counted::"));
+    let mut there: Vec<&str> = counted.filter_map(|line| line.split_once(" => (\"")?.1.split('"').next()).collect();
+    assert_eq!(there.len(), store::Counted::ALL.len(), "every counter was found");
+    there.extend(named_by(".register(\""));
+    let page = page();
+    let mut named: Vec<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("| `tidegate_")?.split('`').next()).collect();
+    there.sort_unstable();
+    named.sort_unstable();
+    assert_eq!(named, there);
+}
