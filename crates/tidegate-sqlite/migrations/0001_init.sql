@@ -81,7 +81,8 @@ create table tide_ready (
     generation  integer not null default 0,
     round       integer not null default 0,
     flags       integer not null default 0,     -- 1 journaled, 2 suspect, 4 cancel requested, 32 release its key then,
-                                                -- 64 copied and not run since, 128 payload erased, 256 answer erased
+                                                -- 64 copied and not run since, 128 payload erased, 256 answer
+                                                -- erased, 512 compensated
     expires_at  integer,                        -- set by redrive and resolve: max_age starts anew, the deadline is waived
     last_nonce  blob,                           -- who settled it last, and how: a repeated settlement is recognised
     last_digest blob,

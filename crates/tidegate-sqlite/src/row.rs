@@ -33,10 +33,10 @@ pub(crate) const RELEASE: i64 = 32;
 pub(crate) const COPIED: i64 = 64;
 /// Its payload was erased: it can never run again.
 pub(crate) const ERASED: i64 = 128;
-/// A compensation was enqueued when it ended.
-pub(crate) const COMPENSATED: i64 = 256;
 /// Its answer was erased.
 pub(crate) const ANSWER_ERASED: i64 = 256;
+/// A compensation was enqueued when it ended.
+pub(crate) const COMPENSATED: i64 = 512;
 /// What stays with a message between its runs.
 pub(crate) const LASTING: i64 = JOURNALED | SUSPECT | CANCEL | RELEASE | COPIED;
 
@@ -375,6 +375,18 @@ pub(crate) fn id_list(ids: &[i64]) -> Value {
 #[cfg(test)]
 mod tests {
     use rusqlite::Connection;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_is_a_bit_of_its_own() {
+        let flags =
+            [JOURNALED, SUSPECT, CANCEL, ALONE, RECONCILING, RELEASE, COPIED, ERASED, ANSWER_ERASED, COMPENSATED];
+        for (place, flag) in flags.iter().enumerate() {
+            assert_eq!(flag.count_ones(), 1, "{flag}");
+            assert!(!flags[..place].contains(flag), "{flag} stands for two things");
+        }
+    }
 
     #[test]
     fn columns_that_are_read_by_place_are_there() {

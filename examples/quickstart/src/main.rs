@@ -29,5 +29,6 @@ async fn main() -> anyhow::Result<()> {
     let sent = tide.enqueue(Greet { name: "Ada".into() }).await?; // on disk when this returns
     println!("{}", sent.answer(std::time::Duration::from_secs(5)).await?.completed()?);
     worker.stop().await?; // finishes what runs, takes nothing new
+    tide.close().await; // leaves one whole file behind
     Ok(())
 }
