@@ -580,11 +580,14 @@ pub fn answered(row: &EffectRow, answer: &EffectAnswer, now: Timestamp) -> Resul
     }
 }
 
-/// Whether the row says already what the answer says.
-fn repeats(row: &EffectRow, answer: &EffectAnswer) -> bool {
+/// Whether the row says already what the answer says: the reply to the first writing of it was lost.
+#[must_use]
+pub fn repeats(row: &EffectRow, answer: &EffectAnswer) -> bool {
     match (&row.state, answer) {
         (EffectState::Confirmed { value: known }, EffectAnswer::Confirmed { value }) => known == value,
-        (EffectState::Rejected { code: known, .. }, EffectAnswer::Rejected { code, .. }) => known == code,
+        (EffectState::Rejected { code: known, detail: said }, EffectAnswer::Rejected { code, detail }) => {
+            known == code && said == detail
+        }
         (EffectState::NotDone, EffectAnswer::NotDone | EffectAnswer::NotFound) => true,
         (
             EffectState::Intent

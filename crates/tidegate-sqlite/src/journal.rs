@@ -87,7 +87,7 @@ fn apply(
                 return Err(StoreError::conflict(what).into());
             };
             check_size(group, answer)?;
-            if repeats(row, answer) {
+            if effect::repeats(row, answer) {
                 return Ok(row.clone());
             }
             EffectRow { state: effect::answered(row, answer, group.now)?, ..row.clone() }
@@ -135,25 +135,6 @@ pub(crate) fn put(
         None => rows.push(row.clone()),
     }
     Ok(())
-}
-
-/// Whether the row says already what the answer says: the reply to the first write was lost.
-fn repeats(row: &EffectRow, answer: &EffectAnswer) -> bool {
-    match (&row.state, answer) {
-        (EffectState::Confirmed { value: known }, EffectAnswer::Confirmed { value }) => known == value,
-        (EffectState::Rejected { code: c, detail: d }, EffectAnswer::Rejected { code, detail }) => {
-            c == code && d == detail
-        }
-        (EffectState::NotDone, EffectAnswer::NotDone | EffectAnswer::NotFound) => true,
-        (
-            EffectState::Intent
-            | EffectState::Unknown { .. }
-            | EffectState::Confirmed { .. }
-            | EffectState::Rejected { .. }
-            | EffectState::NotDone,
-            _,
-        ) => false,
-    }
 }
 
 fn check_size(group: &Group<'_>, answer: &EffectAnswer) -> Result<(), StoreError> {
