@@ -469,6 +469,12 @@ pub fn take_over(facts: &Facts, policy: Option<&Policy>, now: Timestamp, unit: f
     }
 }
 
+/// Where a message goes whose stored rows cannot be read. With a journal an effect may be open, so only a person may end it.
+#[must_use]
+pub fn unreadable(journaled: bool) -> Next {
+    if journaled { Next::Parked(ParkReason::JournalDecode) } else { Next::Dead(DeadReason::Decode) }
+}
+
 /// How many counted attempts the message has had after this run.
 fn counted_attempts(facts: &Facts, uncounted: bool) -> u32 {
     let attempt = facts.counters.attempt;

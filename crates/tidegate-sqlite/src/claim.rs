@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, params};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::{StoreError, StoreErrorKind};
 use tidegate_core::id::{LeaseToken, MessageId, WorkerId};
-use tidegate_core::lifecycle::{self, Admission, DeadReason, Next, ParkReason};
+use tidegate_core::lifecycle::{self, Admission, Next};
 use tidegate_core::message::{Failure, Message};
 use tidegate_core::store::{ClaimRequest, Claimed, Lease};
 
@@ -283,11 +283,7 @@ fn set_aside(
     life: &Life,
     error: &StoreError,
 ) -> Result<(), Trouble> {
-    let next = if life.flags & JOURNALED == 0 {
-        Next::Dead(DeadReason::Decode)
-    } else {
-        Next::Parked(ParkReason::JournalDecode)
-    };
+    let next = lifecycle::unreadable(life.flags & JOURNALED != 0);
     let failure = Failure::new("corrupt", error.what());
     place::put(group, lane, id, life, &Ending { next, result: None, failure: Some(&failure) })
 }

@@ -435,3 +435,9 @@ fn a_run_that_had_not_begun_spends_no_attempt_even_where_earlier_crashes_end_the
         );
     }
 }
+
+#[test]
+fn what_cannot_be_read_ends_by_itself_only_without_a_journal() {
+    assert_eq!(unreadable(false), Next::Dead(DeadReason::Decode));
+    assert_eq!(unreadable(true), Next::Parked(ParkReason::JournalDecode));
+}
