@@ -5,6 +5,7 @@
 //! same rows need, straight with SQLite, so that the ratio says what Tidegate costs and the disk cancels out. Before that,
 //! both files get the same old messages, because an index of keys is cheap while it is small.
 
+mod cost;
 mod keys;
 mod library;
 mod pickup;
@@ -102,6 +103,13 @@ pub struct Measured {
     pub mean_group_size: f64,
     /// The raw writes' own log, by messages.
     pub raw_wal_bytes_per_message: f64,
+    /// Processor time of the whole process, producers, handlers and settlements included, by messages.
+    pub cpu_us_per_message: f64,
+    /// The part of it that the store's one writer thread took; none where the system does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub writer_cpu_us_per_message: Option<f64>,
+    /// Processor time of the raw writes, by messages.
+    pub raw_cpu_us_per_message: f64,
 }
 
 /// Figures by the order of keys.
@@ -215,17 +223,38 @@ struct Round {
     group_size: f64,
     fsyncs_per_message: f64,
     wal_bytes_per_message: f64,
+    cpu_us: f64,
+    writer_cpu_us: Option<f64>,
+}
+
+/// What had been used when a round began, or when it was over.
+struct Look {
+    at: Duration,
+    stats: GroupStats,
+    cpu: Duration,
+    writer_cpu: Option<Duration>,
+}
+
+impl Look {
+    fn at(at: Duration, stats: GroupStats) -> anyhow::Result<Self> {
+        Ok(Self { at, stats, cpu: cost::processor_time()?, writer_cpu: cost::thread_time("tidegate-writer") })
+    }
 }
 
 impl Round {
-    /// From what the writer did between two looks.
-    fn of(messages: u32, took: Duration, before: &GroupStats, after: &GroupStats) -> Self {
-        let commits = after.commits - before.commits;
+    /// From what was used between two looks.
+    fn of(messages: u32, before: &Look, after: &Look) -> Self {
+        let commits = after.stats.commits - before.stats.commits;
+        let took = after.at.saturating_sub(before.at);
+        let each = |of: Duration| of.as_secs_f64() * 1e6 / f64::from(messages);
         Self {
             per_s: f64::from(messages) / took.as_secs_f64(),
             group_size: ratio(3 * u64::from(messages), commits),
             fsyncs_per_message: ratio(commits, u64::from(messages)),
-            wal_bytes_per_message: ratio(after.wal_bytes - before.wal_bytes, u64::from(messages)),
+            wal_bytes_per_message: ratio(after.stats.wal_bytes - before.stats.wal_bytes, u64::from(messages)),
+            cpu_us: each(after.cpu.saturating_sub(before.cpu)),
+            writer_cpu_us: (after.writer_cpu.zip(before.writer_cpu))
+                .map(|(after, before)| each(after.saturating_sub(before))),
         }
     }
 }
@@ -264,12 +293,14 @@ async fn measure(
         raw = back;
         let raw_round = raw_round?;
         tell(&format!(
-            "{} keys, round {round} of {}: {:.0}/s, raw {:.0}/s, {:.0} to a commit",
+            "{} keys, round {round} of {}: {:.0}/s, raw {:.0}/s, {:.0} to a commit, {:.1} µs of processor, raw {:.1} µs",
             order.as_str(),
             parameters.rounds,
             measured.per_s,
             raw_round.per_s,
-            measured.group_size
+            measured.group_size,
+            measured.cpu_us,
+            raw_round.cpu_us
         ));
         rounds.push(measured);
         raw_rounds.push(raw_round);
@@ -299,6 +330,10 @@ async fn measure(
         store_lifecycles_per_s: median(verbs),
         mean_group_size: of_rounds(|round| round.group_size),
         raw_wal_bytes_per_message: median(raw_rounds.iter().map(|round| round.wal_bytes_per_message).collect()),
+        cpu_us_per_message: of_rounds(|round| round.cpu_us),
+        writer_cpu_us_per_message: (rounds.iter().all(|round| round.writer_cpu_us.is_some()))
+            .then(|| of_rounds(|round| round.writer_cpu_us.unwrap_or_default())),
+        raw_cpu_us_per_message: median(raw_rounds.iter().map(|round| round.cpu_us).collect()),
     })
 }
 

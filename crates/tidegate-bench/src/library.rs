@@ -14,7 +14,7 @@ use tidegate::{Context, Handled, Message, Tidegate, Worker};
 use tokio::sync::{Notify, mpsc};
 
 use crate::keys::Key;
-use crate::{PAYLOAD_BYTES, Parameters, Round};
+use crate::{Look, PAYLOAD_BYTES, Parameters, Round};
 
 /// Queue and kind of the measured messages.
 pub(crate) const KIND: &str = "bench";
@@ -93,9 +93,8 @@ impl Engine {
         let batches: Vec<Vec<Work>> =
             keys.chunks(parameters.batch.max(1) as usize).map(|keys| keys.iter().map(Work::of).collect()).collect();
         let sqlite = self.sqlite()?;
-        let before = sqlite.group_stats();
         let target = self.ended.count() + u64::from(count);
-        let started = self.clock.monotonic();
+        let before = Look::at(self.clock.monotonic(), sqlite.group_stats())?;
         let batches = Arc::new(std::sync::Mutex::new(batches));
         let producers: Vec<_> = (0..parameters.producers.max(1))
             .map(|_| tokio::spawn(produce(self.tide.clone(), Arc::clone(&batches))))
@@ -106,8 +105,8 @@ impl Engine {
         tokio::time::timeout(Duration::from_secs(600), self.ended.reach(target)).await.with_context(|| {
             format!("{} of {count} messages had not ended after 10 minutes", target - self.ended.count())
         })?;
-        let took = self.clock.monotonic().saturating_sub(started);
-        Ok(Round::of(count, took, &before, &sqlite.group_stats()))
+        let after = Look::at(self.clock.monotonic(), sqlite.group_stats())?;
+        Ok(Round::of(count, &before, &after))
     }
 
     pub(crate) fn sqlite(&self) -> anyhow::Result<Arc<SqliteStore>> {

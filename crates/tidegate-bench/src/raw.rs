@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use rusqlite::{Connection, params};
 use tidegate::clock::{Clock, SystemClock};
 
+use crate::cost;
 use crate::keys::Key;
 use crate::library::Work;
 
@@ -27,6 +28,7 @@ pub(crate) struct Raw {
 pub(crate) struct RawRound {
     pub(crate) per_s: f64,
     pub(crate) wal_bytes_per_message: f64,
+    pub(crate) cpu_us: f64,
 }
 
 /// The settings of the engine's writing connection. It copies its log back into the file from 16 MiB on; so does this.
@@ -80,7 +82,7 @@ impl Raw {
         let mut chunks = messages.chunks(chunk);
         let Self { conn, next_id, clock, wal } = self;
         let (mut claimed, mut settled, before) = (Vec::new(), 0, wal.written);
-        let started = clock.monotonic();
+        let (started, cpu) = (clock.monotonic(), cost::processor_time()?);
         // Each commit settles what the one before claimed, claims what it enqueued, and enqueues more.
         while settled < messages.len() {
             let transaction = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
@@ -96,10 +98,12 @@ impl Raw {
             wal.after_commit(conn)?;
         }
         let took = clock.monotonic().saturating_sub(started).max(Duration::from_micros(1));
+        let cpu = cost::processor_time()?.saturating_sub(cpu);
         let count = keys.len() as u64;
         Ok(RawRound {
             per_s: crate::ratio(count, 1) / took.as_secs_f64(),
             wal_bytes_per_message: crate::ratio((wal.written - before) * FRAME, count),
+            cpu_us: cpu.as_secs_f64() * 1e6 / crate::ratio(count, 1),
         })
     }
 }

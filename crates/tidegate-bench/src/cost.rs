@@ -1,0 +1,36 @@
+//! What this process has used so far: processor time, and that of one thread where the system tells it.
+//!
+//! Time on the wall says as much about the neighbours of a machine as about a program. Processor time does not.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+
+/// User and system time of all threads of this process.
+pub(crate) fn processor_time() -> anyhow::Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).context("the system does not tell this process's use of it")?;
+    Ok(duration(usage.user_time()) + duration(usage.system_time()))
+}
+
+fn duration(time: TimeVal) -> Duration {
+    let part = |n: i64| u64::try_from(n).unwrap_or_default();
+    Duration::from_secs(part(time.tv_sec())) + Duration::from_micros(part(time.tv_usec()))
+}
+
+/// Processor time of this process's threads of a name; `None` where it is not told (it is on Linux).
+pub(crate) fn thread_time(name: &str) -> Option<Duration> {
+    let mut time = None;
+    for task in fs::read_dir("/proc/self/task").ok()?.flatten() {
+        let read = |file: &str| fs::read_to_string(task.path().join(file)).ok();
+        // A thread that ended between the listing and the look has nothing more to tell.
+        if read("comm").as_deref().map(str::trim_end) != Some(name) {
+            continue;
+        }
+        let nanoseconds = read("schedstat").and_then(|text| text.split_whitespace().next()?.parse().ok());
+        time = Some(time.unwrap_or(Duration::ZERO) + Duration::from_nanos(nanoseconds?));
+    }
+    time
+}
