@@ -1,5 +1,7 @@
 //! Takes due messages under a lease. Its cost does not depend on how many wait: it reads the heads of the lanes it serves.
 
+use std::sync::Arc;
+
 use rusqlite::{OptionalExtension, params};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::{StoreError, StoreErrorKind};
@@ -70,11 +72,13 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
 fn leases_of(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Vec<Lease>, Trouble> {
     const REPEATED: &str = "-- claim: repeated under its nonce
         select * from tide_lease where nonce = ?1";
-    let mut statement = group.conn.prepare_cached(REPEATED)?;
-    let mut rows = statement.query([request.nonce.as_bytes()])?;
     let mut found: Vec<(MessageId, LeaseRow)> = Vec::new();
-    while let Some(row) = rows.next()? {
-        found.push((MessageId::from_i64(row::column(row, "id", "tide_lease")?), row::lease(row)?));
+    {
+        let mut statement = group.sql(REPEATED)?;
+        let mut rows = statement.query([request.nonce.as_bytes()])?;
+        while let Some(row) = rows.next()? {
+            found.push((MessageId::from_i64(row::column(row, "id", "tide_lease")?), row::lease(row)?));
+        }
     }
     let mut leases = Vec::with_capacity(found.len());
     for (id, lease) in found {
@@ -97,11 +101,11 @@ fn leases_of(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Vec<Lease>
 fn paused(group: &Group<'_>, queue_id: i64) -> Result<bool, Trouble> {
     const PAUSED: &str = "-- claim: another process may have paused it, so it is read here and now
         select paused from tide_queue where id = ?1";
-    Ok(group.conn.prepare_cached(PAUSED)?.query_row([queue_id], |row| row.get(0))?)
+    Ok(group.sql(PAUSED)?.query_row([queue_id], |row| row.get(0))?)
 }
 
 /// The lanes of a queue that the worker has handlers for, first priority first.
-fn served(group: &mut Group<'_>, request: &ClaimRequest, queue_id: i64) -> Result<Vec<Lane>, Trouble> {
+fn served(group: &mut Group<'_>, request: &ClaimRequest, queue_id: i64) -> Result<Vec<Arc<Lane>>, Trouble> {
     let mut lanes = group.lanes_of(queue_id)?;
     lanes.retain(|lane| request.kinds.iter().any(|(kind, newest)| *kind == lane.kind && lane.version <= *newest));
     lanes.sort_by_key(|lane| (lane.priority, lane.id));
@@ -109,7 +113,7 @@ fn served(group: &mut Group<'_>, request: &ClaimRequest, queue_id: i64) -> Resul
 }
 
 /// Makes due rows of these lanes claimable, as many as could be claimed.
-fn promote_heads(group: &mut Group<'_>, lanes: &[Lane], most: u32) -> Result<(), Trouble> {
+fn promote_heads(group: &mut Group<'_>, lanes: &[Arc<Lane>], most: u32) -> Result<(), Trouble> {
     for lane in lanes {
         promote(group, lane, most)?;
     }
@@ -141,7 +145,7 @@ pub(crate) fn promote(group: &mut Group<'_>, lane: &Lane, most: u32) -> Result<u
 }
 
 /// The heads of the lanes merged by (priority, due_at, id). `lanes` come in the order of their priorities.
-fn heads(group: &Group<'_>, lanes: &[Lane], most: u32) -> Result<Vec<Head>, Trouble> {
+fn heads(group: &Group<'_>, lanes: &[Arc<Lane>], most: u32) -> Result<Vec<Head>, Trouble> {
     const HEADS: &str = "-- claim: the head of one lane
         select * from tide_ready where lane = ?1 order by due_at, id limit ?2";
     let most = usize::try_from(most).unwrap_or(usize::MAX);
@@ -152,7 +156,7 @@ fn heads(group: &Group<'_>, lanes: &[Lane], most: u32) -> Result<Vec<Head>, Trou
         let peers = lanes[at..].iter().take_while(|lane| lane.priority == priority).count();
         let mut of_this: Vec<Head> = Vec::new();
         for (lane, of) in lanes.iter().enumerate().skip(at).take(peers) {
-            let mut statement = group.conn.prepare_cached(HEADS)?;
+            let mut statement = group.sql(HEADS)?;
             let left = i64::try_from(most - heads.len()).unwrap_or(i64::MAX);
             let mut rows = statement.query([of.id, left])?;
             while let Some(row) = rows.next()? {
@@ -171,15 +175,14 @@ fn heads(group: &Group<'_>, lanes: &[Lane], most: u32) -> Result<Vec<Head>, Trou
 }
 
 /// Takes claimed heads out of their lanes: what is taken of a lane is always all of its rows up to the last one taken.
-fn remove_heads(group: &mut Group<'_>, lanes: &[Lane], heads: &[Head]) -> Result<(), Trouble> {
+fn remove_heads(group: &mut Group<'_>, lanes: &[Arc<Lane>], heads: &[Head]) -> Result<(), Trouble> {
     const REMOVE: &str = "-- claim: leaves its lane
         delete from tide_ready where lane = ?1 and (due_at, id) <= (?2, ?3)";
     for (index, lane) in lanes.iter().enumerate() {
         let of_lane = || heads.iter().filter(|head| head.lane == index);
         let Some(last) = of_lane().next_back() else { continue };
         let taken = i64::try_from(of_lane().count()).unwrap_or(i64::MAX);
-        let removed =
-            group.conn.prepare_cached(REMOVE)?.execute([lane.id, last.life.due_at.as_millis(), last.id.as_i64()])?;
+        let removed = group.sql(REMOVE)?.execute([lane.id, last.life.due_at.as_millis(), last.id.as_i64()])?;
         if i64::try_from(removed) != Ok(taken) {
             let what = format!("{removed} rows left lane {} where {taken} were read", lane.id);
             return Err(Trouble::Group(rusqlite::Error::SqliteFailure(
@@ -200,7 +203,8 @@ fn start(
     id: MessageId,
     mut life: Life,
 ) -> Result<Option<Lease>, Trouble> {
-    let read = place::body(group.conn, id, lane)
+    let body = place::body_by(&mut *group.sql(place::BODY)?, id, lane);
+    let read = body
         .and_then(|body| Ok((place::in_force(body, life.expires_at), place::journal_if(group.conn, id, life.flags)?)));
     let (message, journal) = match read {
         Ok(read) => read,
@@ -254,7 +258,7 @@ fn put_lease(
     const LEASE: &str = "-- claim: the attempt is counted and the token given before the handler starts
         insert into tide_lease values
         (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
-    group.conn.prepare_cached(LEASE)?.execute(params![
+    group.sql(LEASE)?.execute(params![
         id.as_i64(),
         life.lane,
         life.due_at.as_millis(),
@@ -289,12 +293,12 @@ fn set_aside(
 }
 
 /// When the next message of these lanes becomes due.
-fn next_due(group: &Group<'_>, lanes: &[Lane]) -> Result<Option<Timestamp>, Trouble> {
+fn next_due(group: &Group<'_>, lanes: &[Arc<Lane>]) -> Result<Option<Timestamp>, Trouble> {
     const NEXT: &str = "-- claim: when a lane's next message becomes due
         select due_at from tide_sched where lane = ?1 order by due_at, id limit 1";
     let mut earliest: Option<Timestamp> = None;
     for lane in lanes {
-        let due: Option<i64> = group.conn.prepare_cached(NEXT)?.query_row([lane.id], |row| row.get(0)).optional()?;
+        let due: Option<i64> = group.sql(NEXT)?.query_row([lane.id], |row| row.get(0)).optional()?;
         earliest = [earliest, due.map(Timestamp::from_millis)].into_iter().flatten().min();
     }
     Ok(earliest)

@@ -95,8 +95,7 @@ pub(crate) fn one(group: &mut Group<'_>, new: &Prepared, origin: Origin) -> Resu
         return Err(refuse_full(group, message, limit.unwrap_or_default())?.into());
     }
     let id = group.next_id()?;
-    let taken =
-        group.conn.prepare_cached(TAKE_KEY)?.execute(params![queue_id, new.hash, id.as_i64(), new.fingerprint])?;
+    let taken = group.sql(TAKE_KEY)?.execute(params![queue_id, new.hash, id.as_i64(), new.fingerprint])?;
     if taken == 0 {
         return match known(group, queue_id, new)? {
             Some(known) => Ok(known),
@@ -125,7 +124,7 @@ fn insert(
         Origin::Outside => (None, None),
         Origin::Follows { flow, parent } => (Some(flow.as_i64()), Some(parent.as_i64())),
     };
-    group.conn.prepare_cached(BODY)?.execute(params![
+    group.sql(BODY)?.execute(params![
         id.as_i64(),
         lane.id,
         message.key.as_str(),

@@ -4,7 +4,9 @@
 //! process could have made stale. What is interned (queues, lanes) only ever grows, so that it may be remembered; it is
 //! forgotten whenever another process committed or a group was rolled back.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
 use tidegate_core::clock::Timestamp;
@@ -15,6 +17,7 @@ use tidegate_core::retry::Policy;
 use tidegate_core::store::{Act, Counted, News};
 
 use crate::row;
+use crate::statements::{Lent, Statements};
 use crate::trouble::Trouble;
 
 /// A row of `tide_lane` with the names of its queue.
@@ -33,7 +36,7 @@ pub(crate) struct Lane {
 #[derive(Debug, Default)]
 pub(crate) struct Interned {
     queues: HashMap<(Tenant, QueueName), i64>,
-    lanes: HashMap<i64, Lane>,
+    lanes: HashMap<i64, Arc<Lane>>,
     /// Queues all of whose lanes are in `lanes`.
     complete: HashSet<i64>,
 }
@@ -62,6 +65,14 @@ pub(crate) enum Place {
 #[derive(Debug, Default, Clone, Copy)]
 struct Counts([i64; 5]);
 
+/// How often something happened in a lane, with the names under which it is counted.
+#[derive(Debug, Clone)]
+struct Tallied {
+    queue_id: i64,
+    kind: Kind,
+    n: i64,
+}
+
 /// Limits a store was opened with.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -77,11 +88,14 @@ pub(crate) struct Group<'c> {
     pub(crate) news: News,
     /// How much was done: messages, leases, settlements and so on.
     pub(crate) items: usize,
+    statements: Statements<'c>,
     interned: &'c mut Interned,
+    /// The lane of the last message that was enqueued: the next one's is most often the same.
+    last_lane: Option<Arc<Lane>>,
     last_id: Option<MessageId>,
     first_last_id: Option<MessageId>,
     counts: BTreeMap<i64, Counts>,
-    tallies: BTreeMap<(i64, Kind, Counted, String), i64>,
+    tallies: BTreeMap<(i64, Counted, Cow<'static, str>), Tallied>,
     /// Depth and limit of queues as stored when this transaction began; nobody else writes while it runs.
     depths: HashMap<i64, (i64, Option<i64>)>,
     policies: HashMap<Kind, Option<Policy>>,
@@ -95,7 +109,9 @@ impl<'c> Group<'c> {
             limits,
             news: News::default(),
             items: 0,
+            statements: Statements::of(conn),
             interned,
+            last_lane: None,
             last_id: None,
             first_last_id: None,
             counts: BTreeMap::new(),
@@ -103,6 +119,16 @@ impl<'c> Group<'c> {
             depths: HashMap::new(),
             policies: HashMap::new(),
         }
+    }
+
+    /// A statement that is run for every item, kept at hand for as long as the group lasts.
+    pub(crate) fn sql(&self, sql: &'static str) -> Result<Lent<'_, 'c>, rusqlite::Error> {
+        self.statements.get(sql)
+    }
+
+    /// How many steps SQLite took for the items of this group so far.
+    pub(crate) fn take_steps(&self) -> u64 {
+        self.statements.take_steps()
     }
 
     /// Runs a step that writes more than once, so that its refusal leaves nothing behind.
@@ -118,6 +144,7 @@ impl<'c> Group<'c> {
             self.news.ended.truncate(ended);
             // A lane or queue made inside the step is gone with it.
             self.interned.forget();
+            self.last_lane = None;
         }
         if !matches!(outcome, Err(Trouble::Group(_))) {
             self.conn.prepare_cached("release step")?.execute([])?;
@@ -133,6 +160,7 @@ impl<'c> Group<'c> {
         (self.last_id, self.first_last_id) = (None, None);
         self.depths.clear();
         self.interned.others_wrote();
+        self.last_lane = None;
         Ok(made)
     }
 
@@ -198,13 +226,32 @@ impl<'c> Group<'c> {
         kind: &Kind,
         version: u32,
         priority: Priority,
-    ) -> Result<Lane, Trouble> {
+    ) -> Result<Arc<Lane>, Trouble> {
+        if let Some(lane) = &self.last_lane
+            && (lane.version, lane.priority) == (version, priority)
+            && (&lane.kind, &lane.queue, &lane.tenant) == (kind, queue, tenant)
+        {
+            return Ok(Arc::clone(lane));
+        }
+        let lane = self.interned_lane(tenant, queue, kind, version, priority)?;
+        self.last_lane = Some(Arc::clone(&lane));
+        Ok(lane)
+    }
+
+    fn interned_lane(
+        &mut self,
+        tenant: &Tenant,
+        queue: &QueueName,
+        kind: &Kind,
+        version: u32,
+        priority: Priority,
+    ) -> Result<Arc<Lane>, Trouble> {
         let queue_id = self.queue(tenant, queue)?;
-        let fits = |lane: &&Lane| {
+        let fits = |lane: &&Arc<Lane>| {
             lane.queue_id == queue_id && lane.version == version && lane.priority == priority && lane.kind == *kind
         };
         if let Some(lane) = self.interned.lanes.values().find(fits) {
-            return Ok(lane.clone());
+            return Ok(Arc::clone(lane));
         }
         const INTERN: &str = "-- the update changes nothing, but lets the known row be returned
             insert into tide_lane (queue, kind, version, priority) values (?1, ?2, ?3, ?4)
@@ -213,24 +260,24 @@ impl<'c> Group<'c> {
             .conn
             .prepare_cached(INTERN)?
             .query_row(params![queue_id, kind.as_str(), version, priority.get()], |row| row.get(0))?;
-        let lane =
-            Lane { id, queue_id, tenant: tenant.clone(), queue: queue.clone(), kind: kind.clone(), version, priority };
-        self.interned.lanes.insert(id, lane.clone());
+        let (tenant, queue, kind) = (tenant.clone(), queue.clone(), kind.clone());
+        let lane = Arc::new(Lane { id, queue_id, tenant, queue, kind, version, priority });
+        self.interned.lanes.insert(id, Arc::clone(&lane));
         Ok(lane)
     }
 
     /// A lane by its number.
-    pub(crate) fn lane(&mut self, id: i64) -> Result<Lane, Trouble> {
+    pub(crate) fn lane(&mut self, id: i64) -> Result<Arc<Lane>, Trouble> {
         if let Some(lane) = self.interned.lanes.get(&id) {
-            return Ok(lane.clone());
+            return Ok(Arc::clone(lane));
         }
-        let lane = load_lane(self.conn, id)?;
-        self.interned.lanes.insert(id, lane.clone());
+        let lane = Arc::new(load_lane(self.conn, id)?);
+        self.interned.lanes.insert(id, Arc::clone(&lane));
         Ok(lane)
     }
 
     /// All lanes of a queue.
-    pub(crate) fn lanes_of(&mut self, queue_id: i64) -> Result<Vec<Lane>, Trouble> {
+    pub(crate) fn lanes_of(&mut self, queue_id: i64) -> Result<Vec<Arc<Lane>>, Trouble> {
         if self.interned.complete.insert(queue_id) {
             let ids: Vec<i64> = self
                 .conn
@@ -284,9 +331,9 @@ impl<'c> Group<'c> {
     }
 
     /// Counts what metrics show.
-    pub(crate) fn tally(&mut self, lane: &Lane, what: Counted, code: &str) {
-        let key = (lane.queue_id, lane.kind.clone(), what, code.to_owned());
-        *self.tallies.entry(key).or_default() += 1;
+    pub(crate) fn tally(&mut self, lane: &Lane, what: Counted, code: impl Into<Cow<'static, str>>) {
+        let first = || Tallied { queue_id: lane.queue_id, kind: lane.kind.clone(), n: 0 };
+        self.tallies.entry((lane.id, what, code.into())).or_insert_with(first).n += 1;
     }
 
     /// Tells this process's workers that the queue has something for them.
@@ -329,10 +376,10 @@ impl<'c> Group<'c> {
                 self.conn.prepare_cached(COUNT)?.execute([queue, ready, scheduled, leased, parked, dead])?;
             }
         }
-        for ((queue, kind, what, code), n) in std::mem::take(&mut self.tallies) {
+        for ((_, what, code), Tallied { queue_id, kind, n }) in std::mem::take(&mut self.tallies) {
             const TALLY: &str = "insert into tide_tally (queue, kind, what, code, n) values (?1, ?2, ?3, ?4, ?5)
                 on conflict (queue, kind, what, code) do update set n = n + excluded.n";
-            self.conn.prepare_cached(TALLY)?.execute(params![queue, kind.as_str(), what.as_str(), code, n])?;
+            self.conn.prepare_cached(TALLY)?.execute(params![queue_id, kind.as_str(), what.as_str(), code, n])?;
         }
         Ok(std::mem::take(&mut self.news))
     }

@@ -53,7 +53,7 @@ fn written(row: Option<EffectRow>, item: &Journal) -> Result<EffectRow, Trouble>
 
 /// The lease, if this token holds it.
 pub(crate) fn current(group: &Group<'_>, id: MessageId, token: LeaseToken) -> Result<Option<LeaseRow>, Trouble> {
-    Ok(place::lease(group.conn, id)?.filter(|lease| lease.token == token))
+    Ok(place::lease_by(&mut *group.sql(place::LEASE)?, id)?.filter(|lease| lease.token == token))
 }
 
 /// Applies writes in order.

@@ -32,6 +32,7 @@ mod redrive;
 mod resolve;
 mod row;
 mod settle;
+mod statements;
 mod stats;
 mod sweep;
 mod trouble;

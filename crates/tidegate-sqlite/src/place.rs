@@ -4,7 +4,9 @@
 //! `parked`, `dead` = `tide_held`. Every id is in exactly one. [`lifecycle`](tidegate_core::lifecycle) chose the state;
 //! this file only carries it out.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use std::borrow::Cow;
+
+use rusqlite::{Connection, OptionalExtension, Statement, params};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::effect::{EffectRow, JournalFacts};
 use tidegate_core::group::{self, GroupId};
@@ -199,16 +201,31 @@ pub(crate) fn ended_held(row: &rusqlite::Row<'_>) -> Result<Ended, Trouble> {
     })
 }
 
+/// Reads the lease of a running message.
+pub(crate) const LEASE: &str = "-- the lease of one message
+    select * from tide_lease where id = ?1";
+/// Reads the body of a message.
+pub(crate) const BODY: &str = "-- the body of one message
+    select * from tide_message where id = ?1";
+
 /// The lease of a running message.
 pub(crate) fn lease(conn: &Connection, id: MessageId) -> Result<Option<LeaseRow>, Trouble> {
-    let mut statement = conn.prepare_cached("select * from tide_lease where id = ?1")?;
+    lease_by(&mut *conn.prepare_cached(LEASE)?, id)
+}
+
+/// The same with the statement at hand: [`LEASE`].
+pub(crate) fn lease_by(statement: &mut Statement<'_>, id: MessageId) -> Result<Option<LeaseRow>, Trouble> {
     let mut rows = statement.query([id.as_i64()])?;
     rows.next()?.map(row::lease).transpose()
 }
 
 /// The body of a message.
 pub(crate) fn body(conn: &Connection, id: MessageId, lane: &Lane) -> Result<Message, Trouble> {
-    let mut statement = conn.prepare_cached("select * from tide_message where id = ?1")?;
+    body_by(&mut *conn.prepare_cached(BODY)?, id, lane)
+}
+
+/// The same with the statement at hand: [`BODY`].
+pub(crate) fn body_by(statement: &mut Statement<'_>, id: MessageId, lane: &Lane) -> Result<Message, Trouble> {
     let mut rows = statement.query([id.as_i64()])?;
     match rows.next()? {
         Some(row) => row::message(row, lane),
@@ -303,7 +320,7 @@ pub(crate) fn put_ready(group: &mut Group<'_>, lane: &Lane, id: MessageId, life:
     const SCHED: &str = "insert into tide_sched values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
     let due = life.due_at <= group.now;
     let Counters { claims, attempt, crashes, generation, round } = life.counters;
-    group.conn.prepare_cached(if due { READY } else { SCHED })?.execute(params![
+    group.sql(if due { READY } else { SCHED })?.execute(params![
         life.lane,
         life.due_at.as_millis(),
         id.as_i64(),
@@ -380,7 +397,7 @@ pub(crate) fn put(
     let Counters { claims, attempt, crashes, generation, round } = life.counters;
     let (nonce, digest) = (life.last.map(|last| last.nonce), life.last.map(|last| last.digest));
     let failure = ending.failure;
-    let (counted, code) = match ending.next {
+    let (counted, code): (_, Cow<'static, str>) = match ending.next {
         Next::Ready { due_at } => {
             return put_ready(group, lane, id, &Life { due_at, ..life.clone() });
         }
@@ -390,7 +407,7 @@ pub(crate) fn put(
                 -- claimed, so no attempt needs to consult the result first
                 insert into tide_result values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
             let failed = failure.filter(|_| ending.next == Next::Failed);
-            group.conn.prepare_cached(RESULT)?.execute(params![
+            group.sql(RESULT)?.execute(params![
                 id.as_i64(),
                 ending.next.state().as_str(),
                 group.now.as_millis(),
@@ -408,9 +425,13 @@ pub(crate) fn put(
                 life.expires_at.map(Timestamp::as_millis),
             ])?;
             match ending.next {
-                Next::Completed => (Counted::Completed, ""),
-                Next::Failed => (Counted::Failed, failure.map_or("", |failure| failure.code.as_str())),
-                Next::Cancelled | Next::Ready { .. } | Next::Dead(_) | Next::Parked(_) => (Counted::Cancelled, ""),
+                Next::Completed => (Counted::Completed, "".into()),
+                Next::Failed => {
+                    (Counted::Failed, failure.map_or_else(String::new, |failure| failure.code.clone()).into())
+                }
+                Next::Cancelled | Next::Ready { .. } | Next::Dead(_) | Next::Parked(_) => {
+                    (Counted::Cancelled, "".into())
+                }
             }
         }
         Next::Dead(_) | Next::Parked(_) => {
@@ -448,7 +469,7 @@ pub(crate) fn put(
                 effect.map(EffectName::as_str),
             ])?;
             group.count(lane.queue_id, place, 1);
-            (counted, reason)
+            (counted, reason.into())
         }
     };
     group.tally(lane, counted, code);

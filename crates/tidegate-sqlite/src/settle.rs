@@ -251,8 +251,7 @@ fn remove_lease(group: &mut Group<'_>, lane: &Lane, id: MessageId, token: LeaseT
     const END: &str = "-- settle: ends the run
         delete from tide_lease where id = ?1
           and claims = ?2 and nonce = ?3           -- the lease token";
-    let removed =
-        group.conn.prepare_cached(END)?.execute(params![id.as_i64(), token.claims, token.nonce.as_bytes()])?;
+    let removed = group.sql(END)?.execute(params![id.as_i64(), token.claims, token.nonce.as_bytes()])?;
     if removed == 0 {
         return Err(extend::lost(group, id)?.into());
     }
@@ -262,13 +261,13 @@ fn remove_lease(group: &mut Group<'_>, lane: &Lane, id: MessageId, token: LeaseT
 
 fn count(group: &mut Group<'_>, lane: &Lane, outcome: &Outcome, next: Next) {
     group.tally(lane, Counted::Attempts, outcome.as_str());
-    let code = outcome.failure().map(|failure| failure.code.as_str());
+    let code = outcome.failure().map(|failure| failure.code.clone());
     if matches!(next, Next::Ready { .. }) {
-        group.tally(lane, Counted::Retries, code.unwrap_or_default());
+        group.tally(lane, Counted::Retries, code.clone().unwrap_or_default());
     }
     // A lost lease is a failure nobody could report a code of.
-    let lost = (*outcome == Outcome::LeaseExpired).then_some(outcome.as_str());
-    if let Some(code) = code.or(lost) {
+    let lost = || matches!(outcome, Outcome::LeaseExpired).then(|| outcome.as_str().to_owned());
+    if let Some(code) = code.or_else(lost) {
         group.tally(lane, Counted::Failures, code);
     }
 }
@@ -327,7 +326,7 @@ fn flow_took(group: &Group<'_>, id: MessageId, lease: &LeaseRow) -> Result<Optio
           or exists (select 1 from tide_held h where h.id = m.id and h.state = 'dead')
         from tide_message m where m.id = ?1";
     let root = lease.flow.unwrap_or(id);
-    let live = group.conn.prepare_cached(LIVE)?.exists([root.as_i64()])?;
+    let live = group.sql(LIVE)?.exists([root.as_i64()])?;
     if live {
         return Ok(None);
     }

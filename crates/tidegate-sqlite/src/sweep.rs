@@ -67,7 +67,7 @@ fn take(group: &mut Group<'_>, id: MessageId, lease: &LeaseRow, unit: f64) -> Re
     // No settlement of the old token may be taken for this one: what it would have said is not what became of it.
     settle::move_on(group, &lane, lease, id, &Outcome::LeaseExpired, &transition, &rows, None)?;
     group.tally(&lane, Counted::LostLeases, "");
-    Ok(TakenOver { id, state: transition.next.state(), worker, queue: lane.queue })
+    Ok(TakenOver { id, state: transition.next.state(), worker, queue: lane.queue.clone() })
 }
 
 /// Makes due messages claimable, whoever serves them: depths and ages show them as waiting.

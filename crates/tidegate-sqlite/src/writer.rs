@@ -50,6 +50,8 @@ pub struct GroupStats {
     pub calls: u64,
     /// Items of those calls: messages, leases, settlements and so on.
     pub items: u64,
+    /// Steps that SQLite's virtual machine took in the statements run for the items: unlike time, the same on every machine.
+    pub steps: u64,
     /// Bytes the commits wrote to the write-ahead log. Those of another process in between are counted as well.
     pub wal_bytes: u64,
     /// How long the latest commits took, fsync included; at most some thousands.
@@ -264,6 +266,14 @@ enum Failed {
     Unknown(StoreError),
 }
 
+/// What a group consisted of.
+#[derive(Debug, Clone, Copy)]
+struct Done {
+    calls: usize,
+    items: usize,
+    steps: u64,
+}
+
 /// The write-ahead log as this process last saw it, in frames.
 #[derive(Debug, Default)]
 struct Wal {
@@ -327,7 +337,7 @@ impl Thread {
         self.begin(receiver, calls)?;
         let Self { conn, settings, interned, real, data_version, hands, rested, .. } = self;
         let mut run =
-            |conn: &Connection, calls: &mut Vec<Box<dyn Call>>| -> Result<(News, usize, Hands), rusqlite::Error> {
+            |conn: &Connection, calls: &mut Vec<Box<dyn Call>>| -> Result<(News, Done, Hands), rusqlite::Error> {
                 let version: i64 = conn.prepare_cached("pragma data_version")?.query_row([], |row| row.get(0))?;
                 if data_version.replace(version) != Some(version) {
                     interned.others_wrote();
@@ -354,12 +364,12 @@ impl Thread {
                         Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
                     }
                 }
-                let items = group.items;
-                Ok((group.finish()?, items, now))
+                let done = Done { calls: at, items: group.items, steps: group.take_steps() };
+                Ok((group.finish()?, done, now))
             };
         let changes = conn.total_changes();
         let ran = catch_unwind(AssertUnwindSafe(|| run(conn, calls)));
-        let (news, items, now) = match ran {
+        let (news, done, now) = match ran {
             Ok(Ok(done)) => done,
             Ok(Err(error)) => return Err(self.roll_back(error)),
             Err(panic) => return Err(self.roll_back_panic(&*panic)),
@@ -369,7 +379,7 @@ impl Thread {
             return Err(Failed::Unknown(StoreError::unavailable(what)));
         }
         let wrote = self.conn.total_changes() != changes;
-        self.commit(wrote, calls.len(), items)?;
+        self.commit(wrote, done)?;
         // Only now: what a look noted would be gone with a group that was rolled back.
         (self.hands, self.rested) = (now, false);
         self.shared.seen(now);
@@ -398,7 +408,7 @@ impl Thread {
         }
     }
 
-    fn commit(&mut self, wrote: bool, calls: usize, items: usize) -> Result<(), Failed> {
+    fn commit(&mut self, wrote: bool, done: Done) -> Result<(), Failed> {
         let started = self.real.monotonic();
         if let Err(error) = self.conn.prepare_cached("commit").and_then(|mut commit| commit.execute([])) {
             let full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
@@ -408,10 +418,11 @@ impl Thread {
         let frames = if wrote { wal_frames(&self.conn) } else { None };
         let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
         stats.groups += 1;
+        stats.steps += done.steps;
         if wrote {
             stats.commits += 1;
-            stats.calls += calls as u64;
-            stats.items += items as u64;
+            stats.calls += done.calls as u64;
+            stats.items += done.items as u64;
             stats.sample(took);
         }
         if let Some(frames) = frames {
