@@ -48,7 +48,7 @@ const REMOVE: &str = "delete from tide_ready where lane = 1 and (due_at, id) <= 
 const READ_BODY: &str = "select key, payload, enqueued_at from tide_message where id = ?1";
 const LEASE: &str =
     "insert into tide_lease (id, lane, due_at, claims, attempt, crashes, generation, round, flags, nonce,
-    until, worker, enqueued_at) values (?1, 1, ?2, 1, 1, 0, 0, 0, 0, ?3, ?4, 'raw', ?2)";
+    until, worker, enqueued_at, max_age_ms) values (?1, 1, ?2, 1, 1, 0, 0, 0, 0, ?3, ?4, 'raw', ?2, ?5)";
 const END: &str = "delete from tide_lease where id = ?1 and claims = 1 and nonce = ?2";
 const RESULT: &str = "insert into tide_result (id, state, at, lane, claims, attempt, body, last_nonce, last_digest)
     values (?1, 'completed', ?2, 1, 1, 1, '0', ?3, ?3)";
@@ -133,7 +133,7 @@ fn claim(conn: &Connection, most: usize, now: i64) -> anyhow::Result<Vec<i64>> {
     for (due_at, id) in &heads {
         let payload: String = body.query_row([id], |row| row.get(1))?;
         anyhow::ensure!(!payload.is_empty(), "a message without its body");
-        lease.execute(params![id, due_at, NONCE, now + LEASE_MS])?;
+        lease.execute(params![id, due_at, NONCE, now + LEASE_MS, MAX_AGE_MS])?;
     }
     Ok(heads.into_iter().map(|(_, id)| id).collect())
 }

@@ -49,15 +49,15 @@ create table tide_lane (
 create table tide_message (
     id           integer primary key,
     lane         integer not null,
-    key          text    not null,
-    payload      text    not null,
     enqueued_at  integer not null,
     first_due_at integer,                       -- null: due at once
     deadline     integer,
     max_age_ms   integer not null,
     flow         integer,                       -- null: the first of its flow
     parent       integer,
-    headers      text                           -- null: none; else a JSON object
+    headers      text,                          -- null: none; else a JSON object
+    key          text    not null,
+    payload      text    not null               -- last: what is read without it need not follow it onto other pages
 ) strict;
 create index tide_message_by_flow on tide_message (flow) where flow is not null;
 
@@ -123,7 +123,10 @@ create table tide_lease (
     until       integer not null,
     worker      text    not null,
     enqueued_at integer not null,
-    flow        integer
+    flow        integer,
+    first_due_at integer,                       -- as its body has them: a settlement reads the lease and no body
+    deadline    integer,
+    max_age_ms  integer not null
 ) strict;
 -- A claim that is repeated under its nonce finds its leases.
 create index tide_lease_by_nonce on tide_lease (nonce);
@@ -131,7 +134,8 @@ create index tide_lease_by_nonce on tide_lease (nonce);
 -- Ended with an answer, or called off: the states completed, failed, cancelled. Goes after its retention.
 create table tide_result (
     id          integer primary key,
-    state       text    not null check (state in ('completed', 'failed', 'cancelled')),
+    -- Not `in (…)`: for a list of three SQLite builds a table of its own for each row that is written.
+    state       text    not null check (state = 'completed' or state = 'failed' or state = 'cancelled'),
     at          integer not null,
     lane        integer not null,
     claims      integer not null,
@@ -151,7 +155,7 @@ create index tide_result_by_time on tide_result (at);
 -- Waits for a person: the states parked and dead. Expires only when it was discarded.
 create table tide_held (
     id          integer primary key,
-    state       text    not null check (state in ('parked', 'dead')),
+    state       text    not null check (state = 'parked' or state = 'dead'),
     at          integer not null,
     lane        integer not null,
     claims      integer not null,

@@ -204,9 +204,8 @@ fn start(
     mut life: Life,
 ) -> Result<Option<Lease>, Trouble> {
     let body = place::body_by(&mut *group.sql(place::BODY)?, id, lane);
-    let read = body
-        .and_then(|body| Ok((place::in_force(body, life.expires_at), place::journal_if(group.conn, id, life.flags)?)));
-    let (message, journal) = match read {
+    let read = body.and_then(|body| Ok((body, place::journal_if(group.conn, id, life.flags)?)));
+    let (body, journal) = match read {
         Ok(read) => read,
         Err(Trouble::Item(error)) if error.kind() == StoreErrorKind::Corrupt => {
             set_aside(group, lane, id, &life, &error)?;
@@ -214,7 +213,8 @@ fn start(
         }
         Err(trouble) => return Err(trouble),
     };
-    let mut facts = place::facts(&life, Limits::of(&message), &journal, group.now);
+    let limits = Limits::of(&body);
+    let mut facts = place::facts(&life, limits, &journal, group.now);
     copied::count_in(&mut facts.journal, life.flags, group.now);
     let (counters, reconciling) = match lifecycle::admit(&facts, group.now) {
         Admission::Start { counters, reconciling } => (counters, reconciling),
@@ -232,7 +232,7 @@ fn start(
     life.flags = (life.flags & row::LASTING) | if reconciling { RECONCILING } else { 0 };
     let token = LeaseToken { claims: counters.claims, nonce: request.nonce };
     let until = group.now.after(request.lease);
-    put_lease(group, id, &life, &message, token, until, &request.worker)?;
+    put_lease(group, &life, &body, limits, token, until, &request.worker)?;
     group.count(lane.queue_id, Place::Leased, 1);
     Ok(Some(Lease {
         token,
@@ -242,24 +242,24 @@ fn start(
         suspect: life.has(row::SUSPECT),
         due_at: life.due_at,
         journal,
-        message,
+        message: place::in_force(body, life.expires_at),
     }))
 }
 
 fn put_lease(
     group: &Group<'_>,
-    id: MessageId,
     life: &Life,
-    message: &Message,
+    body: &Message,
+    limits: Limits,
     token: LeaseToken,
     until: Timestamp,
     worker: &WorkerId,
 ) -> Result<(), Trouble> {
     const LEASE: &str = "-- claim: the attempt is counted and the token given before the handler starts
         insert into tide_lease values
-        (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+        (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)";
     group.sql(LEASE)?.execute(params![
-        id.as_i64(),
+        body.id.as_i64(),
         life.lane,
         life.due_at.as_millis(),
         life.counters.claims,
@@ -272,8 +272,11 @@ fn put_lease(
         token.nonce.as_bytes(),
         until.as_millis(),
         worker.as_str(),
-        message.enqueued_at.as_millis(),
-        (message.flow != message.id).then(|| message.flow.as_i64()),
+        body.enqueued_at.as_millis(),
+        (body.flow != body.id).then(|| body.flow.as_i64()),
+        (body.first_due_at != body.enqueued_at).then(|| body.first_due_at.as_millis()),
+        limits.deadline.map(Timestamp::as_millis),
+        row::millis(limits.max_age),
     ])?;
     Ok(())
 }

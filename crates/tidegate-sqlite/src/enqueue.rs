@@ -6,7 +6,6 @@ use rusqlite::{OptionalExtension, params};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::{StoreError, StoreErrorKind};
 use tidegate_core::id::MessageId;
-use tidegate_core::lifecycle::Counters;
 use tidegate_core::message::{DEFAULT_MAX_AGE, Due, NewMessage};
 use tidegate_core::store::{Counted, Enqueued, Verdicts};
 
@@ -127,8 +126,6 @@ fn insert(
     group.sql(BODY)?.execute(params![
         id.as_i64(),
         lane.id,
-        message.key.as_str(),
-        message.payload.text(),
         group.now.as_millis(),
         (due_at > group.now).then_some(due_at.as_millis()),
         message.deadline.map(Timestamp::as_millis),
@@ -136,9 +133,10 @@ fn insert(
         flow,
         parent,
         new.headers,
+        message.key.as_str(),
+        message.payload.text(),
     ])?;
-    let life = Life { lane: lane.id, due_at, counters: Counters::default(), flags: 0, expires_at: None, last: None };
-    place::put_ready(group, lane, id, &life)?;
+    place::put_ready(group, lane, id, &Life::unbegun(lane.id, due_at))?;
     group.tally(lane, Counted::Enqueued, "");
     Ok(())
 }

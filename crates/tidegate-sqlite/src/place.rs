@@ -259,7 +259,7 @@ pub(crate) fn journal_if(conn: &Connection, id: MessageId, flags: i64) -> Result
 }
 
 /// When a message is too late, as its body says.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) deadline: Option<Timestamp>,
     pub(crate) expires_at: Timestamp,
@@ -272,7 +272,16 @@ impl Limits {
         Self { deadline: message.deadline, expires_at: message.expires_at, max_age }
     }
 
-    /// Reads no more of the body than a decision needs: a settlement is made far more often than a payload is looked at.
+    /// From the three columns that a body and its lease have of it.
+    pub(crate) fn from_columns(
+        first_due_at: Timestamp,
+        deadline: Option<Timestamp>,
+        max_age: std::time::Duration,
+    ) -> Self {
+        Self { deadline, expires_at: first_due_at.after(max_age), max_age }
+    }
+
+    /// Reads no more of the body than a decision needs.
     pub(crate) fn read(conn: &Connection, id: MessageId) -> Result<Self, Trouble> {
         const LIMITS: &str = "select id, coalesce(first_due_at, enqueued_at) due_at, deadline, max_age_ms
             from tide_message where id = ?1";
@@ -282,11 +291,8 @@ impl Limits {
             Some(row) => {
                 let table = "tide_message";
                 let max_age = row::duration(row, "max_age_ms", table)?;
-                Ok(Self {
-                    deadline: row::maybe_time(row, "deadline", table)?,
-                    expires_at: row::time(row, "due_at", table)?.after(max_age),
-                    max_age,
-                })
+                let deadline = row::maybe_time(row, "deadline", table)?;
+                Ok(Self::from_columns(row::time(row, "due_at", table)?, deadline, max_age))
             }
             None => Err(bodiless(id).into()),
         }
@@ -319,6 +325,15 @@ pub(crate) fn put_ready(group: &mut Group<'_>, lane: &Lane, id: MessageId, life:
     const READY: &str = "insert into tide_ready values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
     const SCHED: &str = "insert into tide_sched values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
     let due = life.due_at <= group.now;
+    if due && *life == Life::unbegun(life.lane, life.due_at) {
+        // Most rows that come here: what nothing has happened to yet is what the columns hold by default.
+        const UNBEGUN: &str = "-- a message that nothing has happened to yet
+            insert into tide_ready (lane, due_at, id) values (?1, ?2, ?3)";
+        group.sql(UNBEGUN)?.execute([life.lane, life.due_at.as_millis(), id.as_i64()])?;
+        group.count(lane.queue_id, Place::Ready, 1);
+        group.announce(&lane.queue);
+        return Ok(());
+    }
     let Counters { claims, attempt, crashes, generation, round } = life.counters;
     group.sql(if due { READY } else { SCHED })?.execute(params![
         life.lane,

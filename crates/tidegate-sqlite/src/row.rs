@@ -3,6 +3,7 @@
 //! What does not decode is `Corrupt`, with table, column and row: refused, never served and never deleted.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::types::{FromSql, Value};
@@ -15,6 +16,7 @@ use tidegate_core::lifecycle::{Counters, State};
 use tidegate_core::message::Message;
 
 use crate::group::Lane;
+use crate::place::Limits;
 use crate::trouble::Trouble;
 
 /// An intent or answer was written for the message.
@@ -61,6 +63,11 @@ pub(crate) struct LastSettlement {
 }
 
 impl Life {
+    /// The life of a message that nothing has happened to yet.
+    pub(crate) fn unbegun(lane: i64, due_at: Timestamp) -> Self {
+        Self { lane, due_at, counters: Counters::default(), flags: 0, expires_at: None, last: None }
+    }
+
     pub(crate) fn has(&self, flag: i64) -> bool {
         self.flags & flag != 0
     }
@@ -75,6 +82,8 @@ pub(crate) struct LeaseRow {
     pub(crate) worker: String,
     pub(crate) enqueued_at: Timestamp,
     pub(crate) flow: Option<MessageId>,
+    /// When the message is too late, as its body says.
+    pub(crate) limits: Limits,
 }
 
 /// A column by its name, and by its place where the row is read for every message: looking names up was measured as a
@@ -198,6 +207,12 @@ fn hot_counters(row: &Row<'_>, table: &str) -> Result<Counters, Trouble> {
 pub(crate) fn lease(row: &Row<'_>) -> Result<LeaseRow, Trouble> {
     let table = "tide_lease";
     let counters = hot_counters(row, table)?;
+    let enqueued_at = time(row, (13, "enqueued_at"), table)?;
+    let limits = Limits::from_columns(
+        maybe_time(row, (15, "first_due_at"), table)?.unwrap_or(enqueued_at),
+        maybe_time(row, (16, "deadline"), table)?,
+        duration(row, (17, "max_age_ms"), table)?,
+    );
     Ok(LeaseRow {
         life: Life {
             lane: column(row, (1, "lane"), table)?,
@@ -211,8 +226,9 @@ pub(crate) fn lease(row: &Row<'_>) -> Result<LeaseRow, Trouble> {
         token: LeaseToken { claims: counters.claims, nonce: Nonce::from_bytes(column(row, (10, "nonce"), table)?) },
         until: time(row, (11, "until"), table)?,
         worker: column(row, (12, "worker"), table)?,
-        enqueued_at: time(row, (13, "enqueued_at"), table)?,
+        enqueued_at,
         flow: column::<Option<i64>>(row, (14, "flow"), table)?.map(MessageId::from_i64),
+        limits,
     })
 }
 
@@ -220,15 +236,15 @@ pub(crate) fn lease(row: &Row<'_>) -> Result<LeaseRow, Trouble> {
 pub(crate) fn message(row: &Row<'_>, lane: &Lane) -> Result<Message, Trouble> {
     let table = "tide_message";
     let id = MessageId::from_i64(column(row, (0, "id"), table)?);
-    let enqueued_at = time(row, (4, "enqueued_at"), table)?;
-    let first_due_at = maybe_time(row, (5, "first_due_at"), table)?.unwrap_or(enqueued_at);
-    let key = key_at(row, (2, "key"))?;
-    let payload: String = column(row, (3, "payload"), table)?;
-    let headers = match column::<Option<String>>(row, (10, "headers"), table)? {
+    let enqueued_at = time(row, (2, "enqueued_at"), table)?;
+    let first_due_at = maybe_time(row, (3, "first_due_at"), table)?.unwrap_or(enqueued_at);
+    let headers = match column::<Option<String>>(row, (8, "headers"), table)? {
         Some(text) => serde_json::from_str(&text).map_err(|e| corrupt(row, "headers", table, &e.to_string()))?,
         None => BTreeMap::new(),
     };
-    let max_age = duration(row, (7, "max_age_ms"), table)?;
+    let key = key_at(row, (9, "key"))?;
+    let payload: Arc<str> = column(row, (10, "payload"), table)?;
+    let max_age = duration(row, (5, "max_age_ms"), table)?;
     Ok(Message {
         id,
         tenant: lane.tenant.clone(),
@@ -236,15 +252,15 @@ pub(crate) fn message(row: &Row<'_>, lane: &Lane) -> Result<Message, Trouble> {
         kind: lane.kind.clone(),
         version: lane.version,
         key,
-        payload: payload.into(),
+        payload,
         priority: lane.priority,
         enqueued_at,
         first_due_at,
-        deadline: maybe_time(row, (6, "deadline"), table)?,
+        deadline: maybe_time(row, (4, "deadline"), table)?,
         // A delay that was asked for is no ageing.
         expires_at: first_due_at.after(max_age),
-        flow: column::<Option<i64>>(row, (8, "flow"), table)?.map_or(id, MessageId::from_i64),
-        parent: column::<Option<i64>>(row, (9, "parent"), table)?.map(MessageId::from_i64),
+        flow: column::<Option<i64>>(row, (6, "flow"), table)?.map_or(id, MessageId::from_i64),
+        parent: column::<Option<i64>>(row, (7, "parent"), table)?.map(MessageId::from_i64),
         headers,
     })
 }
@@ -397,11 +413,10 @@ mod tests {
             [["lane", "due_at", "id"], ["id", "lane", "due_at"]].map(|head| [&head[..], &counters].concat());
         let ready = [&ready[..], &["last_nonce", "last_digest"]].concat();
         let lease = [&lease[..], &["nonce", "until", "worker", "enqueued_at", "flow"]].concat();
+        let lease = [&lease[..], &["first_due_at", "deadline", "max_age_ms"]].concat();
         let message = vec![
             "id",
             "lane",
-            "key",
-            "payload",
             "enqueued_at",
             "first_due_at",
             "deadline",
@@ -409,6 +424,8 @@ mod tests {
             "flow",
             "parent",
             "headers",
+            "key",
+            "payload",
         ];
         for (table, places) in
             [("tide_ready", &ready), ("tide_sched", &ready), ("tide_lease", &lease), ("tide_message", &message)]

@@ -15,7 +15,7 @@ use crate::enqueue::{self, Origin};
 use crate::extend;
 use crate::group::{Group, Lane, Place};
 use crate::journal;
-use crate::place::{self, Ending, Found, Limits};
+use crate::place::{self, Ending, Found};
 use crate::row::{self, LastSettlement, LeaseRow, Life};
 use crate::trouble::{Trouble, verdict};
 
@@ -118,14 +118,11 @@ fn end(
 ) -> Result<Settled, Trouble> {
     let id = item.settle.id;
     let mut rows = place::journal_if(group.conn, id, lease.life.flags)?;
-    let limits = if item.settle.journal.is_empty() {
-        Limits::read(group.conn, id)?
-    } else {
+    if !item.settle.journal.is_empty() {
         let message = place::body(group.conn, id, lane)?;
         write_journal(group, lease, &message, &mut rows, item, extent)?;
-        Limits::of(&message)
-    };
-    let facts = place::facts(&lease.life, limits, &rows, group.now);
+    }
+    let facts = place::facts(&lease.life, lease.limits, &rows, group.now);
     let policy = group.policy(&lane.kind)?.unwrap_or_default();
     let transition = lifecycle::settle(&facts, outcome, &policy, group.now, item.settle.unit);
     let last = LastSettlement { nonce: *lease.token.nonce.as_bytes(), digest: item.digest };
@@ -136,7 +133,12 @@ fn end(
     if !follow_ups.is_empty() && matches!(state, State::Failed | State::Dead) {
         note_compensated(group, id)?;
     }
-    let flow_took = if state.is_terminal() { flow_took(group, id, lease)? } else { None };
+    let flow_took = match state.is_terminal() {
+        // Messages follow from what ends; of what never ended before, only what was enqueued just now.
+        true if is_whole_flow(id, lease) && follow_ups.is_empty() => Some(group.now.since(lease.enqueued_at)),
+        true => flow_took(group, id, lease)?,
+        false => None,
+    };
     Ok(Settled {
         state,
         due_at: due_at(transition.next),
@@ -312,6 +314,12 @@ fn follow(
         }
     }
     Ok(ids)
+}
+
+/// Whether no message can have followed from this one before: it is the first of its flow, and was never put back after it
+/// had ended, which begins a generation.
+fn is_whole_flow(id: MessageId, lease: &LeaseRow) -> bool {
+    lease.flow.unwrap_or(id) == id && lease.life.counters.generation == 0
 }
 
 /// How long the flow took, if this was its last message to end.

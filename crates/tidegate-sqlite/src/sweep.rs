@@ -10,7 +10,7 @@ use crate::cancel;
 use crate::claim;
 use crate::copied;
 use crate::group::Group;
-use crate::place::{self, Limits};
+use crate::place;
 use crate::row::{self, LeaseRow};
 use crate::settle;
 use crate::trouble::Trouble;
@@ -61,7 +61,7 @@ fn take(group: &mut Group<'_>, id: MessageId, lease: &LeaseRow, unit: f64) -> Re
     let worker = WorkerId::new(&lease.worker)?;
     let lane = group.lane(lease.life.lane)?;
     let rows = place::journal_if(group.conn, id, lease.life.flags)?;
-    let mut facts = place::facts(&lease.life, Limits::read(group.conn, id)?, &rows, group.now);
+    let mut facts = place::facts(&lease.life, lease.limits, &rows, group.now);
     copied::count_in(&mut facts.journal, lease.life.flags, group.now);
     let transition = lifecycle::take_over(&facts, group.policy(&lane.kind)?.as_ref(), group.now, unit);
     // No settlement of the old token may be taken for this one: what it would have said is not what became of it.
