@@ -15,6 +15,15 @@ pub(crate) fn processor_time() -> anyhow::Result<Duration> {
     Ok(duration(usage.user_time()) + duration(usage.system_time()))
 }
 
+/// The most memory this process ever had resident.
+pub(crate) fn peak_rss_mib() -> anyhow::Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).context("the system does not tell this process's use of it")?;
+    let told = u64::try_from(usage.max_rss()).unwrap_or_default();
+    // In bytes there, in KiB elsewhere.
+    let bytes = if cfg!(target_vendor = "apple") { told } else { told * 1024 };
+    Ok(crate::ratio(bytes, 1 << 20))
+}
+
 fn duration(time: TimeVal) -> Duration {
     let part = |n: i64| u64::try_from(n).unwrap_or_default();
     Duration::from_secs(part(time.tv_sec())) + Duration::from_micros(part(time.tv_usec()))

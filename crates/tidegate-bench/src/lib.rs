@@ -5,6 +5,7 @@
 //! same rows need, straight with SQLite, so that the ratio says what Tidegate costs and the disk cancels out. Before that,
 //! both files get the same old messages, because an index of keys is cheap while it is small.
 
+mod backlog;
 mod cost;
 mod keys;
 mod library;
@@ -20,6 +21,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use tidegate::sqlite::GroupStats;
 
+pub use backlog::{CLAIMED, ClaimCost, WorkedOff, claim_cost, work_off};
 pub use keys::KeyOrder;
 
 /// What is measured, and how much of it.
@@ -43,6 +45,14 @@ pub struct Parameters {
     pub batch: u32,
     /// Handlers that run at once.
     pub concurrency: u32,
+    /// Backlogs in front of which the cost of a claim is measured.
+    pub backlogs: Vec<u32>,
+    /// Claims that are measured in front of each.
+    pub claims: u32,
+    /// Messages that a process of its own works off, for its memory.
+    pub work_off: u32,
+    /// The program that does it, as `program bench --work-off file`; without one it is not measured.
+    pub program: Option<PathBuf>,
     /// Where the files are made.
     pub dir: PathBuf,
     /// From which the keys are made.
@@ -61,6 +71,10 @@ impl Default for Parameters {
             producers: 8,
             batch: 250,
             concurrency: 1000,
+            backlogs: vec![0, 100_000, 1_000_000],
+            claims: 200,
+            work_off: 1_000_000,
+            program: None,
             dir: PathBuf::from("."),
             seed: 42,
         }
@@ -71,7 +85,18 @@ impl Parameters {
     /// Small counts: says that it runs, not how fast.
     #[must_use]
     pub fn quick() -> Self {
-        Self { messages: 500, preload: 2000, rounds: 1, pickups: 40, batch: 50, concurrency: 100, ..Self::default() }
+        Self {
+            messages: 500,
+            preload: 2000,
+            rounds: 1,
+            pickups: 40,
+            batch: 50,
+            concurrency: 100,
+            backlogs: vec![0, 2000],
+            claims: 5,
+            work_off: 2000,
+            ..Self::default()
+        }
     }
 }
 
@@ -170,6 +195,11 @@ pub struct Report {
     pub parameters: Conditions,
     /// Figures of each order of keys.
     pub by_key_order: ByKeyOrder,
+    /// What a claim costs in front of each backlog.
+    pub claim_cost: Vec<ClaimCost>,
+    /// What a process needs that opens the store with a backlog and works it off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worked_off: Option<WorkedOff>,
 }
 
 /// Measures, and says meanwhile what is being done.
@@ -214,7 +244,32 @@ pub async fn run(parameters: &Parameters, tell: &mut (dyn FnMut(&str) + Send)) -
         build: if cfg!(debug_assertions) { "debug" } else { "release" },
         sqlite_version: rusqlite::version(),
     };
-    Ok(Report { store: "sqlite", first, parameters: conditions, by_key_order })
+    let (claim_cost, worked_off) = backlogs(parameters, tell).await?;
+    Ok(Report { store: "sqlite", first, parameters: conditions, by_key_order, claim_cost, worked_off })
+}
+
+async fn backlogs(
+    parameters: &Parameters,
+    tell: &mut (dyn FnMut(&str) + Send),
+) -> anyhow::Result<(Vec<ClaimCost>, Option<WorkedOff>)> {
+    let dir = directory(parameters)?;
+    let mut costs = Vec::new();
+    for backlog in &parameters.backlogs {
+        tell(&format!("claims in front of a backlog of {backlog}"));
+        let file = dir.path().join(format!("backlog-{backlog}.db"));
+        costs.push(claim_cost(&file, *backlog, parameters.claims.max(1), parameters.seed).await?);
+        std::fs::remove_file(&file).with_context(|| format!("{} cannot be removed", file.display()))?;
+    }
+    let Some(program) = parameters.program.clone() else { return Ok((costs, None)) };
+    tell(&format!("a process of its own works off {}", parameters.work_off));
+    let file = dir.path().join("work-off.db");
+    let worked_off = backlog::in_a_process(program, file, parameters.work_off, parameters.seed).await?;
+    Ok((costs, Some(worked_off)))
+}
+
+fn directory(parameters: &Parameters) -> anyhow::Result<tempfile::TempDir> {
+    let dir = tempfile::Builder::new().prefix("tidegate-bench-").tempdir_in(&parameters.dir);
+    dir.with_context(|| format!("no directory for the files can be made in {}", parameters.dir.display()))
 }
 
 /// One round of the engine.
@@ -269,10 +324,7 @@ async fn measure(
     order: KeyOrder,
     tell: &mut (dyn FnMut(&str) + Send),
 ) -> anyhow::Result<Measured> {
-    let dir = tempfile::Builder::new()
-        .prefix("tidegate-bench-")
-        .tempdir_in(&parameters.dir)
-        .with_context(|| format!("no directory for the files can be made in {}", parameters.dir.display()))?;
+    let dir = directory(parameters)?;
     let (engine_file, raw_file) = (dir.path().join("engine.db"), dir.path().join("raw.db"));
     let mut keys = keys::Keys::new(order, parameters.seed);
     tell(&format!("{} keys: {} messages into both files", order.as_str(), parameters.preload));

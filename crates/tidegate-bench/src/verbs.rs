@@ -8,7 +8,7 @@ use tidegate::clock::{Clock, SystemClock, SystemRandom};
 use tidegate::lifecycle::Outcome;
 use tidegate::message::{NewMessage, Payload};
 use tidegate::sqlite::SqliteStore;
-use tidegate::store::{ClaimRequest, QueueSlots, Settle};
+use tidegate::store::{ClaimRequest, Lease, QueueSlots, Settle};
 use tidegate::{Kind, Nonce, QueueName, Store, Tenant, WorkerId};
 
 use crate::Parameters;
@@ -53,33 +53,40 @@ async fn produce(store: Arc<SqliteStore>, messages: Vec<NewMessage>, batch: usiz
 /// Claims and settles until nothing is left.
 async fn consume(store: Arc<SqliteStore>, number: u32, left: Arc<AtomicUsize>) -> anyhow::Result<()> {
     while left.load(Ordering::SeqCst) > 0 {
-        let request = ClaimRequest {
-            worker: WorkerId::new(&format!("bench-{number}"))?,
-            tenant: Tenant::default(),
-            queues: vec![QueueSlots { queue: QueueName::new(KIND)?, slots: BATCH }],
-            kinds: vec![(Kind::new(KIND)?, 1)],
-            nonce: Nonce::new(&SystemRandom),
-            lease: Duration::from_secs(60),
-        };
         // Nothing claimed: the producer is behind. Each try goes through the writer, so this is no busy loop.
-        let settles: Vec<Settle> = (store.claim(request).await?.leases.into_iter())
-            .map(|lease| Settle {
-                id: lease.message.id,
-                token: lease.token,
-                outcome: Outcome::Completed { result: "0".into(), orphans: false },
-                journal: Vec::new(),
-                then: Vec::new(),
-                compensate: Vec::new(),
-                unit: 0.0,
-            })
-            .collect();
-        if settles.is_empty() {
+        let leases = store.claim(claim_request(number, BATCH)?).await?.leases;
+        if leases.is_empty() {
             continue;
         }
-        for verdict in store.settle(settles).await? {
+        for verdict in store.settle(leases.iter().map(settle).collect()).await? {
             verdict?;
             left.fetch_sub(1, Ordering::SeqCst);
         }
     }
     Ok(())
+}
+
+/// A claim of so many of the benchmark's messages.
+pub(crate) fn claim_request(number: u32, slots: u32) -> anyhow::Result<ClaimRequest> {
+    Ok(ClaimRequest {
+        worker: WorkerId::new(&format!("bench-{number}"))?,
+        tenant: Tenant::default(),
+        queues: vec![QueueSlots { queue: QueueName::new(KIND)?, slots }],
+        kinds: vec![(Kind::new(KIND)?, 1)],
+        nonce: Nonce::new(&SystemRandom),
+        lease: Duration::from_secs(60),
+    })
+}
+
+/// Its completion with a small result.
+pub(crate) fn settle(lease: &Lease) -> Settle {
+    Settle {
+        id: lease.message.id,
+        token: lease.token,
+        outcome: Outcome::Completed { result: "0".into(), orphans: false },
+        journal: Vec::new(),
+        then: Vec::new(),
+        compensate: Vec::new(),
+        unit: 0.0,
+    }
 }

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use tidegate_bench::{KeyOrder, Measured, Parameters, Report};
+use tidegate_bench::{CLAIMED, ClaimCost, KeyOrder, Measured, Parameters, Report};
 
 use crate::exit::{Code, Problem};
 use crate::output::Output;
@@ -29,6 +29,14 @@ Figures, each a median over the rounds:
   cpu_us_per_message       processor time of the whole process: what does not depend on the neighbours
   writer_cpu_us_per_message  the part of it that the one writer thread took
   raw_cpu_us_per_message   processor time of the raw writes
+
+Then, for backlogs of 0, 100,000 and 1,000,000 messages, what a claim of 100 costs:
+  steps_per_claim          steps of SQLite's virtual machine; counted, so that they do not drift
+  pages_per_claim          pages written to the write-ahead log; counted as well
+  writer_cpu_us_per_claim  processor time of the writer thread
+  claim_p50_ms             the median claim, its fsync included
+and for a process that opens the store with 1,000,000 queued messages and works them off:
+  peak_rss_mib             the most memory it ever had resident
 
 At the top stand the figures of the first key order; by_key_order has those of each.";
 
@@ -57,6 +65,9 @@ pub(crate) struct Args {
     /// Where the files are made, and removed afterwards: the disk that is measured [default: the current directory]
     #[arg(long)]
     dir: Option<PathBuf>,
+    /// Works off what is queued in this store, and says what that took: what the benchmark has a process of its own do
+    #[arg(long, value_name = "FILE", hide = true)]
+    work_off: Option<PathBuf>,
     /// Small counts: says that it runs, not how fast
     #[arg(long)]
     quick: bool,
@@ -76,6 +87,10 @@ pub(crate) async fn run(args: Args, store: Option<&str>, output: &Output) -> Res
         return Err(Problem::usage(format!("bench has no engine {store:?}"))
             .hint("--store sqlite; it measures files of its own, --dir says where"));
     }
+    if let Some(file) = &args.work_off {
+        output.object(&tidegate_bench::work_off(file).await?)?;
+        return Ok(Code::Done);
+    }
     let usual = if args.quick { Parameters::quick() } else { Parameters::default() };
     let parameters = Parameters {
         orders: match args.keys {
@@ -89,6 +104,7 @@ pub(crate) async fn run(args: Args, store: Option<&str>, output: &Output) -> Res
         rate: args.rate.unwrap_or(usual.rate),
         pickups: args.pickups.unwrap_or(usual.pickups),
         dir: args.dir.unwrap_or_else(|| PathBuf::from(".")),
+        program: std::env::current_exe().ok(),
         ..usual
     };
     let talk = output.clone();
@@ -127,5 +143,30 @@ fn print(report: &Report, output: &Output) -> Result<(), Problem> {
             row("writer_cpu_us_per_message", |m| m.writer_cpu_us_per_message.unwrap_or_default(), 1),
             row("raw_cpu_us_per_message", |m| m.raw_cpu_us_per_message, 1),
         ],
-    )
+    )?;
+    let cpu = |cost: &ClaimCost| {
+        cost.writer_cpu_us_per_claim.map_or_else(|| output.nothing(), |microseconds| format!("{microseconds:.0}"))
+    };
+    let costs: Vec<Vec<String>> = (report.claim_cost.iter())
+        .map(|cost| {
+            vec![
+                cost.backlog.to_string(),
+                format!("{:.0}", cost.steps_per_claim),
+                format!("{:.1}", cost.pages_per_claim),
+                cpu(cost),
+                format!("{:.3}", cost.claim_p50_ms),
+            ]
+        })
+        .collect();
+    output.say(&format!("a claim of {CLAIMED} in front of a backlog"));
+    output
+        .rows(&["backlog", "steps_per_claim", "pages_per_claim", "writer_cpu_us_per_claim", "claim_p50_ms"], &costs)?;
+    let Some(worked_off) = &report.worked_off else { return Ok(()) };
+    output.say("a process that opened the store with a backlog and worked it off");
+    let row = vec![
+        worked_off.queued.to_string(),
+        format!("{:.1}", worked_off.peak_rss_mib),
+        format!("{:.0}", worked_off.per_s),
+    ];
+    output.rows(&["queued", "peak_rss_mib", "per_s"], &[row])
 }

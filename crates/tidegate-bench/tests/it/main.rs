@@ -1,7 +1,7 @@
 //! The benchmark, small: that it runs through, and that its figures can be what they say.
 
 use serde_json::Value;
-use tidegate_bench::{KeyOrder, PAYLOAD_BYTES, Parameters};
+use tidegate_bench::{CLAIMED, ClaimCost, KeyOrder, PAYLOAD_BYTES, Parameters};
 
 fn number(report: &Value, name: &str) -> f64 {
     report[name].as_f64().unwrap_or_else(|| panic!("{name} is missing or no number: {report}"))
@@ -32,6 +32,9 @@ async fn a_small_run_gives_every_figure_for_both_orders_of_keys() {
         let ratio = number(figures, "lifecycles_per_s") / number(figures, "raw_bound_per_s");
         assert!((number(figures, "ratio") - ratio).abs() < 1e-9, "{figures}");
     }
+    let costs = report["claim_cost"].as_array().unwrap();
+    assert_eq!(costs.iter().map(|cost| cost["backlog"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 2000]);
+    assert!(report.get("worked_off").is_none(), "no program was named that could: {report}");
     let conditions = &report["parameters"];
     assert_eq!(conditions["messages"], 500);
     assert_eq!(conditions["preloaded_keys"], 2000);
@@ -43,6 +46,38 @@ async fn a_small_run_gives_every_figure_for_both_orders_of_keys() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "it leaves no files behind");
 }
 
+/// Counted, not timed: what this finds does not depend on the machine it runs on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_costs_the_same_in_front_of_any_backlog() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut costs = Vec::new();
+    for backlog in [0, 10_000, 50_000] {
+        let file = dir.path().join(format!("{backlog}.db"));
+        costs.push(tidegate_bench::claim_cost(&file, backlog, 20, 42).await.unwrap());
+    }
+    let spread = |figure: fn(&ClaimCost) -> f64| {
+        let of = costs.iter().map(figure);
+        (of.clone().fold(f64::MAX, f64::min), of.fold(0.0, f64::max))
+    };
+    let (least, most) = spread(|cost| cost.steps_per_claim);
+    assert!(least > f64::from(CLAIMED), "a claim of {CLAIMED} took {least} steps");
+    assert!(most <= least * 1.1, "between {least} and {most} steps by claim: {costs:?}");
+    // A tree of more levels may cost a page or two, of some dozens.
+    let (least, most) = spread(|cost| cost.pages_per_claim);
+    assert!(most <= least * 1.1 + 2.0, "between {least} and {most} pages by claim: {costs:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_queued_is_worked_off_and_the_memory_for_it_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("backlog.db");
+    // Leaves its backlog behind.
+    tidegate_bench::claim_cost(&file, 500, 1, 42).await.unwrap();
+    let worked_off = tidegate_bench::work_off(&file).await.unwrap();
+    assert_eq!(worked_off.queued, 500);
+    assert!(worked_off.per_s > 0.0 && worked_off.peak_rss_mib > 1.0, "{worked_off:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_order_of_keys_is_measured_alone() {
     let dir = tempfile::tempdir().unwrap();
@@ -51,6 +86,7 @@ async fn one_order_of_keys_is_measured_alone() {
         messages: 50,
         preload: 0,
         pickups: 3,
+        backlogs: vec![0],
         dir: dir.path().to_path_buf(),
         ..Parameters::quick()
     };
