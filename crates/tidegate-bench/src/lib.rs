@@ -128,6 +128,10 @@ pub struct Measured {
     pub mean_group_size: f64,
     /// The raw writes' own log, by messages.
     pub raw_wal_bytes_per_message: f64,
+    /// The part of the engine's rounds in which its writer copied the log into the file and did nothing else.
+    pub checkpoint_share: f64,
+    /// The longest such pause.
+    pub checkpoint_max_ms: f64,
     /// Processor time of the whole process, producers, handlers and settlements included, by messages.
     pub cpu_us_per_message: f64,
     /// The part of it that the store's one writer thread took; none where the system does not tell.
@@ -278,6 +282,7 @@ struct Round {
     group_size: f64,
     fsyncs_per_message: f64,
     wal_bytes_per_message: f64,
+    checkpoint_share: f64,
     cpu_us: f64,
     writer_cpu_us: Option<f64>,
 }
@@ -307,6 +312,8 @@ impl Round {
             group_size: ratio(3 * u64::from(messages), commits),
             fsyncs_per_message: ratio(commits, u64::from(messages)),
             wal_bytes_per_message: ratio(after.stats.wal_bytes - before.stats.wal_bytes, u64::from(messages)),
+            checkpoint_share: after.stats.checkpoint_time.saturating_sub(before.stats.checkpoint_time).as_secs_f64()
+                / took.as_secs_f64(),
             cpu_us: each(after.cpu.saturating_sub(before.cpu)),
             writer_cpu_us: (after.writer_cpu.zip(before.writer_cpu))
                 .map(|(after, before)| each(after.saturating_sub(before))),
@@ -357,7 +364,8 @@ async fn measure(
         rounds.push(measured);
         raw_rounds.push(raw_round);
     }
-    let fsync = engine.sqlite()?.group_stats().commit_p50().unwrap_or_default();
+    let stats = engine.sqlite()?.group_stats();
+    let fsync = stats.commit_p50().unwrap_or_default();
     let pickups = pickup::measure(&engine, parameters, &mut keys).await?;
     tell(&format!("{} keys: {} pick-ups measured", order.as_str(), pickups.len()));
     let store = engine.stop().await?;
@@ -382,6 +390,8 @@ async fn measure(
         store_lifecycles_per_s: median(verbs),
         mean_group_size: of_rounds(|round| round.group_size),
         raw_wal_bytes_per_message: median(raw_rounds.iter().map(|round| round.wal_bytes_per_message).collect()),
+        checkpoint_share: of_rounds(|round| round.checkpoint_share),
+        checkpoint_max_ms: millis(stats.longest_checkpoint),
         cpu_us_per_message: of_rounds(|round| round.cpu_us),
         writer_cpu_us_per_message: (rounds.iter().all(|round| round.writer_cpu_us.is_some()))
             .then(|| of_rounds(|round| round.writer_cpu_us.unwrap_or_default())),

@@ -26,6 +26,8 @@ Figures, each a median over the rounds:
   wal_bytes_per_message    written to the write-ahead log
   fsync_p50_ms             how long one took
   pickup_p50_ms, _p99_ms   from the acknowledged enqueue to the start of the handler, at --rate
+  checkpoint_share         the part of the time in which the writer only copied its log into the file
+  checkpoint_max_ms        the longest such pause
   cpu_us_per_message       processor time of the whole process: what does not depend on the neighbours
   writer_cpu_us_per_message  the part of it that the one writer thread took
   raw_cpu_us_per_message   processor time of the raw writes
@@ -139,6 +141,8 @@ fn print(report: &Report, output: &Output) -> Result<(), Problem> {
             row("fsync_p50_ms", |m| m.fsync_p50_ms, 3),
             row("pickup_p50_ms", |m| m.pickup_p50_ms, 3),
             row("pickup_p99_ms", |m| m.pickup_p99_ms, 3),
+            row("checkpoint_share", |m| m.checkpoint_share, 3),
+            row("checkpoint_max_ms", |m| m.checkpoint_max_ms, 1),
             row("cpu_us_per_message", |m| m.cpu_us_per_message, 1),
             row("writer_cpu_us_per_message", |m| m.writer_cpu_us_per_message.unwrap_or_default(), 1),
             row("raw_cpu_us_per_message", |m| m.raw_cpu_us_per_message, 1),

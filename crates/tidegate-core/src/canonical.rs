@@ -224,11 +224,18 @@ impl Reader<'_> {
     fn string(&mut self) -> Result<String, CanonicalError> {
         let start = self.at;
         self.at += 1;
+        let mut plain = true;
         loop {
             match self.peek() {
                 Some(b'"') => break,
-                Some(b'\\') => self.at += 2,
-                Some(_) => self.at += 1,
+                Some(b'\\') => {
+                    plain = false;
+                    self.at += 2;
+                }
+                Some(byte) => {
+                    plain &= byte >= b' ';
+                    self.at += 1;
+                }
                 None => {
                     self.at = self.text.len();
                     return Err(self.wrong("a string is not closed"));
@@ -237,6 +244,10 @@ impl Reader<'_> {
         }
         self.at += 1;
         let literal = &self.text[start..self.at];
+        if plain {
+            // Nothing to decode and nothing that JSON forbids in a string: most strings.
+            return Ok(literal[1..literal.len() - 1].to_owned());
+        }
         serde_json::from_str(literal).map_err(|e| {
             self.at = start;
             self.wrong(format!("not a string: {e}"))
@@ -264,14 +275,21 @@ impl Reader<'_> {
 
 fn write_string(out: &mut String, string: &str) {
     out.push('"');
-    for c in string.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\u{0}'..='\u{1f}' => out.push_str(&format!("\\u{:04x}", u32::from(c))),
-            _ => out.push(c),
+    let mut written = 0;
+    for (at, byte) in string.bytes().enumerate() {
+        // All of them are ASCII, so that what lies between two is whole characters: copied at once, not one by one.
+        if byte >= b' ' && byte != b'"' && byte != b'\\' {
+            continue;
         }
+        out.push_str(&string[written..at]);
+        match byte {
+            b'"' => out.push_str("\\\""),
+            b'\\' => out.push_str("\\\\"),
+            control => out.push_str(&format!("\\u{control:04x}")),
+        }
+        written = at + 1;
     }
+    out.push_str(&string[written..]);
     out.push('"');
 }
 

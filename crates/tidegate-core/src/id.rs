@@ -179,8 +179,12 @@ fn canonical_uuid(text: &str) -> Option<[u8; 16]> {
     if bytes.len() != 36 || [8, 13, 18, 23].iter().any(|&dash| bytes[dash] != b'-') {
         return None;
     }
-    let digits: Vec<u8> = bytes.iter().copied().filter(|&b| b != b'-').collect();
-    parse_hex(&digits)
+    let mut digits = [0; 32];
+    let mut found = bytes.iter().filter(|&&b| b != b'-');
+    for digit in &mut digits {
+        *digit = *found.next()?;
+    }
+    found.next().is_none().then(|| parse_hex(&digits))?
 }
 
 /// Sixteen bytes from 32 lowercase hexadecimal digits; anything else is `None`.

@@ -54,6 +54,12 @@ pub struct GroupStats {
     pub steps: u64,
     /// Bytes the commits wrote to the write-ahead log. Those of another process in between are counted as well.
     pub wal_bytes: u64,
+    /// How often the log was copied into the file. Meanwhile the writer does nothing else.
+    pub checkpoints: u64,
+    /// How long that took in all.
+    pub checkpoint_time: Duration,
+    /// How long the longest took.
+    pub longest_checkpoint: Duration,
     /// How long the latest commits took, fsync included; at most some thousands.
     pub commit_times: Vec<Duration>,
 }
@@ -486,9 +492,16 @@ impl Thread {
             return;
         }
         let how = if size >= RESTART { "pragma wal_checkpoint(restart)" } else { "pragma wal_checkpoint(passive)" };
+        let started = self.real.monotonic();
         let done = self.conn.prepare_cached(how).and_then(|mut checkpoint| {
             checkpoint.query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
         });
+        let took = self.real.monotonic().saturating_sub(started);
+        let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.checkpoints += 1;
+        stats.checkpoint_time += took;
+        stats.longest_checkpoint = stats.longest_checkpoint.max(took);
+        drop(stats);
         match done {
             // All copied: the next commit begins the log anew, unless a reader still looks at it.
             Ok((0, log, copied)) if log == copied => self.wal.next_try = size + RETRY_CHECKPOINT,
