@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tidegate_core::clock::{Clock, Random, SystemClock, SystemRandom};
 use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
 use tidegate_core::id::{MessageId, QueueName, Tenant};
 use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
@@ -116,6 +117,7 @@ impl Tidegate {
     pub async fn enqueue_with<M: Message>(&self, message: M, options: Options) -> Result<Sent<M>, StoreError> {
         let prepared = self.prepare(&message, &options)?;
         let mut verdicts = self.store_all::<M>(vec![prepared]).await?;
+        failpoint::reach("client.after_enqueue");
         self.verdict(verdicts.pop().unwrap_or_else(|| Err(StoreError::unavailable("the store gave no verdict")))?)
     }
 
@@ -139,6 +141,7 @@ impl Tidegate {
             let chunk: Vec<_> = prepared.by_ref().take(ENQUEUE_CHUNK).collect();
             let good = chunk.iter().flatten().cloned().collect();
             let mut verdicts = self.store_all::<M>(good).await?.into_iter();
+            failpoint::reach("client.after_enqueue");
             let no_verdict = || Err(StoreError::unavailable("the store gave no verdict"));
             sent.extend(chunk.into_iter().map(|prepared| match prepared {
                 Ok(_) => verdicts.next().unwrap_or_else(no_verdict).and_then(|enqueued| self.verdict(enqueued)),
@@ -151,6 +154,7 @@ impl Tidegate {
     /// Stores messages of one type. A key that is known with a payload of an older version is no conflict if that payload,
     /// up-cast, asks for the same.
     async fn store_all<M: Message>(&self, batch: Vec<NewMessage>) -> Result<Verdicts<Enqueued>, StoreError> {
+        failpoint::reach("client.before_enqueue");
         if M::VERSION == 1 {
             return self.0.store.enqueue(batch).await;
         }

@@ -18,6 +18,7 @@ use tidegate_core::effect::{
     MAX_RECONCILE, Reached, reach,
 };
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::digest16;
 use tidegate_core::message::Failure;
 use tidegate_core::store::{Journal, JournalWrite};
@@ -392,6 +393,7 @@ impl Call {
     /// Writes the intent. `None`: the store answered with a row that is open already, and which has to be cleared up.
     async fn begin(&self) -> Result<Option<Sending>, HandlerError> {
         self.may_begin()?;
+        failpoint::reach("effect.before_intent");
         // Counted from before the intent, so that the store's "last possible send" is never too early.
         let give_up_at = self.context.0.clock.monotonic().saturating_add(self.times.send_within);
         let row = self.intend().await?;
@@ -410,11 +412,13 @@ impl Call {
             let why = "the lease or the time to send was over before the request left";
             return self.not_done(&row, why.into(), None).await;
         }
+        failpoint::reach("effect.before_send");
         let sending = self.watched_send(&row.key, send(row.key.clone()));
         let answer = match tokio::time::timeout(give_up_at - now, sending).await {
             Ok(answer) => answer,
             Err(_) => EffectAnswer::Unknown { why: format!("no answer within {:?}", self.times.send_within) },
         };
+        failpoint::reach("effect.after_send");
         match answer {
             EffectAnswer::Confirmed(value) => self.confirm(&row, value).await,
             EffectAnswer::Rejected { code, detail } => {
@@ -580,6 +584,7 @@ impl Call {
     async fn confirm<T: Serialize>(&self, row: &EffectRow, value: T) -> Result<T, HandlerError> {
         let text = self.encode(&value)?;
         self.answer(row, effect::EffectAnswer::Confirmed { value: text }).await?;
+        failpoint::reach("effect.after_answer");
         Ok(value)
     }
 
@@ -604,12 +609,14 @@ impl Call {
         let Some(row) = self.context.row(&self.reached.effect) else {
             return Err(self.stop(Ended::Retryable(Failure::new("journal", "the row to look up is gone"))));
         };
+        failpoint::reach("effect.before_look_up");
         let finding = self.watched(How::LookUp, &row.key, find(row.key.clone()));
         let found = match tokio::time::timeout(self.times.send_within, finding).await {
             Ok((_, Arrival::Lost)) => Found::Unknown { why: LOST.to_owned() },
             Ok((found, Arrival::Arrives)) => found,
             Err(_) => Found::Unknown { why: format!("no answer within {:?}", self.times.send_within) },
         };
+        failpoint::reach("effect.after_look_up");
         match found {
             Found::Confirmed(value) => self.confirm(&row, value).await.map(Some),
             Found::Rejected { code, detail } => {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tidegate_core::clock::{Clock, Random};
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::{Kind, Nonce, QueueName, Tenant, WorkerId};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{ClaimRequest, Claimed, QueueSlots, Store};
@@ -458,6 +459,9 @@ impl Dispatcher {
             };
             *missing = None;
             let got = leases.len();
+            if got > 0 {
+                failpoint::reach("worker.after_claim");
+            }
             for lease in leases {
                 self.start(lease, sent_at);
             }
@@ -550,6 +554,7 @@ impl Dispatcher {
     async fn drain(mut self, within: Duration) -> Drained {
         let mut drained = Drained::default();
         let running = self.running.len();
+        failpoint::reach("drain.begin");
         info!(worker.id = %self.name, running, "worker {} drains", self.name);
         if tokio::time::timeout(within, self.join_all()).await.is_ok() {
             drained.finished = running;
@@ -562,6 +567,7 @@ impl Dispatcher {
             drained.released = told - drained.abandoned;
             self.running.detach_all();
         }
+        failpoint::reach("drain.end");
         self.shared.metrics.slots(&self.name, 0, 0);
         drop(self.tide);
         drained
