@@ -646,10 +646,11 @@ impl World {
             outcome = Outcome::Refused { failure: Failure::new("settlement_refused", why) };
         }
         let ended = self.end_run(id, &held, &outcome, &policy, true, settle.unit);
-        let refused = outcome != settle.outcome;
+        // What cannot be stored still undoes what was done, unless that is what cannot be stored.
+        let undoable = outcome == settle.outcome || self.taken(&settle.compensate).is_none();
         let follow_ups = match ended.state {
             State::Completed => self.follow(&record.message, &settle.then),
-            State::Failed | State::Dead if !refused => self.follow(&record.message, &settle.compensate),
+            State::Failed | State::Dead if undoable => self.follow(&record.message, &settle.compensate),
             State::Failed | State::Dead | State::Ready | State::Leased | State::Parked | State::Cancelled => Vec::new(),
         };
         if !follow_ups.is_empty() && ended.state != State::Completed {
@@ -705,12 +706,16 @@ impl World {
             | Outcome::Released
             | Outcome::LeaseExpired => &settle.compensate,
         };
-        let taken = |new: &&NewMessage| {
+        self.taken(follow_ups).map(|new| format!("follow-up {} is known with another payload", new.key))
+    }
+
+    /// The first of these whose key is another message's.
+    fn taken<'a>(&self, follow_ups: &'a [NewMessage]) -> Option<&'a NewMessage> {
+        follow_ups.iter().find(|new| {
             let scope = (new.tenant.clone(), new.queue.clone(), new.key.clone());
             let known = self.keys.get(&scope).and_then(|id| self.records.get(id));
             known.is_some_and(|record| record.fingerprint != new.fingerprint().0)
-        };
-        follow_ups.iter().find(taken).map(|new| format!("follow-up {} is known with another payload", new.key))
+        })
     }
 
     fn follow(&mut self, parent: &Message, follow_ups: &[NewMessage]) -> Vec<MessageId> {
