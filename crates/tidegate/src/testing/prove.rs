@@ -144,7 +144,8 @@ async fn prove<W: World>(
     if !differences.is_empty() {
         return Err(NotProven::Differs { kind: message.kind.to_string(), differences });
     }
-    let mut proof = Proof { boundaries: first.boundaries.clone(), resolved: 0, parked: 0, effects: first.effects.clone() };
+    let mut proof =
+        Proof { boundaries: first.boundaries.clone(), resolved: 0, parked: 0, effects: first.effects.clone() };
     let mut interrupted = Vec::new();
     for boundary in &proof.boundaries {
         let end = run(&world(), handlers, &message, Some(boundary.clone())).await?;
@@ -201,10 +202,12 @@ impl End {
 
     /// What another undisturbed run did otherwise than this one.
     fn differences(&self, other: &Self) -> Vec<String> {
-        let gone = (self.begun.difference(&other.begun))
-            .map(|(kind, effect)| format!("effect {effect} of {kind} was begun in the first run, and not in the second"));
-        let new = (other.begun.difference(&self.begun))
-            .map(|(kind, effect)| format!("effect {effect} of {kind} was begun in the second run, and not in the first"));
+        let gone = (self.begun.difference(&other.begun)).map(|(kind, effect)| {
+            format!("effect {effect} of {kind} was begun in the first run, and not in the second")
+        });
+        let new = (other.begun.difference(&self.begun)).map(|(kind, effect)| {
+            format!("effect {effect} of {kind} was begun in the second run, and not in the first")
+        });
         let mut differences: Vec<String> = gone.chain(new).chain(self.renamed_messages(other)).collect();
         differences.extend(self.other_endings(other));
         differences.extend(effects_that_differ(&other.effects, &self.effects, "the first run"));
@@ -213,8 +216,9 @@ impl End {
 
     /// Effects and follow-ups of another run that this one does not know by their identity.
     fn renamed(&self, other: &Self) -> Vec<String> {
-        let effects = (other.begun.difference(&self.begun))
-            .map(|(kind, effect)| format!("effect {effect} of {kind} was begun, which the undisturbed run does not know"));
+        let effects = (other.begun.difference(&self.begun)).map(|(kind, effect)| {
+            format!("effect {effect} of {kind} was begun, which the undisturbed run does not know")
+        });
         effects.chain(self.renamed_messages(other)).collect()
     }
 
@@ -364,7 +368,10 @@ fn effects_that_differ(
         let times = |effects: &BTreeMap<String, u32>| effects.get(effect).copied().unwrap_or_default();
         let (was, is) = (times(expected), times(effects));
         if was != is {
-            found.push((is < was, format!("effect {effect:?} happened {}, and {} in {expected_in}", often(is), often(was))));
+            found.push((
+                is < was,
+                format!("effect {effect:?} happened {}, and {} in {expected_in}", often(is), often(was)),
+            ));
         }
     }
     found.sort();

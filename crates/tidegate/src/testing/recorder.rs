@@ -16,9 +16,9 @@ use tidegate_core::message::NewMessage;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
     AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited, Enqueued,
-    ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, JournalWrite, Lease, MessageView, Operate, Operation,
-    Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest, Swept,
-    Verdicts,
+    ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, JournalWrite, Lease, MessageView, Operate,
+    Operation, Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest,
+    Swept, Verdicts,
 };
 use tokio::sync::watch;
 
@@ -218,7 +218,8 @@ impl Watched {
         }
         self.recorder.pass(&point, nth);
         self.recorder.side(&point, nth, Side::After).await;
-        let spent = |lease: &Lease| lease.counters.claims == 1 && self.recorder.seen().to_spare.contains(&lease.message.kind);
+        let spent =
+            |lease: &Lease| lease.counters.claims == 1 && self.recorder.seen().to_spare.contains(&lease.message.kind);
         if claimed.leases.iter().any(spent) {
             self.recorder.die().await;
         }

@@ -204,10 +204,9 @@ async fn not_proven(
 }
 
 async fn refuted(handler: impl Fn(Gateway, Context, Work) -> Charging + Clone + Send + Sync + 'static) -> String {
-    match not_proven(Gateway::default, handler).await {
-        refuted @ NotProven::Refuted(_) => refuted.to_string(),
-        other => panic!("{other:?}"),
-    }
+    let why = not_proven(Gateway::default, handler).await;
+    assert!(matches!(why, NotProven::Refuted(_)), "{why}");
+    why.to_string()
 }
 
 #[tokio::test]
@@ -256,7 +255,10 @@ async fn the_attempt_in_a_follow_ups_keyed_key_is_refuted_as_well() {
         worker.handle(passing_on).handle(charging)
     };
     let text = prove_idempotent(Gateway::knowing_keys, handlers, Work { n: 1 }).await.unwrap_err().to_string();
-    assert!(text.contains("- the store was restored from a backup made before send of charge (kind next, key "), "{text}");
+    assert!(
+        text.contains("- the store was restored from a backup made before send of charge (kind next, key "),
+        "{text}"
+    );
 }
 
 #[tokio::test]
