@@ -21,6 +21,7 @@ use crate::migrate::{self, Kind, Looked};
 use crate::open;
 use crate::place;
 use crate::row::{self, JOURNALED};
+use crate::seal::{self, EFFECT, HELD, LEASE, MESSAGE, READY, RESULT, SCHED, SEALED};
 use crate::trouble::{Trouble, store_error};
 
 /// So many findings of a check are listed; the others are counted.
@@ -87,7 +88,7 @@ struct Patient<'a> {
 const CHECKS: [(&str, &str, Look); 16] = [
     ("pages", "the file's pages and indexes are whole (integrity_check)", pages),
     ("migrations", "the tables were made by the steps this program knows", migrations),
-    ("decode", "every row can be read", decode),
+    ("decode", "every row can be read and agrees with its seal", decode),
     ("one_state", "every message is in exactly one of the tables of its states", one_state),
     ("bodies", "every row of a state has the body of its message", bodies),
     ("keys", "every key names a message, and every message has its key", keys),
@@ -188,7 +189,10 @@ fn pages(patient: &Patient<'_>) -> Result<Found, Trouble> {
 
 fn migrations(patient: &Patient<'_>) -> Result<Found, Trouble> {
     let what = match migrate::look(patient.conn, &patient.path.display().to_string()) {
-        Ok(Kind::Current) => return Ok(Vec::new()),
+        Ok(Kind::Current) => match migrate::altered(patient.conn)? {
+            Some(what) => what,
+            None => return Ok(Vec::new()),
+        },
         Ok(Kind::Empty) => "the file has no tables yet".to_owned(),
         Ok(Kind::Older { has }) => format!("the store is at step {has}, of an older tidegate"),
         Err(Looked::Refused(error)) => error.what().to_owned(),
@@ -239,6 +243,12 @@ fn decode(patient: &Patient<'_>) -> Result<Found, Trouble> {
     each("select * from tide_held", "tide_held", &mut |row| place::ended_held(row).map(drop))?;
     each("select * from tide_effect", "tide_effect", &mut |row| row::effect(row).map(drop))?;
     each("select * from tide_history", "tide_history", &mut |row| row::state(row, "tide_history").map(drop))?;
+    for sealed in SEALED {
+        // Those above were held against their seals as they were read.
+        if ![MESSAGE, READY, SCHED, LEASE, RESULT, HELD, EFFECT].contains(&sealed) {
+            each(&format!("select * from {}", sealed.table), sealed.table, &mut |row| seal::check(row, sealed))?;
+        }
+    }
     Ok(found)
 }
 

@@ -31,6 +31,7 @@ mod read;
 mod redrive;
 mod resolve;
 mod row;
+mod seal;
 mod settle;
 mod stats;
 mod sweep;
@@ -83,6 +84,9 @@ pub struct Options {
     pub create: bool,
     /// How long a file that another process holds is tried again.
     pub busy_timeout: Duration,
+    /// Files up to this many bytes are checked page by page, with their indexes, when they are opened. Larger ones would keep
+    /// a service from starting for too long: have `tidegate doctor` look at a backup of them.
+    pub check_up_to: u64,
 }
 
 impl Default for Options {
@@ -94,6 +98,7 @@ impl Default for Options {
             migrate: Migrate::NewFile,
             create: true,
             busy_timeout: Duration::from_secs(30),
+            check_up_to: 8 << 20,
         }
     }
 }
@@ -213,6 +218,16 @@ impl SqliteStore {
     /// Dropped, they may have been erased; erasing them again is harmless.
     pub async fn erase(&self, request: Erase) -> Result<Verdicts<()>, StoreError> {
         self.writer.call(request.ids.len(), move |group| erase::erase(group, &request)).await
+    }
+
+    /// Gives a connection of your own the SQL functions with which this engine seals rows: a statement that changes a row by
+    /// hand, in a repair or a test, brings the row's seal along with `tide_reseal(seal, place, old, new)`, the place of the
+    /// column counted from 0. A row whose seal does not agree is refused as `Corrupt`.
+    ///
+    /// # Errors
+    /// When SQLite refuses them, such as on a connection in the middle of a statement.
+    pub fn teach(conn: &rusqlite::Connection) -> rusqlite::Result<()> {
+        seal::teach(conn)
     }
 
     /// Looks the store at `path` over without changing it; services may be using it. Blocks while it reads all of it.

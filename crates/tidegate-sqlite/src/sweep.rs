@@ -2,14 +2,15 @@
 
 use rusqlite::params;
 use tidegate_core::clock::Timestamp;
+use tidegate_core::error::StoreError;
 use tidegate_core::id::{MessageId, WorkerId};
-use tidegate_core::lifecycle::{self, Outcome};
+use tidegate_core::lifecycle::{self, Outcome, State};
 use tidegate_core::store::{Counted, SweepRequest, Swept, TakenOver};
 
 use crate::cancel;
 use crate::claim;
 use crate::copied;
-use crate::group::Group;
+use crate::group::{Group, Lane};
 use crate::place::{self, Limits};
 use crate::row::{self, LeaseRow};
 use crate::settle;
@@ -37,14 +38,22 @@ fn take_over(group: &mut Group<'_>, request: &SweepRequest, swept: &mut Swept) -
     const LAPSED: &str = "-- sweep: as many rows as there are running handlers, so no index is kept for it
         select * from tide_lease where until < ?1 order by until, id limit ?2";
     let mut lapsed: Vec<(MessageId, LeaseRow)> = Vec::new();
+    let mut found = 0;
     {
         let mut statement = group.conn.prepare_cached(LAPSED)?;
         let mut rows = statement.query(params![group.now.as_millis(), request.limit])?;
         while let Some(row) = rows.next()? {
-            lapsed.push((MessageId::from_i64(row::column(row, "id", "tide_lease")?), row::lease(row)?));
+            found += 1;
+            match row::lease(row) {
+                Ok(lease) => lapsed.push((MessageId::from_i64(row::column(row, "id", "tide_lease")?), lease)),
+                // It stays as it is, for a person, and must not keep the others from their workers.
+                Err(Trouble::Item(_)) => {}
+                Err(trouble) => return Err(trouble),
+            }
         }
     }
-    swept.more |= lapsed.len() >= usize::try_from(request.limit).unwrap_or(usize::MAX);
+    let progress = !lapsed.is_empty();
+    swept.more |= progress && found >= usize::try_from(request.limit).unwrap_or(usize::MAX);
     for (id, lease) in lapsed {
         // Compare and swap: read and removed in one write transaction, by token, and `until` was compared above.
         match take(group, id, &lease, request.unit) {
@@ -94,9 +103,9 @@ fn promote(group: &mut Group<'_>, limit: u32, swept: &mut Swept) -> Result<(), T
 /// Deletes ended messages with everything that hangs on them, oldest settlement first.
 fn delete(group: &mut Group<'_>, before: Timestamp, limit: u32, swept: &mut Swept) -> Result<(), Trouble> {
     const EXPIRED: &str = "-- sweep: retention counts from the settlement
-        select id, lane from tide_result where at <= ?1 order by at limit ?2";
+        select id from tide_result where at <= ?1 order by at limit ?2";
     const DISCARDED: &str = "-- sweep: a dead letter that was discarded; its retention counts from there
-        select id, lane from tide_held where discarded_at <= ?1 order by discarded_at limit ?2";
+        select id from tide_held where discarded_at <= ?1 order by discarded_at limit ?2";
     const DELETE: [&str; 5] = [
         "delete from tide_effect where message = ?1",
         "delete from tide_evidence where message = ?1",
@@ -108,20 +117,19 @@ fn delete(group: &mut Group<'_>, before: Timestamp, limit: u32, swept: &mut Swep
     const HELD: &str = "delete from tide_held where id = ?1";
     for (which, from) in [(EXPIRED, RESULT), (DISCARDED, HELD)] {
         let left = limit.saturating_sub(swept.deleted);
-        let expired: Vec<(i64, i64)> = {
+        let expired: Vec<i64> = {
             let mut statement = group.conn.prepare_cached(which)?;
-            let rows = statement.query_map(params![before.as_millis(), left], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let rows = statement.query_map(params![before.as_millis(), left], |row| row.get(0))?;
             rows.collect::<Result<_, _>>()?
         };
-        swept.more |= expired.len() >= usize::try_from(left).unwrap_or(usize::MAX);
-        for (id, lane) in expired {
-            let lane = group.lane(lane)?;
-            match cancel::release_key(group, &lane, MessageId::from_i64(id)) {
-                Ok(()) => {}
+        let (found, deleted) = (expired.len(), swept.deleted);
+        for id in expired {
+            let lane = match expired_lane(group, MessageId::from_i64(id), before) {
+                Ok(lane) => lane,
                 // Corrupt: refused, kept for a person.
                 Err(Trouble::Item(_)) => continue,
                 Err(trouble) => return Err(trouble),
-            }
+            };
             for sql in DELETE {
                 group.conn.prepare_cached(sql)?.execute([id])?;
             }
@@ -129,6 +137,23 @@ fn delete(group: &mut Group<'_>, before: Timestamp, limit: u32, swept: &mut Swep
             group.tally(&lane, Counted::Deleted, "");
             swept.deleted += 1;
         }
+        swept.more |= swept.deleted > deleted && found >= usize::try_from(left).unwrap_or(usize::MAX);
     }
     Ok(())
+}
+
+/// The lane of a message that may be deleted, whose key was freed: only rows that agree with their seals say so, because an
+/// index could be damaged as well.
+fn expired_lane(group: &mut Group<'_>, id: MessageId, before: Timestamp) -> Result<Lane, Trouble> {
+    let place = || format!("tide_result, tide_held, row {}", id.as_i64());
+    let Some(ended) = place::ended(group.conn, id)? else {
+        return Err(StoreError::corrupt(&place(), "an index names a row that is not there").into());
+    };
+    let counts_from = if ended.state == State::Dead { ended.discarded_at } else { Some(ended.at) };
+    if ended.state == State::Parked || counts_from.is_none_or(|at| at > before) {
+        return Err(StoreError::corrupt(&place(), "an index says that it is past its retention, and it is not").into());
+    }
+    let lane = group.lane(ended.lane)?;
+    cancel::release_key(group, &lane, id)?;
+    Ok(lane)
 }

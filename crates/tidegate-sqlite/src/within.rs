@@ -107,9 +107,12 @@ fn check_transaction(conn: &Connection, uuid: &[u8; 16]) -> Result<(), StoreErro
         Ok(theirs) if theirs == *uuid => Ok(()),
         Ok(_) => Err(StoreError::invalid("this connection is on another tidegate store")
             .hint("open it on the path of this store")),
-        Err(error) => Err(StoreError::invalid("this connection is on a file that is no tidegate store")
-            .hint("open it on the path of this store")
-            .source(error)),
+        Err(Trouble::Item(error)) => Err(error),
+        Err(Trouble::Group(error)) => {
+            Err(StoreError::invalid("this connection is on a file that is no tidegate store")
+                .hint("open it on the path of this store")
+                .source(error))
+        }
     }
 }
 

@@ -47,7 +47,7 @@ const FIXTURES: [(&str, Damage); 16] = [
     ("tallies", Damage::Sql("delete from tide_tally")),
     ("leases", Damage::Sql("update tide_lease set until = 0")),
     ("wal", Damage::Log),
-    ("clock", Damage::Sql("insert into tide_jump (at, by_ms) values (unixepoch() * 1000, 7200000)")),
+    ("clock", Damage::Sql("insert into tide_jump (at, by_ms, seal) values (unixepoch() * 1000, 7200000, 0)")),
 ];
 
 async fn settle(store: &SqliteStore, lease: &Lease, outcome: Outcome) {
