@@ -499,11 +499,39 @@ impl Call {
 
     async fn intend(&self) -> Result<EffectRow, HandlerError> {
         let write = JournalWrite::Intent { reached: self.reached.clone(), times: self.times };
-        self.write(write).await
+        match self.wrote(write).await {
+            Ok(row) => Ok(row),
+            Err(error) if error.kind() == StoreErrorKind::Unavailable => {
+                // It may be durable, but its send will not leave: said with the settlement, so that nobody has to find out.
+                let not_sent = JournalWrite::NotSent { effect: self.reached.effect.clone() };
+                self.context.progress().pending.push(not_sent);
+                let failure = Failure::new("journal", error.to_string());
+                Err(self.stop(Ended::NotDone { failure, after: None }))
+            }
+            Err(error) => Err(self.unwritten(&error)),
+        }
     }
 
     /// Writes to the journal now, with what was waiting to be written.
     async fn write(&self, write: JournalWrite) -> Result<EffectRow, HandlerError> {
+        self.wrote(write).await.map_err(|error| self.unwritten(&error))
+    }
+
+    fn unwritten(&self, error: &StoreError) -> HandlerError {
+        let failure = Failure::new("journal", error.to_string());
+        self.stop(match error.kind() {
+            StoreErrorKind::LeaseLost => Ended::LeaseLost,
+            StoreErrorKind::Unavailable => Ended::Unknown(failure),
+            StoreErrorKind::KeyConflict
+            | StoreErrorKind::Conflict
+            | StoreErrorKind::QueueFull
+            | StoreErrorKind::NotFound
+            | StoreErrorKind::Invalid
+            | StoreErrorKind::Corrupt => Ended::Retryable(failure),
+        })
+    }
+
+    async fn wrote(&self, write: JournalWrite) -> Result<EffectRow, StoreError> {
         let inner = &self.context.0;
         let before = std::mem::take(&mut self.context.progress().pending);
         let call = Journal { id: self.context.id(), token: inner.lease.token, before: before.clone(), write };
@@ -516,14 +544,12 @@ impl Call {
                 self.context.note(row.clone());
                 Ok(row)
             }
-            Err(error) if error.kind() == StoreErrorKind::LeaseLost => Err(self.stop(Ended::LeaseLost)),
+            Err(error) if error.kind() == StoreErrorKind::LeaseLost => Err(error),
             Err(error) => {
                 // Whether it is durable is not known: the settlement carries the answers again, and repeats are harmless.
                 self.context.progress().pending = before;
                 debug!(message.id = %self.context.id(), error = %error, "the journal could not be written");
-                let failure = Failure::new("journal", error.to_string());
-                let unknown = error.kind() == StoreErrorKind::Unavailable;
-                Err(self.stop(if unknown { Ended::Unknown(failure) } else { Ended::Retryable(failure) }))
+                Err(error)
             }
         }
     }

@@ -171,7 +171,7 @@ fn apply(
     write: &JournalWrite,
     token: LeaseToken,
     now: Timestamp,
-) -> Result<EffectRow, StoreError> {
+) -> Result<Option<EffectRow>, StoreError> {
     let round = record.counters.round;
     let row = match write {
         JournalWrite::Intent { reached, times } => {
@@ -181,7 +181,7 @@ fn apply(
             let newest = rules::Journal::of(rows).newest(&reached.effect);
             let known = EffectState::Confirmed { value: value.clone() };
             if let Some(row) = newest.filter(|row| row.token == token && row.state == known) {
-                return Ok(row.clone());
+                return Ok(Some(row.clone()));
             }
             rules::natural(&record.message, rows, reached, value, token, round, now)?
         }
@@ -189,15 +189,21 @@ fn apply(
             let row = rows.iter().find(|row| row.effect == *effect && row.seq == *seq);
             let row = row.ok_or_else(|| StoreError::conflict(format!("effect {effect} has no row {seq}")))?;
             if rules::says_already(row, answer) {
-                return Ok(row.clone());
+                return Ok(Some(row.clone()));
             }
             EffectRow { state: rules::answer(row, answer, now)?, ..row.clone() }
+        }
+        JournalWrite::NotSent { effect } => {
+            let newest = rules::Journal::of(rows).newest(effect).cloned();
+            let ours = newest.filter(|row| row.token == token && row.state == EffectState::Intent);
+            let Some(row) = ours else { return Ok(None) };
+            EffectRow { state: rules::answer(&row, &EffectAnswer::NotDone, now)?, ..row }
         }
     };
     rows.retain(|known| (&known.effect, known.seq) != (&row.effect, row.seq));
     rows.push(row.clone());
     rows.sort_by(|a, b| (&a.effect, a.seq).cmp(&(&b.effect, b.seq)));
-    Ok(row)
+    Ok(Some(row))
 }
 
 impl World {
@@ -294,7 +300,10 @@ impl World {
             let (effect, value) = match write {
                 JournalWrite::Answer { effect, answer: EffectAnswer::Confirmed { value }, .. } => (effect, value),
                 // A natural effect is never open: nobody will have to decide about it.
-                JournalWrite::Answer { .. } | JournalWrite::Natural { .. } | JournalWrite::Intent { .. } => continue,
+                JournalWrite::Answer { .. }
+                | JournalWrite::NotSent { .. }
+                | JournalWrite::Natural { .. }
+                | JournalWrite::Intent { .. } => continue,
             };
             if self.mutation == Some(Mutation::LateConfirmApplied) {
                 for row in record.journal.iter_mut().filter(|row| row.effect == *effect && row.state.is_open()) {
@@ -579,9 +588,12 @@ impl World {
             if lapsed && matches!(write, JournalWrite::Intent { .. }) {
                 return Err(StoreError::lease_lost(id));
             }
-            row = Ok(apply(&record, &mut rows, write, journal.token, now)?);
+            let written = apply(&record, &mut rows, write, journal.token, now)?;
+            row = written.ok_or_else(|| StoreError::conflict("nothing to write"));
         }
-        self.change(id).journal = rows;
+        if row.is_ok() {
+            self.change(id).journal = rows;
+        }
         row
     }
 
