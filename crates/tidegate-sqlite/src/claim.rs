@@ -12,6 +12,7 @@ use crate::cancel;
 use crate::copied;
 use crate::group::{self, Group, Lane, Place};
 use crate::place::{self, Ending, Limits};
+use crate::room::RoomFor;
 use crate::row::{self, JOURNALED, LeaseRow, Life, RECONCILING};
 use crate::seal;
 use crate::trouble::Trouble;
@@ -40,6 +41,11 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
     let repeated = leases_of(group, request)?;
     if !repeated.is_empty() {
         return Ok(Claimed { leases: repeated, next_due: None, ended: 0 });
+    }
+    group.works = true;
+    if group.room_for == RoomFor::Settling {
+        // A run that could not be settled is not begun. The worker asks again when it polls.
+        return Ok(Claimed::default());
     }
     let mut claimed = Claimed::default();
     let mut unreadable = None;

@@ -20,6 +20,7 @@ use crate::group::{Lane, load_lane};
 use crate::migrate::{self, Kind, Looked};
 use crate::open;
 use crate::place;
+use crate::room::{self, Disk, RoomFor};
 use crate::row::{self, JOURNALED};
 use crate::seal::{self, EFFECT, HELD, LEASE, MESSAGE, READY, RESULT, SCHED, SEALED};
 use crate::trouble::{Trouble, store_error};
@@ -85,7 +86,7 @@ struct Patient<'a> {
 }
 
 /// Every check: its name, what it looks at, and the look itself.
-const CHECKS: [(&str, &str, Look); 16] = [
+const CHECKS: [(&str, &str, Look); 17] = [
     ("pages", "the file's pages and indexes are whole (integrity_check)", pages),
     ("migrations", "the tables were made by the steps this program knows", migrations),
     ("decode", "every row can be read and agrees with its seal", decode),
@@ -101,6 +102,7 @@ const CHECKS: [(&str, &str, Look); 16] = [
     ("tallies", "counters count at least what is there", tallies),
     ("leases", "leases that ran out are taken over", leases),
     ("wal", "the write-ahead log is of a bearable size", wal),
+    ("room", "the disk has room for new messages, and for those that wait", room),
     ("clock", "the wall clock was not set of late, and is not behind the store", clock),
 ];
 
@@ -463,6 +465,12 @@ fn wal(patient: &Patient<'_>) -> Result<Found, Trouble> {
     }
     let what = format!("the log has {size} bytes: a reader that never ends keeps it from beginning anew");
     Ok(vec![finding("", Path::new(&name).display(), what)])
+}
+
+fn room(patient: &Patient<'_>) -> Result<Found, Trouble> {
+    let found = room::look_once(patient.path).filter(|disk| disk.room_for < RoomFor::Accepting);
+    let what = |disk: Disk| format!("{} bytes are free: there is room for {} only", disk.free, disk.room_for.as_str());
+    Ok(found.map(|disk| finding("", patient.path.display(), what(disk))).into_iter().collect())
 }
 
 fn clock(patient: &Patient<'_>) -> Result<Found, Trouble> {

@@ -12,6 +12,7 @@ use tidegate_core::store::{Counted, Enqueued, Verdicts};
 
 use crate::group::{Group, Lane};
 use crate::place;
+use crate::room;
 use crate::row::{self, Life};
 use crate::seal;
 use crate::trouble::{Trouble, verdict};
@@ -77,12 +78,14 @@ pub(crate) fn one(group: &mut Group<'_>, new: &Prepared, origin: Origin) -> Resu
     let outside = matches!(origin, Origin::Outside);
     let (depth, limit) = if outside { group.depth(queue_id)? } else { (0, None) };
     let full = limit.is_some_and(|limit| depth >= limit);
+    let needed = room::needs(message.payload.text().len() + new.headers.as_ref().map_or(0, String::len));
+    let no_room = outside && needed > group.allowance;
     let retained_from = group.now.before(group.limits.retention);
     let stale = message.key_time.is_some_and(|made| made < retained_from);
     let due_at = due_at(group.now, message.due);
     let late = message.deadline.is_some_and(|deadline| deadline <= due_at);
     // A known key is answered whatever else is the matter; only an unknown one can be too old or one too many.
-    if full || stale || late {
+    if full || stale || late || no_room {
         if let Some(known) = known(group, queue_id, new)? {
             return Ok(known);
         }
@@ -93,7 +96,8 @@ pub(crate) fn one(group: &mut Group<'_>, new: &Prepared, origin: Origin) -> Resu
             let what = format!("the deadline {deadline} is over before the message is due at {due_at}");
             return Err(StoreError::invalid(what).hint("give it a later deadline, or none").into());
         }
-        return Err(refuse_full(group, message, limit.unwrap_or_default())?.into());
+        // A refusal for want of room writes nothing, not even that it happened.
+        return Err(if full { refuse_full(group, message, limit.unwrap_or_default())? } else { room::refuse() }.into());
     }
     let id = group.next_id()?;
     let key = params![queue_id, new.hash, id.as_i64(), new.fingerprint];
@@ -106,6 +110,7 @@ pub(crate) fn one(group: &mut Group<'_>, new: &Prepared, origin: Origin) -> Resu
     }
     let lane = group.lane_for(&message.tenant, &message.queue, &message.kind, message.version, message.priority)?;
     insert(group, new, &lane, id, due_at, origin)?;
+    group.allowance = group.allowance.saturating_sub(needed);
     Ok(Enqueued::New { id })
 }
 

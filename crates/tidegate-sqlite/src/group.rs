@@ -14,6 +14,7 @@ use tidegate_core::message::Priority;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{Act, Counted, News};
 
+use crate::room::RoomFor;
 use crate::row;
 use crate::seal;
 use crate::trouble::Trouble;
@@ -76,6 +77,12 @@ pub(crate) struct Group<'c> {
     pub(crate) now: Timestamp,
     pub(crate) limits: Limits,
     pub(crate) news: News,
+    /// What there is room for on the disk.
+    pub(crate) room_for: RoomFor,
+    /// How many bytes of new messages there is room for.
+    pub(crate) allowance: u64,
+    /// Whether anything was claimed or settled: this process works on the store.
+    pub(crate) works: bool,
     /// How much was done: messages, leases, settlements and so on.
     pub(crate) items: usize,
     interned: &'c mut Interned,
@@ -95,6 +102,9 @@ impl<'c> Group<'c> {
             now,
             limits,
             news: News::default(),
+            room_for: RoomFor::Accepting,
+            allowance: u64::MAX,
+            works: false,
             items: 0,
             interned,
             last_id: None,

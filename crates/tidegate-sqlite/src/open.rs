@@ -12,6 +12,7 @@ use tidegate_core::error::{StoreError, StoreErrorKind};
 
 use crate::Options;
 use crate::migrate::{self, Kind, Looked};
+use crate::room;
 use crate::row;
 use crate::seal;
 use crate::trouble::{Trouble, store_error};
@@ -36,6 +37,7 @@ pub(crate) fn open(path: &Path, options: &Options) -> Result<Opened, StoreError>
     check_sqlite()?;
     let made = prepare_file(path, options.create)?;
     let path = fs::canonicalize(path).map_err(|e| unreachable_file(path, "found", e))?;
+    room::before_opening(&path, options.room);
     let opening = Opening { path: &path, options, real: SystemClock::new() };
     let conn = opening.open()?;
     if made {

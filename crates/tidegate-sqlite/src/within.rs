@@ -64,6 +64,7 @@ pub(crate) fn enqueue_in(
     uuid: &[u8; 16],
     now: tidegate_core::Timestamp,
     limits: Limits,
+    allowance: u64,
     batch: Vec<NewMessage>,
 ) -> Result<Verdicts<Enqueued>, StoreError> {
     check_transaction(conn, uuid)?;
@@ -71,6 +72,7 @@ pub(crate) fn enqueue_in(
     // Names are not remembered between calls: the caller may roll back what they were made in.
     let mut interned = Interned::default();
     let mut group = Group::new(conn, now, limits, &mut interned);
+    group.allowance = allowance;
     let savepoint = "savepoint tidegate_enqueue_in";
     conn.execute_batch(savepoint).map_err(crate::trouble::store_error)?;
     let stored = enqueue::enqueue(&mut group, batch).and_then(|verdicts| {
