@@ -307,6 +307,7 @@ impl Store for SqliteStore {
     }
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StoreError> {
+        self.writer.shared.works();
         let slots = request.queues.iter().map(|queue| queue.slots as usize).sum();
         self.writer.call(slots, move |group| claim::claim(group, &request)).await
     }
