@@ -21,6 +21,7 @@ mod extend;
 mod group;
 mod inspect;
 mod journal;
+mod log;
 mod migrate;
 mod open;
 mod operate;
