@@ -5,6 +5,7 @@ use std::time::Duration;
 use rusqlite::{Connection, params};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::MessageId;
 use tidegate_core::lifecycle::Counters;
 use tidegate_core::message::{DEFAULT_MAX_AGE, Due, NewMessage};
@@ -65,6 +66,7 @@ pub(crate) fn enqueue(
             Err(refused) => Err(refused),
         });
     }
+    failpoint::reach("enqueue.before_commit");
     Ok(verdicts)
 }
 
@@ -108,6 +110,7 @@ pub(crate) fn one(group: &mut Group<'_>, new: &Prepared, origin: Origin) -> Resu
             None => Err(StoreError::corrupt("tide_key", "a key is taken and cannot be read").into()),
         };
     }
+    failpoint::reach("enqueue.after_key");
     let lane = group.lane_for(&message.tenant, &message.queue, &message.kind, message.version, message.priority)?;
     insert(group, new, &lane, id, due_at, origin)?;
     group.allowance = group.allowance.saturating_sub(needed);

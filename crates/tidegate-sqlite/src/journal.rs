@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rusqlite::params;
 use tidegate_core::effect::{self, EffectAnswer, EffectRow, EffectState};
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::message::Message;
 use tidegate_core::store::{Journal, JournalWrite, Verdicts};
@@ -25,6 +26,7 @@ pub(crate) fn journal(group: &mut Group<'_>, batch: &[Journal]) -> Result<Verdic
     for item in batch {
         verdicts.push(verdict(one(group, item))?);
     }
+    failpoint::reach("journal.before_commit");
     Ok(verdicts)
 }
 

@@ -3,6 +3,7 @@
 use rusqlite::params;
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
 use tidegate_core::id::{MessageId, WorkerId};
 use tidegate_core::lifecycle::{self, Outcome, State};
 use tidegate_core::store::{Counted, SweepRequest, Swept, TakenOver};
@@ -31,6 +32,7 @@ pub(crate) fn sweep(group: &mut Group<'_>, request: &SweepRequest) -> Result<Swe
     {
         delete(group, before, request.limit, &mut swept)?;
     }
+    failpoint::reach("sweep.before_commit");
     Ok(swept)
 }
 
@@ -43,7 +45,10 @@ fn take_over(group: &mut Group<'_>, request: &SweepRequest, swept: &mut Swept) -
         for lease in lapsed {
             // Compare and swap: read and removed in one write transaction, by token, and `until` was compared there.
             match lease.and_then(|(id, lease)| take(group, id, &lease, request.unit)) {
-                Ok(taken) => swept.taken_over.push(taken),
+                Ok(taken) => {
+                    failpoint::reach("sweep.after_take_over");
+                    swept.taken_over.push(taken);
+                }
                 // A message that cannot be read stays as it is and must not keep the others from their workers.
                 Err(Trouble::Item(_)) => unreadable += 1,
                 Err(trouble) => return Err(trouble),

@@ -3,7 +3,7 @@
 //! All awaited messages are looked up in one read every [`POLL`], because another process may settle them, and at once
 //! when this process's own commits ended one. A caller that gives up leaves nothing behind.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub(crate) struct Waiter {
 
 #[derive(Debug, Default)]
 struct Board {
-    awaited: HashMap<MessageId, Vec<Caller>>,
+    awaited: BTreeMap<MessageId, Vec<Caller>>,
     /// To be looked up now rather than at the next tick.
     hot: Vec<MessageId>,
     /// Counts the callers: a look answers only those that came before it.

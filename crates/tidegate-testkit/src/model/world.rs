@@ -31,6 +31,7 @@ pub(super) struct World {
     pub(super) audit: Vec<AuditEntry>,
     pub(super) news: News,
     records: BTreeMap<MessageId, Record>,
+    index: Index,
     queues: BTreeMap<(Tenant, QueueName), Queue>,
     tallies: BTreeMap<(QueueName, Kind, Counted, String), u64>,
     operations: BTreeSet<(String, MessageId)>,
@@ -38,6 +39,17 @@ pub(super) struct World {
     last_id: Option<MessageId>,
     leases: u64,
     time: Time,
+}
+
+/// Where to look, so that a long simulation need not look at every record for each verb. It decides nothing: each place that
+/// uses it still asks the record itself.
+#[derive(Debug, Default)]
+struct Index {
+    /// All that are ready or leased, and some that were.
+    live: BTreeSet<MessageId>,
+    /// All that are over, and some that were, by how much time had passed then.
+    over: BTreeSet<(Duration, MessageId)>,
+    flows: BTreeMap<MessageId, BTreeSet<MessageId>>,
 }
 
 /// A wall clock that gains or loses less than this over the time that passed is corrected, not set.
@@ -237,7 +249,8 @@ impl World {
 
     /// A lease holds as long as it was given, wherever the wall clock is set.
     fn move_leases(&mut self, to: impl Fn(Timestamp) -> Timestamp) {
-        for record in self.records.values_mut() {
+        for id in &self.index.live {
+            let Some(record) = self.records.get_mut(id) else { continue };
             if let Life::Leased(held) = &mut record.life {
                 held.until = to(held.until);
             }
@@ -286,6 +299,15 @@ impl World {
 
     fn record(&self, id: MessageId) -> Result<&Record, StoreError> {
         self.records.get(&id).ok_or_else(|| StoreError::not_found(id))
+    }
+
+    /// What is ready or leased, and perhaps more.
+    fn live(&self) -> impl Iterator<Item = &Record> {
+        self.index.live.iter().filter_map(|id| self.records.get(id))
+    }
+
+    fn of_flow(&self, flow: MessageId) -> impl Iterator<Item = &Record> {
+        self.index.flows.get(&flow).into_iter().flatten().filter_map(|id| self.records.get(id))
     }
 
     fn change(&mut self, id: MessageId) -> &mut Record {
@@ -384,7 +406,7 @@ impl World {
             (&record.message.tenant, &record.message.queue) == (&scope.0, &scope.1)
                 && matches!(record.life, Life::Ready { .. } | Life::Leased(_))
         };
-        self.records.values().filter(counts).count() as u64
+        self.live().filter(counts).count() as u64
     }
 
     fn insert(&mut self, new: &NewMessage, parent: Option<&Message>) -> MessageId {
@@ -432,6 +454,8 @@ impl World {
             settled: None,
             discarded: None,
         };
+        self.index.live.insert(id);
+        self.index.flows.entry(record.message.flow).or_default().insert(id);
         self.records.insert(id, record);
         id
     }
@@ -467,7 +491,7 @@ impl World {
     }
 
     fn leases_under(&self, request: &ClaimRequest) -> Vec<Lease> {
-        let mut held: Vec<(u64, Lease)> = (self.records.values())
+        let mut held: Vec<(u64, Lease)> = (self.live())
             .filter_map(|record| match &record.life {
                 Life::Leased(held) if held.token.nonce == request.nonce => Some((held.order, lease(record, held))),
                 Life::Leased(_) | Life::Ready { .. } | Life::Parked { .. } | Life::Over { .. } => None,
@@ -486,7 +510,7 @@ impl World {
 
     /// What can be claimed of a queue now, in the order to start it.
     fn candidates(&self, request: &ClaimRequest, queue: &QueueName) -> Vec<MessageId> {
-        let mut due: Vec<_> = (self.records.values())
+        let mut due: Vec<_> = (self.live())
             .filter(|record| self.serves(request, queue, &record.message))
             .filter(|record| record.is_claimable(self.time.now))
             .filter_map(|record| Some((record.message.priority, record.due_at()?, record.message.id)))
@@ -499,7 +523,7 @@ impl World {
     }
 
     fn next_due(&self, request: &ClaimRequest) -> Option<Timestamp> {
-        (self.records.values())
+        (self.live())
             .filter(|record| request.queues.iter().any(|q| self.serves(request, &q.queue, &record.message)))
             .filter(|record| !record.is_claimable(self.time.now))
             .filter_map(Record::due_at)
@@ -541,6 +565,7 @@ impl World {
     /// Ends a message for good, and counts it.
     fn finish(&mut self, id: MessageId, state: State, reason: Option<&str>, answer: Option<Answer>) {
         let (at, passed) = (self.time.now, self.time.passed);
+        self.index.over.insert((passed, id));
         let record = self.change(id);
         record.life = Life::Over { state, at, passed, reason: reason.map(str::to_owned), answer };
         record.suspect = false;
@@ -555,7 +580,7 @@ impl World {
             State::Ready | State::Leased | State::Parked => unreachable!("not an end"),
         }
         if release {
-            self.keys.retain(|_, known| *known != id);
+            self.forget_key(&message);
         }
         self.news.ended.push(id);
     }
@@ -621,10 +646,11 @@ impl World {
             outcome = Outcome::Refused { failure: Failure::new("settlement_refused", why) };
         }
         let ended = self.end_run(id, &held, &outcome, &policy, true, settle.unit);
-        let refused = outcome != settle.outcome;
+        // What cannot be stored still undoes what was done, unless that is what cannot be stored.
+        let undoable = outcome == settle.outcome || self.taken(&settle.compensate).is_none();
         let follow_ups = match ended.state {
             State::Completed => self.follow(&record.message, &settle.then),
-            State::Failed | State::Dead if !refused => self.follow(&record.message, &settle.compensate),
+            State::Failed | State::Dead if undoable => self.follow(&record.message, &settle.compensate),
             State::Failed | State::Dead | State::Ready | State::Leased | State::Parked | State::Cancelled => Vec::new(),
         };
         if !follow_ups.is_empty() && ended.state != State::Completed {
@@ -680,12 +706,16 @@ impl World {
             | Outcome::Released
             | Outcome::LeaseExpired => &settle.compensate,
         };
-        let taken = |new: &&NewMessage| {
+        self.taken(follow_ups).map(|new| format!("follow-up {} is known with another payload", new.key))
+    }
+
+    /// The first of these whose key is another message's.
+    fn taken<'a>(&self, follow_ups: &'a [NewMessage]) -> Option<&'a NewMessage> {
+        follow_ups.iter().find(|new| {
             let scope = (new.tenant.clone(), new.queue.clone(), new.key.clone());
             let known = self.keys.get(&scope).and_then(|id| self.records.get(id));
             known.is_some_and(|record| record.fingerprint != new.fingerprint().0)
-        };
-        follow_ups.iter().find(taken).map(|new| format!("follow-up {} is known with another payload", new.key))
+        })
     }
 
     fn follow(&mut self, parent: &Message, follow_ups: &[NewMessage]) -> Vec<MessageId> {
@@ -700,9 +730,8 @@ impl World {
     }
 
     fn flow_took(&self, flow: MessageId) -> Option<Duration> {
-        let of_flow = || self.records.values().filter(move |record| record.message.flow == flow);
-        let live = of_flow().any(|record| !record.state().is_terminal());
-        let first = of_flow().next()?.message.enqueued_at;
+        let live = self.of_flow(flow).any(|record| !record.state().is_terminal());
+        let first = self.of_flow(flow).next()?.message.enqueued_at;
         (!live).then(|| self.time.now.since(first))
     }
 
@@ -765,6 +794,7 @@ impl World {
             State::Ready => {
                 let due_at = ended.due_at.expect("ready is due some time");
                 self.change(id).life = Life::Ready { due_at, claimable: due_at <= now };
+                self.index.live.insert(id);
                 self.tally(&message, Counted::Retries, &code);
                 self.news.ready.push(message.queue.clone());
             }
@@ -813,15 +843,19 @@ impl World {
 
     /// What is due by now stays claimable.
     fn promote(&mut self) {
-        for record in self.records.values_mut() {
-            if let Life::Ready { due_at, claimable } = &mut record.life {
+        let records = &mut self.records;
+        self.index.live.retain(|id| match records.get_mut(id).map(|record| &mut record.life) {
+            Some(Life::Ready { due_at, claimable }) => {
                 *claimable |= *due_at <= self.time.now;
+                true
             }
-        }
+            Some(Life::Leased(_)) => true,
+            Some(Life::Parked { .. } | Life::Over { .. }) | None => false,
+        });
     }
 
     fn lapsed(&self) -> Vec<(MessageId, Held)> {
-        let mut lapsed: Vec<(MessageId, Held)> = (self.records.values())
+        let mut lapsed: Vec<(MessageId, Held)> = (self.live())
             .filter_map(|record| match &record.life {
                 Life::Leased(held) if held.until < self.time.now => Some((record.message.id, held.clone())),
                 Life::Leased(_) | Life::Ready { .. } | Life::Parked { .. } | Life::Over { .. } => None,
@@ -858,13 +892,42 @@ impl World {
             }
             Life::Over { .. } | Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } => false,
         };
-        self.records.values().filter(over).map(|record| record.message.id).collect()
+        if self.mutation == Some(Mutation::RetentionFromEnqueue) {
+            return self.records.values().filter(over).map(|record| record.message.id).collect();
+        }
+        let long_over = |(then, _): &&(Duration, MessageId)| passed.saturating_sub(*then) >= retention;
+        let mut past: Vec<MessageId> = (self.index.over.iter().take_while(long_over))
+            .filter(|(_, id)| self.records.get(id).as_ref().is_some_and(over))
+            .map(|(_, id)| *id)
+            .collect();
+        past.sort_unstable();
+        past.dedup();
+        past
     }
 
     fn delete(&mut self, id: MessageId) {
         let Some(record) = self.records.remove(&id) else { return };
-        self.keys.retain(|_, known| *known != id);
+        self.forget_key(&record.message);
+        self.index.live.remove(&id);
+        if let Some(flow) = self.index.flows.get_mut(&record.message.flow) {
+            flow.remove(&id);
+            if flow.is_empty() {
+                self.index.flows.remove(&record.message.flow);
+            }
+        }
+        match record.life {
+            Life::Over { passed, .. } => drop(self.index.over.remove(&(passed, id))),
+            Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } => {}
+        }
         self.tally(&record.message, Counted::Deleted, "");
+    }
+
+    /// The key is free again, if it is still this message's.
+    fn forget_key(&mut self, message: &Message) {
+        let scope = (message.tenant.clone(), message.queue.clone(), message.key.clone());
+        if self.keys.get(&scope) == Some(&message.id) {
+            self.keys.remove(&scope);
+        }
     }
 
     // --- operators ---------------------------------------------------------------------------------------------------
@@ -901,7 +964,13 @@ impl World {
         let record = self.change(id);
         let had = Counters { attempt: record.counters.attempt, ..counters };
         record.counters = counters;
-        record.life = Life::Ready { due_at: now, claimable: true };
+        let was = std::mem::replace(&mut record.life, Life::Ready { due_at: now, claimable: true });
+        self.index.live.insert(id);
+        match was {
+            Life::Over { passed, .. } => drop(self.index.over.remove(&(passed, id))),
+            Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } => {}
+        }
+        let record = self.change(id);
         record.cancel_wanted = false;
         record.release_wanted = false;
         record.suspect = false;
@@ -1011,6 +1080,8 @@ impl World {
         }
         record.counters.attempt = record.counters.attempt.min(policy.max_attempts.saturating_sub(1));
         record.life = Life::Ready { due_at: now, claimable: true };
+        self.index.live.insert(id);
+        let record = self.change(id);
         record.start_anew(now);
         let counters = record.counters;
         record.history.push(operator_ending(now, counters, "resolved", State::Ready, Some(now)));
@@ -1070,7 +1141,7 @@ impl World {
     }
 
     pub(super) fn flow(&self, root: MessageId) -> Vec<Summary> {
-        self.records.values().filter(|record| record.message.flow == root).map(Self::summary).collect()
+        self.of_flow(root).map(Self::summary).collect()
     }
 
     pub(super) fn list(&self, filter: &Filter) -> Vec<Summary> {
