@@ -43,7 +43,6 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
     if !repeated.is_empty() {
         return Ok(Claimed { leases: repeated, next_due: None, ended: 0 });
     }
-    group.works = true;
     if group.room_for == RoomFor::Settling {
         // A run that could not be settled is not begun. The worker asks again when it polls.
         return Ok(Claimed::default());

@@ -81,8 +81,6 @@ pub(crate) struct Group<'c> {
     pub(crate) room_for: RoomFor,
     /// How many bytes of new messages there is room for.
     pub(crate) allowance: u64,
-    /// Whether anything was claimed or settled: this process works on the store.
-    pub(crate) works: bool,
     /// How much was done: messages, leases, settlements and so on.
     pub(crate) items: usize,
     interned: &'c mut Interned,
@@ -104,7 +102,6 @@ impl<'c> Group<'c> {
             news: News::default(),
             room_for: RoomFor::Accepting,
             allowance: u64::MAX,
-            works: false,
             items: 0,
             interned,
             last_id: None,

@@ -21,6 +21,7 @@ mod extend;
 mod group;
 mod inspect;
 mod journal;
+mod log;
 mod migrate;
 mod open;
 mod operate;
@@ -314,6 +315,7 @@ impl Store for SqliteStore {
     }
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StoreError> {
+        self.writer.shared.works();
         let slots = request.queues.iter().map(|queue| queue.slots as usize).sum();
         self.writer
             .call(slots, move |group| claim::claim(group, &request))

@@ -11,6 +11,7 @@ use tidegate_core::clock::{Clock, SystemClock};
 use tidegate_core::error::{StoreError, StoreErrorKind};
 
 use crate::Options;
+use crate::log;
 use crate::migrate::{self, Kind, Looked};
 use crate::room;
 use crate::row;
@@ -37,6 +38,7 @@ pub(crate) fn open(path: &Path, options: &Options) -> Result<Opened, StoreError>
     check_sqlite()?;
     let made = prepare_file(path, options.create)?;
     let path = fs::canonicalize(path).map_err(|e| unreachable_file(path, "found", e))?;
+    log::check(&path)?;
     room::before_opening(&path, options.room);
     let opening = Opening { path: &path, options, real: SystemClock::new() };
     let conn = opening.open()?;

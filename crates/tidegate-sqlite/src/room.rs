@@ -6,7 +6,7 @@
 //! byte, a *reserve* of real blocks is kept in a file beside the store; it is given up when space runs out and made again
 //! when there is room for it. All of this ends by itself.
 //!
-//! Looking costs one system call: once a second, and before each group while room is short.
+//! Looking costs one system call: once a second, sooner after much was written, and before each group while room is short.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -108,6 +108,8 @@ pub(crate) struct Watch {
     directory: PathBuf,
     reserve: PathBuf,
     next_look: Duration,
+    /// Bytes that this process wrote since it last looked.
+    written: u64,
     /// Whether this process works on the store: only then is a reserve worth its space.
     works: bool,
     seen: Disk,
@@ -117,7 +119,7 @@ impl Watch {
     pub(crate) fn new(path: &Path, room: Room) -> Self {
         let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
         let seen = Disk { free: u64::MAX, ..Disk::default() };
-        Self { room, directory, reserve: reserve_of(path), next_look: Duration::ZERO, works: false, seen }
+        Self { room, directory, reserve: reserve_of(path), next_look: Duration::ZERO, written: 0, works: false, seen }
     }
 
     /// What was last seen.
@@ -142,11 +144,19 @@ impl Watch {
         }
     }
 
+    /// So many bytes went into the log.
+    pub(crate) fn wrote(&mut self, bytes: u64) {
+        self.written += bytes;
+    }
+
     /// Looks at the disk if it is time; `now` is monotonic. Says what changed.
     pub(crate) fn look(&mut self, conn: &Connection, now: Duration) {
-        if self.room == Room::UNWATCHED || now < self.next_look {
+        // What is in the log is going to be in the file as well; and others write too.
+        let much = self.written.saturating_mul(4) >= self.seen.free.saturating_sub(self.room.accept);
+        if self.room == Room::UNWATCHED || (now < self.next_look && !much) {
             return;
         }
+        self.written = 0;
         // A file system that cannot be asked is taken for one with room: the commit will tell.
         let Some(free) = free(&self.directory) else {
             self.next_look = now + LOOK;
@@ -160,7 +170,8 @@ impl Watch {
             kept = 0;
         }
         let lacking = self.room.reserve.saturating_sub(kept);
-        if self.works && lacking > 0 && free >= self.room.claim.saturating_add(self.room.reserve) {
+        // Not so early that it would be given up at once. What it lacks counts as taken in any case, below.
+        if self.works && lacking > 0 && free >= lacking.saturating_add(2 * self.room.brink()) {
             match make(&self.reserve, self.room.reserve) {
                 Ok(()) => (free, kept) = (free.saturating_sub(lacking), self.room.reserve),
                 Err(error) => {

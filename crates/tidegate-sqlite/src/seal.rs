@@ -86,11 +86,13 @@ fn broken(row: &Row<'_>, sealed: Sealed) -> StoreError {
 pub(crate) fn of(sealed: Sealed, values: &[&dyn ToSql]) -> rusqlite::Result<i64> {
     let mut seal = 0;
     for (place, value) in (sealed.from..).zip(values) {
-        seal ^= match value.to_sql()? {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "an array or a blob of zeroes is bound nowhere here")]
+        let part = match value.to_sql()? {
             ToSqlOutput::Borrowed(value) => part(place, value),
             ToSqlOutput::Owned(value) => part(place, (&value).into()),
             _ => return Err(rusqlite::Error::ToSqlConversionFailure("a value that is no plain one".into())),
         };
+        seal ^= part;
     }
     Ok(seal.cast_signed())
 }

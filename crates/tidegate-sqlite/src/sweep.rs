@@ -62,8 +62,11 @@ fn take_over(group: &mut Group<'_>, request: &SweepRequest, swept: &mut Swept) -
     }
 }
 
+/// A lapsed lease, or why it cannot be read.
+type Lapsed = Result<(MessageId, LeaseRow), Trouble>;
+
 /// Lapsed leases, the oldest first, after so many that cannot be read.
-fn lapsed(group: &Group<'_>, limit: u32, after: u32) -> Result<Vec<Result<(MessageId, LeaseRow), Trouble>>, Trouble> {
+fn lapsed(group: &Group<'_>, limit: u32, after: u32) -> Result<Vec<Lapsed>, Trouble> {
     const LAPSED: &str = "-- sweep: as many rows as there are running handlers, so no index is kept for it
         select * from tide_lease where until < ?1 order by until, id limit ?2 offset ?3";
     let mut statement = group.conn.prepare_cached(LAPSED)?;

@@ -9,6 +9,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -88,6 +89,8 @@ pub(crate) struct Shared {
     hands: Mutex<Option<Hands>>,
     /// The disk as the last group saw it, and how much may be enqueued beside the writer.
     disk: Mutex<(Disk, Option<u64>)>,
+    /// Whether anybody ever claimed here: from then on a reserve is kept.
+    works: AtomicBool,
 }
 
 impl Shared {
@@ -107,6 +110,11 @@ impl Shared {
     pub(crate) fn clock_jumped(&self, clock: &dyn Clock) -> bool {
         let seen = *self.hands.lock().unwrap_or_else(PoisonError::into_inner);
         seen.is_some_and(|seen| seen.jumped(Hands::of(clock)))
+    }
+
+    /// Somebody is about to claim.
+    pub(crate) fn works(&self) {
+        self.works.store(true, Ordering::Relaxed);
     }
 
     fn looked(&self, watch: &Watch) {
@@ -358,6 +366,9 @@ impl Thread {
 
     /// Runs one transaction; what joins while it runs belongs to it.
     fn group(&mut self, receiver: &Receiver<Box<dyn Call>>, calls: &mut Vec<Box<dyn Call>>) -> Result<News, Failed> {
+        if self.shared.works.load(Ordering::Relaxed) {
+            self.watch.works();
+        }
         self.watch.look(&self.conn, self.real.monotonic());
         self.shared.looked(&self.watch);
         self.begin(receiver, calls)?;
@@ -393,9 +404,6 @@ impl Thread {
                     }
                 }
                 let items = group.items;
-                if group.works {
-                    watch.works();
-                }
                 Ok((group.finish()?, items, now))
             };
         let changes = conn.total_changes();
@@ -460,6 +468,7 @@ impl Thread {
             // Fewer than before: the log began anew with this commit.
             let written = frames.checked_sub(self.wal.frames).unwrap_or(frames);
             stats.wal_bytes += written * FRAME;
+            self.watch.wrote(written * FRAME);
             self.wal.frames = frames;
         }
         Ok(())

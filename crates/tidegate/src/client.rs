@@ -418,9 +418,9 @@ pub struct Builder {
     redelivery_horizon: Duration,
     max_payload: usize,
     create: bool,
-    host: Host,
     #[cfg(feature = "sqlite")]
     room: tidegate_sqlite::Room,
+    host: Host,
 }
 
 impl Default for Builder {
@@ -435,9 +435,9 @@ impl Default for Builder {
             redelivery_horizon: DEFAULT_RETENTION,
             max_payload: DEFAULT_MAX_PAYLOAD,
             create: true,
-            host: Host::default(),
             #[cfg(feature = "sqlite")]
             room: tidegate_sqlite::Room::default(),
+            host: Host::default(),
         }
     }
 }
@@ -498,19 +498,19 @@ impl Builder {
         self
     }
 
-    /// The simulated process that everything which is opened here runs in.
-    #[cfg(feature = "simulation")]
-    #[doc(hidden)]
-    pub fn process(mut self, process: Arc<dyn crate::process::Process>) -> Self {
-        self.host.process = Some(process);
-        self
-    }
-
     /// How much room an SQLite store leaves on its disk: with less than 64 MiB free it accepts nothing new, with less than
     /// 32 MiB it claims nothing, and it keeps a reserve of 16 MiB, unless said otherwise.
     #[cfg(feature = "sqlite")]
     pub fn room(mut self, room: tidegate_sqlite::Room) -> Self {
         self.room = room;
+        self
+    }
+
+    /// The simulated process that everything which is opened here runs in.
+    #[cfg(feature = "simulation")]
+    #[doc(hidden)]
+    pub fn process(mut self, process: Arc<dyn crate::process::Process>) -> Self {
+        self.host.process = Some(process);
         self
     }
 
