@@ -122,6 +122,38 @@ pub(crate) struct Settings {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
     pub(crate) busy_timeout: Duration,
+    pub(crate) tuning: Tuning,
+}
+
+/// What the product never varies; the power-loss harness does, through the feature `power-loss`.
+#[derive(Debug, Clone, Copy)]
+pub struct Tuning {
+    /// What a commit waits for: below `Full` it proves that the harness sees what is lost.
+    pub synchronous: Synchronous,
+    /// From this size of the WAL on, in bytes, it is copied into the file as far as readers allow.
+    pub checkpoint: u64,
+    /// From this size on the writer waits for the copy and begins the WAL anew.
+    pub restart: u64,
+    /// How much the WAL must grow before the next copy is tried.
+    pub retry: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { synchronous: Synchronous::Full, checkpoint: CHECKPOINT, restart: RESTART, retry: RETRY_CHECKPOINT }
+    }
+}
+
+/// SQLite's `synchronous`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "power-loss"), expect(dead_code, reason = "only the power-loss harness weakens a store"))]
+pub enum Synchronous {
+    /// Nothing is waited for.
+    Off,
+    /// Checkpoints are waited for, commits are not.
+    Normal,
+    /// Every commit is waited for: the only one the product uses.
+    Full,
 }
 
 /// The handle on the thread.
@@ -290,7 +322,7 @@ struct Thread {
 
 impl Thread {
     fn run(mut self, receiver: &Receiver<Box<dyn Call>>) {
-        self.wal = Wal { frames: wal_frames(&self.conn).unwrap_or(0), next_try: CHECKPOINT };
+        self.wal = Wal { frames: wal_frames(&self.conn).unwrap_or(0), next_try: self.settings.tuning.checkpoint };
         while let Ok(first) = receiver.recv() {
             if let Err(error) = self.shared.check() {
                 first.fail(error);
@@ -468,23 +500,24 @@ impl Thread {
     /// Copies the log into the file between groups. Its failure is no group's: the next commit will tell.
     fn checkpoint(&mut self) {
         let size = self.wal.frames * FRAME;
+        let Tuning { checkpoint, restart, retry, .. } = self.settings.tuning;
         if size < self.wal.next_try {
-            if size < CHECKPOINT {
-                self.wal.next_try = CHECKPOINT;
+            if size < checkpoint {
+                self.wal.next_try = checkpoint;
             }
             return;
         }
-        let how = if size >= RESTART { "pragma wal_checkpoint(restart)" } else { "pragma wal_checkpoint(passive)" };
+        let how = if size >= restart { "pragma wal_checkpoint(restart)" } else { "pragma wal_checkpoint(passive)" };
         let done = self.conn.prepare_cached(how).and_then(|mut checkpoint| {
             checkpoint.query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
         });
         match done {
             // All copied: the next commit begins the log anew, unless a reader still looks at it.
-            Ok((0, log, copied)) if log == copied => self.wal.next_try = size + RETRY_CHECKPOINT,
-            Ok(_) => self.wal.next_try = size + RETRY_CHECKPOINT,
+            Ok((0, log, copied)) if log == copied => self.wal.next_try = size + retry,
+            Ok(_) => self.wal.next_try = size + retry,
             Err(error) => {
                 tracing::warn!(%error, "the write-ahead log could not be copied into the store's file");
-                self.wal.next_try = size + RETRY_CHECKPOINT;
+                self.wal.next_try = size + retry;
             }
         }
     }
