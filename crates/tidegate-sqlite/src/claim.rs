@@ -3,6 +3,7 @@
 use rusqlite::{OptionalExtension, params};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::{LeaseToken, MessageId, WorkerId};
 use tidegate_core::lifecycle::{self, Admission, Next};
 use tidegate_core::message::{Failure, Message};
@@ -45,6 +46,9 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
             let heads = heads(group, &lanes, free)?;
             let drained = heads.len() < usize::try_from(free).unwrap_or(usize::MAX);
             remove_heads(group, &lanes, &heads)?;
+            if !heads.is_empty() {
+                failpoint::reach("claim.after_removal");
+            }
             for head in heads {
                 match start(group, request, &lanes[head.lane], head.id, head.life)? {
                     Some(lease) => {
@@ -63,6 +67,9 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
     }
     group.items += claimed.leases.len();
     claimed.leases.sort_by_key(|lease| (lease.message.priority, lease.due_at, lease.message.id));
+    if !claimed.leases.is_empty() {
+        failpoint::reach("claim.before_commit");
+    }
     Ok(claimed)
 }
 

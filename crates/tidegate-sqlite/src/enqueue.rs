@@ -5,6 +5,7 @@ use std::time::Duration;
 use rusqlite::{OptionalExtension, params};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::MessageId;
 use tidegate_core::lifecycle::Counters;
 use tidegate_core::message::{DEFAULT_MAX_AGE, Due, NewMessage};
@@ -63,6 +64,7 @@ pub(crate) fn enqueue(
             Err(refused) => Err(refused),
         });
     }
+    failpoint::reach("enqueue.before_commit");
     Ok(verdicts)
 }
 
@@ -103,6 +105,7 @@ pub(crate) fn one(group: &mut Group<'_>, new: &Prepared, origin: Origin) -> Resu
             None => Err(StoreError::corrupt("tide_key", "a key is taken and cannot be read").into()),
         };
     }
+    failpoint::reach("enqueue.after_key");
     let lane = group.lane_for(&message.tenant, &message.queue, &message.kind, message.version, message.priority)?;
     insert(group, new, &lane, id, due_at, origin)?;
     Ok(Enqueued::New { id })

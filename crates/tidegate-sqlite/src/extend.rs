@@ -2,6 +2,7 @@
 
 use rusqlite::{OptionalExtension, params};
 use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
 use tidegate_core::id::MessageId;
 use tidegate_core::store::{Counted, Extend, Extended, Verdicts};
 
@@ -16,6 +17,7 @@ pub(crate) fn extend(group: &mut Group<'_>, batch: &[Extend]) -> Result<Verdicts
     for item in batch {
         verdicts.push(verdict(one(group, item))?);
     }
+    failpoint::reach("extend.before_commit");
     Ok(verdicts)
 }
 

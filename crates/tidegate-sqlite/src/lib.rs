@@ -47,6 +47,7 @@ use async_trait::async_trait;
 use tidegate_core::clock::{Clock, SystemClock};
 use tidegate_core::effect::{EffectRow, Reached};
 use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
 use tidegate_core::id::{IdempotencyKey, Kind, LeaseToken, MessageId, QueueName, Tenant};
 use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
@@ -200,7 +201,10 @@ impl SqliteStore {
         work: Work,
     ) -> Result<Arc<str>, EffectInError> {
         let item = within::EffectIn { id, token, reached, work };
-        self.writer.call(1, move |group| within::effect_in(group, item)).await?
+        self.writer
+            .call(1, move |group| within::effect_in(group, item))
+            .await?
+            .inspect(|_| failpoint::reach("transactional.after_commit"))
     }
 
     /// Copies the store into a new file, beside everybody who uses it. The copy appears under its name when it is complete,
@@ -285,12 +289,18 @@ impl Store for SqliteStore {
     async fn enqueue(&self, batch: Vec<NewMessage>) -> Result<Verdicts<Enqueued>, StoreError> {
         let max_payload = self.limits.max_payload;
         let batch: Vec<_> = batch.into_iter().map(|message| enqueue::Prepared::of(message, max_payload)).collect();
-        self.writer.call(batch.len(), move |group| enqueue::enqueue(group, batch)).await
+        self.writer
+            .call(batch.len(), move |group| enqueue::enqueue(group, batch))
+            .await
+            .inspect(|_| failpoint::reach("enqueue.after_commit"))
     }
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StoreError> {
         let slots = request.queues.iter().map(|queue| queue.slots as usize).sum();
-        self.writer.call(slots, move |group| claim::claim(group, &request)).await
+        self.writer
+            .call(slots, move |group| claim::claim(group, &request))
+            .await
+            .inspect(|_| failpoint::reach("claim.after_commit"))
     }
 
     async fn declare(&self, policies: Vec<(Kind, Policy)>) -> Result<(), StoreError> {
@@ -298,21 +308,33 @@ impl Store for SqliteStore {
     }
 
     async fn extend(&self, batch: Vec<Extend>) -> Result<Verdicts<Extended>, StoreError> {
-        self.writer.call(batch.len(), move |group| extend::extend(group, &batch)).await
+        self.writer
+            .call(batch.len(), move |group| extend::extend(group, &batch))
+            .await
+            .inspect(|_| failpoint::reach("extend.after_commit"))
     }
 
     async fn journal(&self, batch: Vec<Journal>) -> Result<Verdicts<EffectRow>, StoreError> {
-        self.writer.call(batch.len(), move |group| journal::journal(group, &batch)).await
+        self.writer
+            .call(batch.len(), move |group| journal::journal(group, &batch))
+            .await
+            .inspect(|_| failpoint::reach("journal.after_commit"))
     }
 
     async fn settle(&self, batch: Vec<Settle>) -> Result<Verdicts<Settled>, StoreError> {
         let max_payload = self.limits.max_payload;
         let batch: Vec<_> = batch.into_iter().map(|settle| settle::Prepared::of(settle, max_payload)).collect();
-        self.writer.call(batch.len(), move |group| settle::settle(group, &batch)).await
+        self.writer
+            .call(batch.len(), move |group| settle::settle(group, &batch))
+            .await
+            .inspect(|_| failpoint::reach("settle.after_commit"))
     }
 
     async fn sweep(&self, request: SweepRequest) -> Result<Swept, StoreError> {
-        self.writer.call(1, move |group| sweep::sweep(group, &request)).await
+        self.writer
+            .call(1, move |group| sweep::sweep(group, &request))
+            .await
+            .inspect(|_| failpoint::reach("sweep.after_commit"))
     }
 
     async fn redrive(&self, request: Redrive) -> Result<Verdicts<MessageId>, StoreError> {

@@ -6,6 +6,7 @@ use rusqlite::{OptionalExtension, params};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::effect::EffectRow;
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::lifecycle::{self, DeadReason, Next, Outcome, ParkReason, State, Transition};
 use tidegate_core::message::{Failure, Message};
@@ -56,6 +57,7 @@ pub(crate) fn settle(group: &mut Group<'_>, batch: &[Prepared]) -> Result<Verdic
     for item in batch {
         verdicts.push(verdict(one(group, item))?);
     }
+    failpoint::reach("settle.before_commit");
     Ok(verdicts)
 }
 
@@ -123,6 +125,7 @@ fn end(
     } else {
         let message = place::body(group.conn, id, lane)?;
         write_journal(group, lease, &message, &mut rows, item, extent)?;
+        failpoint::reach("settle.after_journal");
         Limits::of(&message)
     };
     let facts = place::facts(&lease.life, limits, &rows, group.now);
@@ -130,6 +133,8 @@ fn end(
     let transition = lifecycle::settle(&facts, outcome, &policy, group.now, item.settle.unit);
     let last = LastSettlement { nonce: *lease.token.nonce.as_bytes(), digest: item.digest };
     move_on(group, lane, lease, id, outcome, &transition, &rows, Some(last))?;
+
+    failpoint::reach("settle.after_state");
 
     let state = transition.next.state();
     let follow_ups = if extent.follow_ups { follow(group, lease, id, item.follow_ups(state))? } else { Vec::new() };
@@ -189,6 +194,7 @@ pub(crate) fn move_on(
     last: Option<LastSettlement>,
 ) -> Result<(), Trouble> {
     remove_lease(group, lane, id, lease.token)?;
+    failpoint::reach("settle.after_lease");
     let reported = !matches!(outcome, Outcome::LeaseExpired | Outcome::Released);
     let mut flags = crate::copied::flags_after(lease.life.flags, reported) & row::LASTING & !row::SUSPECT;
     if !rows.is_empty() {

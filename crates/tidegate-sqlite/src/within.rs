@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, TransactionState};
 use tidegate_core::effect::{self, Decision, EffectState, Reached};
 use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
 use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::message::NewMessage;
 use tidegate_core::store::{Enqueued, Verdicts};
@@ -168,6 +169,7 @@ pub(crate) fn effect_in(group: &mut Group<'_>, item: EffectIn) -> Result<Result<
                 return Err(undone());
             }
         };
+        failpoint::reach("transactional.after_work");
         journal::check_value(group, &value)?;
         let row = effect::confirmed_at_once(&message, &rows, &reached, value, token, round, group.now)?;
         journal::put(group, &lease, id, &mut rows, &row)?;
@@ -178,6 +180,7 @@ pub(crate) fn effect_in(group: &mut Group<'_>, item: EffectIn) -> Result<Result<
             }
         }
     });
+    failpoint::reach("transactional.before_commit");
     match (step, failed) {
         (Ok(value), _) => Ok(Ok(value)),
         (Err(Trouble::Item(_)), Some(error)) => Ok(Err(EffectInError::Work(error))),

@@ -17,6 +17,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode};
 use tidegate_core::clock::{Clock, SystemClock};
 use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
 use tidegate_core::store::{CommitListener, News};
 use tokio::sync::oneshot;
 
@@ -331,9 +332,11 @@ impl Thread {
             let mut calls = vec![first];
             match self.group(receiver, &mut calls) {
                 Ok(news) => {
+                    failpoint::reach("group.after_commit");
                     for call in calls {
                         call.answer();
                     }
+                    failpoint::reach("group.after_answers");
                     self.tell(&news);
                     self.checkpoint();
                 }
@@ -357,6 +360,7 @@ impl Thread {
     /// Runs one transaction; what joins while it runs belongs to it.
     fn group(&mut self, receiver: &Receiver<Box<dyn Call>>, calls: &mut Vec<Box<dyn Call>>) -> Result<News, Failed> {
         self.begin(receiver, calls)?;
+        failpoint::reach("group.after_begin");
         let Self { conn, settings, interned, real, data_version, hands, rested, .. } = self;
         let mut run =
             |conn: &Connection, calls: &mut Vec<Box<dyn Call>>| -> Result<(News, usize, Hands), rusqlite::Error> {
@@ -401,6 +405,7 @@ impl Thread {
             return Err(Failed::Unknown(StoreError::unavailable(what)));
         }
         let wrote = self.conn.total_changes() != changes;
+        failpoint::reach("group.before_commit");
         self.commit(wrote, calls.len(), items)?;
         // Only now: what a look noted would be gone with a group that was rolled back.
         (self.hands, self.rested) = (now, false);

@@ -31,6 +31,7 @@ pub(super) struct World {
     pub(super) audit: Vec<AuditEntry>,
     pub(super) news: News,
     records: BTreeMap<MessageId, Record>,
+    index: Index,
     queues: BTreeMap<(Tenant, QueueName), Queue>,
     tallies: BTreeMap<(QueueName, Kind, Counted, String), u64>,
     operations: BTreeSet<(String, MessageId)>,
@@ -38,6 +39,17 @@ pub(super) struct World {
     last_id: Option<MessageId>,
     leases: u64,
     time: Time,
+}
+
+/// Where to look, so that a long simulation need not look at every record for each verb. It decides nothing: each place that
+/// uses it still asks the record itself.
+#[derive(Debug, Default)]
+struct Index {
+    /// All that are ready or leased, and some that were.
+    live: BTreeSet<MessageId>,
+    /// All that are over, and some that were, by how much time had passed then.
+    over: BTreeSet<(Duration, MessageId)>,
+    flows: BTreeMap<MessageId, BTreeSet<MessageId>>,
 }
 
 /// A wall clock that gains or loses less than this over the time that passed is corrected, not set.
@@ -171,7 +183,7 @@ fn apply(
     write: &JournalWrite,
     token: LeaseToken,
     now: Timestamp,
-) -> Result<EffectRow, StoreError> {
+) -> Result<Option<EffectRow>, StoreError> {
     let round = record.counters.round;
     let row = match write {
         JournalWrite::Intent { reached, times } => {
@@ -181,7 +193,7 @@ fn apply(
             let newest = rules::Journal::of(rows).newest(&reached.effect);
             let known = EffectState::Confirmed { value: value.clone() };
             if let Some(row) = newest.filter(|row| row.token == token && row.state == known) {
-                return Ok(row.clone());
+                return Ok(Some(row.clone()));
             }
             rules::natural(&record.message, rows, reached, value, token, round, now)?
         }
@@ -189,15 +201,21 @@ fn apply(
             let row = rows.iter().find(|row| row.effect == *effect && row.seq == *seq);
             let row = row.ok_or_else(|| StoreError::conflict(format!("effect {effect} has no row {seq}")))?;
             if rules::says_already(row, answer) {
-                return Ok(row.clone());
+                return Ok(Some(row.clone()));
             }
             EffectRow { state: rules::answer(row, answer, now)?, ..row.clone() }
+        }
+        JournalWrite::NotSent { effect } => {
+            let newest = rules::Journal::of(rows).newest(effect).cloned();
+            let ours = newest.filter(|row| row.token == token && row.state == EffectState::Intent);
+            let Some(row) = ours else { return Ok(None) };
+            EffectRow { state: rules::answer(&row, &EffectAnswer::NotDone, now)?, ..row }
         }
     };
     rows.retain(|known| (&known.effect, known.seq) != (&row.effect, row.seq));
     rows.push(row.clone());
     rows.sort_by(|a, b| (&a.effect, a.seq).cmp(&(&b.effect, b.seq)));
-    Ok(row)
+    Ok(Some(row))
 }
 
 impl World {
@@ -231,7 +249,8 @@ impl World {
 
     /// A lease holds as long as it was given, wherever the wall clock is set.
     fn move_leases(&mut self, to: impl Fn(Timestamp) -> Timestamp) {
-        for record in self.records.values_mut() {
+        for id in &self.index.live {
+            let Some(record) = self.records.get_mut(id) else { continue };
             if let Life::Leased(held) = &mut record.life {
                 held.until = to(held.until);
             }
@@ -282,6 +301,15 @@ impl World {
         self.records.get(&id).ok_or_else(|| StoreError::not_found(id))
     }
 
+    /// What is ready or leased, and perhaps more.
+    fn live(&self) -> impl Iterator<Item = &Record> {
+        self.index.live.iter().filter_map(|id| self.records.get(id))
+    }
+
+    fn of_flow(&self, flow: MessageId) -> impl Iterator<Item = &Record> {
+        self.index.flows.get(&flow).into_iter().flatten().filter_map(|id| self.records.get(id))
+    }
+
     fn change(&mut self, id: MessageId) -> &mut Record {
         self.records.get_mut(&id).expect("looked up before")
     }
@@ -294,7 +322,10 @@ impl World {
             let (effect, value) = match write {
                 JournalWrite::Answer { effect, answer: EffectAnswer::Confirmed { value }, .. } => (effect, value),
                 // A natural effect is never open: nobody will have to decide about it.
-                JournalWrite::Answer { .. } | JournalWrite::Natural { .. } | JournalWrite::Intent { .. } => continue,
+                JournalWrite::Answer { .. }
+                | JournalWrite::NotSent { .. }
+                | JournalWrite::Natural { .. }
+                | JournalWrite::Intent { .. } => continue,
             };
             if self.mutation == Some(Mutation::LateConfirmApplied) {
                 for row in record.journal.iter_mut().filter(|row| row.effect == *effect && row.state.is_open()) {
@@ -375,7 +406,7 @@ impl World {
             (&record.message.tenant, &record.message.queue) == (&scope.0, &scope.1)
                 && matches!(record.life, Life::Ready { .. } | Life::Leased(_))
         };
-        self.records.values().filter(counts).count() as u64
+        self.live().filter(counts).count() as u64
     }
 
     fn insert(&mut self, new: &NewMessage, parent: Option<&Message>) -> MessageId {
@@ -423,6 +454,8 @@ impl World {
             settled: None,
             discarded: None,
         };
+        self.index.live.insert(id);
+        self.index.flows.entry(record.message.flow).or_default().insert(id);
         self.records.insert(id, record);
         id
     }
@@ -458,7 +491,7 @@ impl World {
     }
 
     fn leases_under(&self, request: &ClaimRequest) -> Vec<Lease> {
-        let mut held: Vec<(u64, Lease)> = (self.records.values())
+        let mut held: Vec<(u64, Lease)> = (self.live())
             .filter_map(|record| match &record.life {
                 Life::Leased(held) if held.token.nonce == request.nonce => Some((held.order, lease(record, held))),
                 Life::Leased(_) | Life::Ready { .. } | Life::Parked { .. } | Life::Over { .. } => None,
@@ -477,7 +510,7 @@ impl World {
 
     /// What can be claimed of a queue now, in the order to start it.
     fn candidates(&self, request: &ClaimRequest, queue: &QueueName) -> Vec<MessageId> {
-        let mut due: Vec<_> = (self.records.values())
+        let mut due: Vec<_> = (self.live())
             .filter(|record| self.serves(request, queue, &record.message))
             .filter(|record| record.is_claimable(self.time.now))
             .filter_map(|record| Some((record.message.priority, record.due_at()?, record.message.id)))
@@ -490,7 +523,7 @@ impl World {
     }
 
     fn next_due(&self, request: &ClaimRequest) -> Option<Timestamp> {
-        (self.records.values())
+        (self.live())
             .filter(|record| request.queues.iter().any(|q| self.serves(request, &q.queue, &record.message)))
             .filter(|record| !record.is_claimable(self.time.now))
             .filter_map(Record::due_at)
@@ -532,6 +565,7 @@ impl World {
     /// Ends a message for good, and counts it.
     fn finish(&mut self, id: MessageId, state: State, reason: Option<&str>, answer: Option<Answer>) {
         let (at, passed) = (self.time.now, self.time.passed);
+        self.index.over.insert((passed, id));
         let record = self.change(id);
         record.life = Life::Over { state, at, passed, reason: reason.map(str::to_owned), answer };
         record.suspect = false;
@@ -546,7 +580,7 @@ impl World {
             State::Ready | State::Leased | State::Parked => unreachable!("not an end"),
         }
         if release {
-            self.keys.retain(|_, known| *known != id);
+            self.forget_key(&message);
         }
         self.news.ended.push(id);
     }
@@ -579,9 +613,12 @@ impl World {
             if lapsed && matches!(write, JournalWrite::Intent { .. }) {
                 return Err(StoreError::lease_lost(id));
             }
-            row = Ok(apply(&record, &mut rows, write, journal.token, now)?);
+            let written = apply(&record, &mut rows, write, journal.token, now)?;
+            row = written.ok_or_else(|| StoreError::conflict("nothing to write"));
         }
-        self.change(id).journal = rows;
+        if row.is_ok() {
+            self.change(id).journal = rows;
+        }
         row
     }
 
@@ -688,9 +725,8 @@ impl World {
     }
 
     fn flow_took(&self, flow: MessageId) -> Option<Duration> {
-        let of_flow = || self.records.values().filter(move |record| record.message.flow == flow);
-        let live = of_flow().any(|record| !record.state().is_terminal());
-        let first = of_flow().next()?.message.enqueued_at;
+        let live = self.of_flow(flow).any(|record| !record.state().is_terminal());
+        let first = self.of_flow(flow).next()?.message.enqueued_at;
         (!live).then(|| self.time.now.since(first))
     }
 
@@ -753,6 +789,7 @@ impl World {
             State::Ready => {
                 let due_at = ended.due_at.expect("ready is due some time");
                 self.change(id).life = Life::Ready { due_at, claimable: due_at <= now };
+                self.index.live.insert(id);
                 self.tally(&message, Counted::Retries, &code);
                 self.news.ready.push(message.queue.clone());
             }
@@ -801,15 +838,19 @@ impl World {
 
     /// What is due by now stays claimable.
     fn promote(&mut self) {
-        for record in self.records.values_mut() {
-            if let Life::Ready { due_at, claimable } = &mut record.life {
+        let records = &mut self.records;
+        self.index.live.retain(|id| match records.get_mut(id).map(|record| &mut record.life) {
+            Some(Life::Ready { due_at, claimable }) => {
                 *claimable |= *due_at <= self.time.now;
+                true
             }
-        }
+            Some(Life::Leased(_)) => true,
+            Some(Life::Parked { .. } | Life::Over { .. }) | None => false,
+        });
     }
 
     fn lapsed(&self) -> Vec<(MessageId, Held)> {
-        let mut lapsed: Vec<(MessageId, Held)> = (self.records.values())
+        let mut lapsed: Vec<(MessageId, Held)> = (self.live())
             .filter_map(|record| match &record.life {
                 Life::Leased(held) if held.until < self.time.now => Some((record.message.id, held.clone())),
                 Life::Leased(_) | Life::Ready { .. } | Life::Parked { .. } | Life::Over { .. } => None,
@@ -846,13 +887,42 @@ impl World {
             }
             Life::Over { .. } | Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } => false,
         };
-        self.records.values().filter(over).map(|record| record.message.id).collect()
+        if self.mutation == Some(Mutation::RetentionFromEnqueue) {
+            return self.records.values().filter(over).map(|record| record.message.id).collect();
+        }
+        let long_over = |(then, _): &&(Duration, MessageId)| passed.saturating_sub(*then) >= retention;
+        let mut past: Vec<MessageId> = (self.index.over.iter().take_while(long_over))
+            .filter(|(_, id)| self.records.get(id).as_ref().is_some_and(over))
+            .map(|(_, id)| *id)
+            .collect();
+        past.sort_unstable();
+        past.dedup();
+        past
     }
 
     fn delete(&mut self, id: MessageId) {
         let Some(record) = self.records.remove(&id) else { return };
-        self.keys.retain(|_, known| *known != id);
+        self.forget_key(&record.message);
+        self.index.live.remove(&id);
+        if let Some(flow) = self.index.flows.get_mut(&record.message.flow) {
+            flow.remove(&id);
+            if flow.is_empty() {
+                self.index.flows.remove(&record.message.flow);
+            }
+        }
+        match record.life {
+            Life::Over { passed, .. } => drop(self.index.over.remove(&(passed, id))),
+            Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } => {}
+        }
         self.tally(&record.message, Counted::Deleted, "");
+    }
+
+    /// The key is free again, if it is still this message's.
+    fn forget_key(&mut self, message: &Message) {
+        let scope = (message.tenant.clone(), message.queue.clone(), message.key.clone());
+        if self.keys.get(&scope) == Some(&message.id) {
+            self.keys.remove(&scope);
+        }
     }
 
     // --- operators ---------------------------------------------------------------------------------------------------
@@ -889,7 +959,13 @@ impl World {
         let record = self.change(id);
         let had = Counters { attempt: record.counters.attempt, ..counters };
         record.counters = counters;
-        record.life = Life::Ready { due_at: now, claimable: true };
+        let was = std::mem::replace(&mut record.life, Life::Ready { due_at: now, claimable: true });
+        self.index.live.insert(id);
+        match was {
+            Life::Over { passed, .. } => drop(self.index.over.remove(&(passed, id))),
+            Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } => {}
+        }
+        let record = self.change(id);
         record.cancel_wanted = false;
         record.release_wanted = false;
         record.suspect = false;
@@ -999,6 +1075,8 @@ impl World {
         }
         record.counters.attempt = record.counters.attempt.min(policy.max_attempts.saturating_sub(1));
         record.life = Life::Ready { due_at: now, claimable: true };
+        self.index.live.insert(id);
+        let record = self.change(id);
         record.start_anew(now);
         let counters = record.counters;
         record.history.push(operator_ending(now, counters, "resolved", State::Ready, Some(now)));
@@ -1058,7 +1136,7 @@ impl World {
     }
 
     pub(super) fn flow(&self, root: MessageId) -> Vec<Summary> {
-        self.records.values().filter(|record| record.message.flow == root).map(Self::summary).collect()
+        self.of_flow(root).map(Self::summary).collect()
     }
 
     pub(super) fn list(&self, filter: &Filter) -> Vec<Summary> {
