@@ -64,7 +64,8 @@ fn comes(sim: &Arc<Sim>, n: u64) {
         _ => Sort::Chore,
     };
     let wish = Wish { n, cents: chance.within(1, 99_999), kind };
-    let again = [(8, 0, 100), (20, 1_000, 120_000), (40, 300_000, 4_000_000)];
+    // Nobody delivers again after the retention, as every producer has promised.
+    let again = [(8, 0, 100), (20, 1_000, 120_000), (40, 300_000, 1_200_000)];
     for (one_in, from, to) in again {
         if chance.one_in(one_in) {
             let delay = chance.millis(from, to);

@@ -74,7 +74,7 @@ impl Settings {
             clients_per_hour,
             faults_per_hour,
             lease: Duration::from_secs(*chance.pick(&[5, 10, 30]).unwrap_or(&30)),
-            retention: Duration::from_secs(*chance.pick(&[600, 3_600, 7 * 24 * 3_600]).unwrap_or(&3_600)),
+            retention: Duration::from_secs(*chance.pick(&[3_600, 6 * 3_600, 7 * 24 * 3_600]).unwrap_or(&3_600)),
             concurrency: u32::try_from(chance.within(1, 16)).unwrap_or(4),
             broken: None,
         }
