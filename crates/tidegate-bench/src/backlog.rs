@@ -119,16 +119,18 @@ async fn fill(file: &Path, keys: &mut Keys, count: u32) -> anyhow::Result<()> {
 }
 
 fn queue(conn: &Connection, now: i64, keys: &[Key]) -> anyhow::Result<()> {
-    let mut key_row = conn.prepare("insert into tide_key (queue, hash, id, fingerprint) values (1, ?1, ?2, ?3)")?;
-    let mut body = conn.prepare(
-        "insert into tide_message (id, lane, key, payload, enqueued_at, max_age_ms) values (?1, 1, ?2, ?3, ?4, ?5)",
-    )?;
-    let mut ready = conn.prepare("insert into tide_ready (lane, due_at, id) values (1, ?1, ?2)")?;
+    const BODY: &str = "insert into tide_message values (?1, 1, ?2, ?3, ?4, null, null, ?5, null, null, null,
+        tide_seal(0, ?1, 1, ?2, ?3, ?4, null, null, ?5, null, null, null))";
+    const READY: &str = "insert into tide_ready values (1, ?1, ?2, 0, 0, 0, 0, 0, 0, null, null, null,
+        tide_seal(0, 1, ?1, ?2, 0, 0, 0, 0, 0, 0, null, null, null))";
+    let (mut key_row, mut body, mut ready) =
+        (conn.prepare(preload::KEY_ROW)?, conn.prepare(BODY)?, conn.prepare(READY)?);
     for (id, key) in (preload::FIRST_ID..).zip(keys) {
         key_row.execute(params![key.hash, id, key.hash])?;
         body.execute(params![id, key.text, serde_json::to_string(&Work::of(key))?, now, MAX_AGE_MS])?;
         ready.execute(params![now, id])?;
     }
+    // Counts are no part of the seal.
     conn.execute("update tide_queue set ready = ?1 where id = 1", [i64::try_from(keys.len())?])?;
     Ok(())
 }
