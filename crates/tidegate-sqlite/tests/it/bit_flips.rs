@@ -443,3 +443,160 @@ fn no_flipped_bit_makes_a_store_say_what_was_never_stored() {
         fates.iter().filter(|(fate, .., why)| *fate == Fate::Unseen && !why.starts_with("number ")).collect();
     assert!(lost.is_empty(), "something is missing, and the doctor does not find it: {lost:?}");
 }
+
+// --- the log ---------------------------------------------------------------------------------------------------------
+
+/// A store that was killed with so many commits in its log: the files as a kill leaves them.
+struct Killed {
+    directory: TempDir,
+    clock: Arc<ManualClock>,
+    /// How long the log was after each commit.
+    ends: Vec<usize>,
+    log: Vec<u8>,
+}
+
+impl Killed {
+    const COMMITS: usize = 8;
+
+    fn new() -> Self {
+        let directory = scratch();
+        let path = directory.path().join("tidegate.db");
+        let clock = Arc::new(ManualClock::at(now()));
+        let options = Options { clock: Arc::clone(&clock) as _, room: Room::UNWATCHED, ..Options::default() };
+        let store = SqliteStore::open(&path, options).unwrap();
+        run(store.enqueue(vec![message("first")])).unwrap();
+        run(store.close());
+        let store = open(&path, &clock).unwrap();
+        let log = || usize::try_from(fs::metadata(beside(&path, "-wal")).unwrap().len()).unwrap();
+        let mut ends = Vec::new();
+        for n in 0..Self::COMMITS {
+            run(store.enqueue(vec![sized(&format!("m{n}"), 5000)])).unwrap().remove(0).unwrap();
+            ends.push(log());
+        }
+        // What a kill leaves is what is there now: nobody tidies up.
+        let killed = scratch();
+        for suffix in ["", "-wal", "-shm"] {
+            fs::copy(beside(&path, suffix), beside(&killed.path().join("tidegate.db"), suffix)).unwrap();
+        }
+        run(store.close());
+        let log = fs::read(beside(&killed.path().join("tidegate.db"), "-wal")).unwrap();
+        Self { directory: killed, clock, ends, log }
+    }
+
+    /// Opens a copy whose log is this one, with or without its index; how many of the commits are there.
+    fn open(&self, log: Option<&[u8]>, index: bool) -> Result<usize, StoreError> {
+        let directory = scratch();
+        let path = directory.path().join("tidegate.db");
+        let killed = self.directory.path().join("tidegate.db");
+        fs::copy(&killed, &path).unwrap();
+        if let Some(log) = log {
+            fs::write(beside(&path, "-wal"), log).unwrap();
+        }
+        if index {
+            fs::copy(beside(&killed, "-shm"), beside(&path, "-shm")).unwrap();
+        }
+        let store = match open(&path, &self.clock) {
+            Ok(store) => store,
+            Err(error) => {
+                assert!(error.hint_text().is_some(), "{error}");
+                assert_eq!(fs::read(beside(&path, "-wal")).ok().as_deref(), log, "a refused log was changed");
+                return Err(error);
+            }
+        };
+        let listed = run(store.list(Filter { limit: 1000, ..Filter::default() })).unwrap();
+        let keys: Vec<String> = listed.iter().map(|one| one.key.as_str().to_owned()).collect();
+        run(store.close());
+        assert_eq!(failed(&path), Vec::<String>::new());
+        let expected: Vec<String> =
+            std::iter::once("first".to_owned()).chain((0..keys.len() - 1).map(|n| format!("m{n}"))).collect();
+        assert_eq!(keys, expected, "commits are there up to one of them, and none behind it");
+        Ok(keys.len() - 1)
+    }
+}
+
+const FRAME: usize = PAGE + 24;
+const LOG_HEADER: usize = 32;
+
+#[test]
+fn a_log_that_was_cut_off_or_taken_away_is_noticed_while_its_index_is_there() {
+    let killed = Killed::new();
+    assert_eq!(killed.open(Some(&killed.log), true).unwrap(), Killed::COMMITS);
+    assert_eq!(killed.open(Some(&killed.log), false).unwrap(), Killed::COMMITS);
+    // At each boundary between frames, and inside each frame.
+    let boundaries = (LOG_HEADER..killed.log.len()).step_by(FRAME);
+    let cuts =
+        boundaries.flat_map(|at| [at, at + 10, at + 24 + 512]).chain([0, 10]).filter(|cut| *cut < killed.log.len());
+    for cut in cuts {
+        let log = &killed.log[..cut];
+        let there = killed.ends.iter().filter(|end| **end <= cut).count();
+        // After a power cut there is no index to be believed: what is left is a store as it was at some commit.
+        assert_eq!(killed.open(Some(log), false).unwrap(), there, "cut at {cut}");
+        let error = killed.open(Some(log), true).unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt);
+        assert!(error.what().contains("-wal has ") && error.to_string().contains("remove the -shm"), "{error}");
+    }
+    assert_eq!(killed.open(None, false).unwrap(), 0);
+    assert_eq!(killed.open(None, true).unwrap_err().kind(), StoreErrorKind::Corrupt);
+}
+
+#[test]
+fn a_log_with_a_flipped_bit_is_refused_or_ends_before_the_last_two_commits_at_most() {
+    let killed = Killed::new();
+    let (mut refused, mut shorter, mut harmless) = (0, 0, 0);
+    let frames = (killed.log.len() - LOG_HEADER) / FRAME;
+    for frame in 0..frames {
+        let first = LOG_HEADER + frame * FRAME;
+        // Page, end of a commit, salts, checksums; and what the page says.
+        for (place, at) in [0, 6, 9, 17, 21, 24, 700, 2048, FRAME - 1].into_iter().enumerate() {
+            let mut log = killed.log.clone();
+            log[first + at] ^= 1 << ((frame + place) % 8);
+            let commit = killed.ends.iter().filter(|end| **end <= first).count();
+            match killed.open(Some(&log), false) {
+                Err(error) => {
+                    assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
+                    refused += 1;
+                }
+                Ok(Killed::COMMITS) => harmless += 1,
+                Ok(there) => {
+                    assert_eq!(there, commit, "byte {at} of frame {frame}");
+                    assert!(commit >= Killed::COMMITS - 2, "byte {at} of frame {frame}: {commit} commits are left");
+                    shorter += 1;
+                }
+            }
+        }
+    }
+    println!("flips in the log: {refused} refused, {shorter} without the last commits, {harmless} harmless");
+    assert!(refused > shorter && harmless == 0);
+    // The header: SQLite takes the log for empty, and it is not.
+    for at in 0..LOG_HEADER {
+        let mut log = killed.log.clone();
+        log[at] ^= 4;
+        assert_eq!(killed.open(Some(&log), true).unwrap_err().kind(), StoreErrorKind::Corrupt, "byte {at}");
+    }
+}
+
+#[test]
+fn the_log_of_another_store_is_refused() {
+    let (one, other) = (Killed::new(), Killed::new());
+    let directory = scratch();
+    let path = directory.path().join("tidegate.db");
+    fs::copy(one.directory.path().join("tidegate.db"), &path).unwrap();
+    fs::write(beside(&path, "-wal"), &other.log).unwrap();
+    let error = open(&path, &one.clock).unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
+    assert!(error.what().contains("-wal is the log of another store"), "{error}");
+}
+
+#[test]
+fn a_file_that_was_cut_off_or_emptied_is_refused() {
+    let golden = Golden::new();
+    let directory = scratch();
+    for length in [0, 1, 50, 100, PAGE / 2, PAGE, 2 * PAGE, golden.bytes.len() / 2, golden.bytes.len() - PAGE] {
+        let path = directory.path().join(format!("{length}.db"));
+        fs::write(&path, &golden.bytes[..length]).unwrap();
+        let error = open(&path, &golden.clock).expect_err("what is missing is missed");
+        assert!([StoreErrorKind::Corrupt, StoreErrorKind::NotFound].contains(&error.kind()), "{length}: {error}");
+        assert!(error.hint_text().is_some(), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), &golden.bytes[..length], "it is left as it is");
+    }
+}
