@@ -70,6 +70,11 @@ pub use room::{Disk, Room, RoomFor};
 pub use rusqlite;
 pub use within::{EffectInError, Work};
 pub use writer::GroupStats;
+#[cfg(not(feature = "power-loss"))]
+use writer::Tuning;
+#[cfg(feature = "power-loss")]
+#[doc(hidden)]
+pub use writer::{Synchronous, Tuning};
 
 use crate::group::Limits;
 
@@ -131,14 +136,30 @@ impl SqliteStore {
     /// not there and may not be made; `Conflict` when it is a store of an older version and may not be migrated now. The
     /// file was not changed then.
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Arc<Self>, StoreError> {
+        Self::open_with(path.as_ref(), options, Tuning::default())
+    }
+
+    /// Opens a store with other sizes of its log, or with less than durable commits. For the power-loss harness, which has to
+    /// show that it sees what such a store loses; no feature of the product leads here.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`].
+    #[cfg(feature = "power-loss")]
+    #[doc(hidden)]
+    pub fn open_tuned(path: impl AsRef<Path>, options: Options, tuning: Tuning) -> Result<Arc<Self>, StoreError> {
+        Self::open_with(path.as_ref(), options, tuning)
+    }
+
+    fn open_with(path: &Path, options: Options, tuning: Tuning) -> Result<Arc<Self>, StoreError> {
         options.room.check()?;
-        let opened = open::open(path.as_ref(), &options)?;
+        let opened = open::open(path, &options, tuning.synchronous)?;
         let limits = Limits { max_payload: options.max_payload, retention: options.retention };
         let settings = writer::Settings {
             clock: Arc::clone(&options.clock),
             limits,
             busy_timeout: options.busy_timeout,
             room: options.room,
+            tuning,
         };
         let writer = writer::Writer::start(opened.conn, &opened.path, settings)?;
         Ok(Arc::new(Self {

@@ -17,6 +17,7 @@ use crate::room;
 use crate::row;
 use crate::seal;
 use crate::trouble::{Trouble, store_error};
+use crate::writer::Synchronous;
 
 /// The first SQLite without the bug by which two connections that write and checkpoint at once can corrupt a WAL file.
 const LEAST_SQLITE: i32 = 3_051_003;
@@ -36,13 +37,13 @@ pub(crate) struct Opened {
 }
 
 /// Opens or makes the file of a store.
-pub(crate) fn open(path: &Path, options: &Options) -> Result<Opened, StoreError> {
+pub(crate) fn open(path: &Path, options: &Options, synchronous: Synchronous) -> Result<Opened, StoreError> {
     check_sqlite()?;
     let made = prepare_file(path, options.create)?;
     let path = fs::canonicalize(path).map_err(|e| unreachable_file(path, "found", e))?;
     log::check(&path)?;
     room::before_opening(&path, options.room);
-    let opening = Opening { path: &path, options, real: SystemClock::new() };
+    let opening = Opening { path: &path, options, synchronous, real: SystemClock::new() };
     let conn = opening.open()?;
     if made {
         // Before the first answer: a power cut must not take the name of a file that has acknowledged messages.
@@ -121,6 +122,8 @@ fn sync_directory(path: &Path) -> Result<(), StoreError> {
 struct Opening<'a> {
     path: &'a Path,
     options: &'a Options,
+    /// `Full`, but for the power-loss harness.
+    synchronous: Synchronous,
     /// Real time: waiting for another process must end while a test's clock stands still.
     real: SystemClock,
 }
@@ -149,7 +152,7 @@ impl Opening<'_> {
                 .hint("the file and its directory must be writable by this user"));
         }
         // Before anything is read with this connection. A store of other steps is not migrated by a mere open.
-        self.patiently(|| settings(&conn))?;
+        self.patiently(|| settings(&conn, self.synchronous))?;
         self.patiently(|| self.bring_up(&conn))?;
         if size <= self.options.check_up_to {
             self.check_pages(&conn)?;
@@ -330,7 +333,7 @@ fn damaged(path: &Path, what: &str) -> StoreError {
 }
 
 /// The settings of the writing connection, read back where a silent refusal would cost messages.
-fn settings(conn: &Connection) -> Result<(), Looked> {
+fn settings(conn: &Connection, synchronous: Synchronous) -> Result<(), Looked> {
     conn.busy_timeout(Duration::ZERO)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
     stable_plans(conn)?;
@@ -346,8 +349,16 @@ fn settings(conn: &Connection) -> Result<(), Looked> {
          pragma mmap_size = 0;
          pragma cache_size = -65536;",
     )?;
+    let least = match synchronous {
+        Synchronous::Full => 2,
+        Synchronous::Normal | Synchronous::Off => {
+            let weaker = if synchronous == Synchronous::Off { "off" } else { "normal" };
+            conn.pragma_update(None, "synchronous", weaker)?;
+            0
+        }
+    };
     let synchronous: i64 = conn.query_row("pragma synchronous", [], |row| row.get(0))?;
-    if !mode.eq_ignore_ascii_case("wal") || synchronous < 2 {
+    if !mode.eq_ignore_ascii_case("wal") || synchronous < least {
         let what = format!("SQLite refused durable settings: journal_mode is {mode}, synchronous is {synchronous}");
         return Err(StoreError::unavailable(what)
             .hint("the file must be on a local disk; network file systems cannot share a store")

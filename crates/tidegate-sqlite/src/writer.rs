@@ -149,6 +149,38 @@ pub(crate) struct Settings {
     pub(crate) limits: Limits,
     pub(crate) busy_timeout: Duration,
     pub(crate) room: Room,
+    pub(crate) tuning: Tuning,
+}
+
+/// What the product never varies; the power-loss harness does, through the feature `power-loss`.
+#[derive(Debug, Clone, Copy)]
+pub struct Tuning {
+    /// What a commit waits for: below `Full` it proves that the harness sees what is lost.
+    pub synchronous: Synchronous,
+    /// From this size of the WAL on, in bytes, it is copied into the file as far as readers allow.
+    pub checkpoint: u64,
+    /// From this size on the writer waits for the copy and begins the WAL anew.
+    pub restart: u64,
+    /// How much the WAL must grow before the next copy is tried.
+    pub retry: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { synchronous: Synchronous::Full, checkpoint: CHECKPOINT, restart: RESTART, retry: RETRY_CHECKPOINT }
+    }
+}
+
+/// SQLite's `synchronous`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "power-loss"), expect(dead_code, reason = "only the power-loss harness weakens a store"))]
+pub enum Synchronous {
+    /// Nothing is waited for.
+    Off,
+    /// Checkpoints are waited for, commits are not.
+    Normal,
+    /// Every commit is waited for: the only one the product uses.
+    Full,
 }
 
 /// The handle on the thread.
@@ -328,7 +360,7 @@ struct Thread {
 impl Thread {
     fn run(mut self, receiver: &Receiver<Box<dyn Call>>) {
         let frames = wal_frames(&self.conn).unwrap_or(0);
-        self.wal = Wal { frames, next_try: CHECKPOINT, next_short: room::SHORT_CHECKPOINT };
+        self.wal = Wal { frames, next_try: self.settings.tuning.checkpoint, next_short: room::SHORT_CHECKPOINT };
         while let Ok(first) = receiver.recv() {
             if let Err(error) = self.shared.check() {
                 first.fail(error);
@@ -523,11 +555,12 @@ impl Thread {
     /// Copies the log into the file between groups. Its failure is no group's: the next commit will tell.
     fn checkpoint(&mut self) {
         let size = self.wal.frames * FRAME;
+        let Tuning { checkpoint, restart, retry, .. } = self.settings.tuning;
         // A commit that met the end of the disk asks for it as well: what the log frees may be all there is.
         let short = self.watch.short() || self.wal.next_short == 0;
         if size < if short { self.wal.next_short } else { self.wal.next_try } {
-            if size < CHECKPOINT {
-                self.wal.next_try = CHECKPOINT;
+            if size < checkpoint {
+                self.wal.next_try = checkpoint;
             }
             if size < room::SHORT_CHECKPOINT {
                 self.wal.next_short = room::SHORT_CHECKPOINT;
@@ -537,7 +570,7 @@ impl Thread {
         let how = match size {
             // The log gives its space back. The file may have to grow for it; if it cannot, the log stays as it is.
             _ if short => "pragma wal_checkpoint(truncate)",
-            _ if size >= RESTART => "pragma wal_checkpoint(restart)",
+            _ if size >= restart => "pragma wal_checkpoint(restart)",
             _ => "pragma wal_checkpoint(passive)",
         };
         self.wal.next_short = size + room::SHORT_CHECKPOINT;
@@ -546,11 +579,11 @@ impl Thread {
         });
         match done {
             // All copied: the next commit begins the log anew, unless a reader still looks at it.
-            Ok((0, log, copied)) if log == copied => self.wal.next_try = size + RETRY_CHECKPOINT,
-            Ok(_) => self.wal.next_try = size + RETRY_CHECKPOINT,
+            Ok((0, log, copied)) if log == copied => self.wal.next_try = size + retry,
+            Ok(_) => self.wal.next_try = size + retry,
             Err(error) => {
                 tracing::warn!(%error, "the write-ahead log could not be copied into the store's file");
-                self.wal.next_try = size + RETRY_CHECKPOINT;
+                self.wal.next_try = size + retry;
             }
         }
     }
