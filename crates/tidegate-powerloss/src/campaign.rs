@@ -207,7 +207,12 @@ impl Campaign {
             if !failed.stopped {
                 return Err(format!("after {fault:?} in {} ({}) the store went on", failed.what, failed.error));
             }
-            let went_on = recorded.ops[failed_at..].iter().filter(|op| op.changes()).count();
+            // Giving up the reserve is no use of the store.
+            let reserve = format!("{}-reserve", workload::STORE);
+            let went_on = recorded.ops[failed_at..]
+                .iter()
+                .filter(|op| op.changes() && !matches!(op, Op::Unlink { name } if *name == reserve))
+                .count();
             let retried = recorded.ops[failed_at..].iter().any(|op| matches!(op, Op::Sync { .. } | Op::SyncDirectory));
             if went_on > 0 || retried {
                 return Err(format!(
@@ -347,7 +352,8 @@ impl Campaign {
         depth: Depth,
         with_stale_index: bool,
     ) -> Result<Option<usize>, Violation> {
-        let failed = |e: std::io::Error| Violation { harm: Harm::Half, what: format!("no directory for an image: {e}") };
+        let failed =
+            |e: std::io::Error| Violation { harm: Harm::Half, what: format!("no directory for an image: {e}") };
         let directory = TempDir::new_in(self.place.path()).map_err(failed)?;
         if with_stale_index && image.0.contains_key(workload::STORE) {
             let stale = directory.path().join(format!("{}-shm", workload::STORE));
@@ -472,4 +478,3 @@ impl Base {
         self.step.iter().chain(steps).cloned().collect()
     }
 }
-

@@ -152,16 +152,8 @@ pub enum Loss {
 
 impl Loss {
     /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::Everything,
-        Self::Nothing,
-        Self::Tail,
-        Self::Head,
-        Self::One,
-        Self::AllButOne,
-        Self::Some,
-        Self::Torn,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Everything, Self::Nothing, Self::Tail, Self::Head, Self::One, Self::AllButOne, Self::Some, Self::Torn];
 }
 
 /// What a disk is found to hold after a power cut: contents by name.

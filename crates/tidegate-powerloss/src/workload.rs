@@ -18,9 +18,7 @@ use rand_chacha::ChaCha8Rng;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 use tidegate_core::effect::{self, Decision, EffectAnswer, EffectId, EffectPolicy, EffectState, IntentTimes, Reached};
-use tidegate_core::id::{
-    EffectName, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, Tenant, WorkerId,
-};
+use tidegate_core::id::{EffectName, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, Tenant, WorkerId};
 use tidegate_core::lifecycle::{Outcome, Resolution, State};
 use tidegate_core::message::{Answer, Due, Failure, NewMessage, Payload, Priority};
 use tidegate_core::retry::{Backoff, Policy};
@@ -29,7 +27,7 @@ use tidegate_core::store::{
     QueueChange, QueueSlots, Redrive, Resolve, Settle, SweepRequest,
 };
 use tidegate_core::{Clock as _, Store as _, StoreError, StoreErrorKind, Timestamp};
-use tidegate_sqlite::{Options, SqliteStore, Tuning};
+use tidegate_sqlite::{Options, Room, SqliteStore, Tuning};
 use tidegate_testkit::ManualClock;
 use tokio::runtime::Runtime;
 
@@ -51,6 +49,9 @@ pub struct Backup {
     /// What was known of the store it was made of.
     pub book: Arc<Book>,
 }
+
+/// A small reserve: it is made, kept and given up as any, and it is on every disk that is cut.
+const ROOM: Room = Room { accept: 1 << 20, claim: 1 << 20, reserve: 64 << 10 };
 
 /// What is known of a store from its answers.
 #[derive(Debug, Clone, Default)]
@@ -313,7 +314,7 @@ impl Driver<'_> {
     // --- opening and closing -----------------------------------------------------------------------------------------
 
     fn options(&self) -> Options {
-        Options { clock: Arc::clone(&self.clock) as _, retention: RETENTION, ..Options::default() }
+        Options { clock: Arc::clone(&self.clock) as _, retention: RETENTION, room: ROOM, ..Options::default() }
     }
 
     fn open(&mut self) -> Result<(), Stop> {
@@ -357,10 +358,11 @@ impl Driver<'_> {
 
     fn after_failure(&mut self, what: &'static str, error: &StoreError) -> Failed {
         let by_the_writer = !matches!(what, "open" | "backup" | "application" | "inspect");
-        let stopped = !by_the_writer || self.store.as_ref().is_none_or(|store| {
-            let refused = answered(store.enqueue(vec![self.plain("after")])).0;
-            refused.is_err_and(|error| error.kind() == StoreErrorKind::Unavailable)
-        });
+        let stopped = !by_the_writer
+            || self.store.as_ref().is_none_or(|store| {
+                let refused = answered(store.enqueue(vec![self.plain("after")])).0;
+                refused.is_err_and(|error| error.kind() == StoreErrorKind::Unavailable)
+            });
         let position = shim::position();
         let (Ok(()) | Err(_)) = self.close();
         Failed { what, error: error.to_string(), by_the_writer, position, stopped }
@@ -413,7 +415,9 @@ impl Driver<'_> {
         }
         message.priority = Priority::new(self.random.random_range(4..7)).expect("a valid priority");
         if self.chance(0.3) {
-            message.headers.insert("traceparent".into(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into());
+            message
+                .headers
+                .insert("traceparent".into(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into());
         }
         message
     }
@@ -602,7 +606,8 @@ impl Driver<'_> {
             let failure = Failure::new("gateway", format!("answered {}", self.below(600)));
             let outcome = match self.below(20) {
                 0..11 => {
-                    let result = format!("{{\"done\": {}, \"padding\": \"{}\"}}", id.as_i64(), "r".repeat(self.below(400)));
+                    let result =
+                        format!("{{\"done\": {}, \"padding\": \"{}\"}}", id.as_i64(), "r".repeat(self.below(400)));
                     Outcome::Completed { result: result.into(), orphans: false }
                 }
                 11..13 => Outcome::Permanent { failure, compensated: true, orphans: false },
@@ -711,11 +716,8 @@ impl Driver<'_> {
         let parked = self.ids(|view| view.state == State::Parked);
         let Some(id) = self.some_of(parked, 1).pop() else { return self.sweep() };
         let Some((effect, _)) = self.open_effects(id)?.pop() else { return self.sweep() };
-        let resolution = if self.chance(0.5) {
-            Resolution::Happened { value: "\"seen\"".into() }
-        } else {
-            Resolution::DidNotHappen
-        };
+        let resolution =
+            if self.chance(0.5) { Resolution::Happened { value: "\"seen\"".into() } } else { Resolution::DidNotHappen };
         let store = self.store();
         self.begin();
         let request = Resolve { id, effect, resolution, act: act("asked the gateway") };
@@ -781,7 +783,8 @@ impl Driver<'_> {
                     Err(error) => return Err(Stop::Failed("edit", error)),
                 }
             }
-            let (_, at) = self.call("discard", store.discard(Discard { ids: vec![id], act: act("settled by hand") }))?;
+            let (_, at) =
+                self.call("discard", store.discard(Discard { ids: vec![id], act: act("settled by hand") }))?;
             return self.note("discard", at, &[id]);
         }
         let ready = self.ids(|view| matches!(view.state, State::Ready | State::Leased));
@@ -927,5 +930,6 @@ fn rows_of(conn: &Connection, table: &str) -> rusqlite::Result<u64> {
 /// Those of opening it.
 pub(crate) fn reopen(directory: &Path, now: Timestamp, create: bool) -> Result<Arc<SqliteStore>, StoreError> {
     let clock = Arc::new(ManualClock::at(now.max(Timestamp::from_millis(ManualClock::START))));
-    SqliteStore::open(directory.join(STORE), Options { clock, retention: RETENTION, create, ..Options::default() })
+    let options = Options { clock, retention: RETENTION, room: ROOM, create, ..Options::default() };
+    SqliteStore::open(directory.join(STORE), options)
 }

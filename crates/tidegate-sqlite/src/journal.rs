@@ -16,6 +16,7 @@ use crate::extend;
 use crate::group::Group;
 use crate::place;
 use crate::row::{self, JOURNALED, LeaseRow};
+use crate::seal;
 use crate::trouble::{Trouble, verdict};
 
 /// Writes a batch.
@@ -137,7 +138,7 @@ pub(crate) fn put(
     row: &EffectRow,
 ) -> Result<(), Trouble> {
     const NOTE: &str = "-- journal: from now on the journal is read before any decision
-        update tide_lease set flags = flags | ?2 where id = ?1";
+        update tide_lease set flags = flags | ?2, seal = tide_reseal(seal, 8, flags, flags | ?2) where id = ?1";
     row::put_effect(group.conn, id, row)?;
     if !lease.life.has(JOURNALED) && rows.is_empty() {
         group.conn.prepare_cached(NOTE)?.execute([id.as_i64(), JOURNALED])?;
@@ -176,17 +177,13 @@ pub(crate) fn keep_evidence<'a>(
     writes: impl Iterator<Item = &'a JournalWrite>,
 ) -> Result<(), Trouble> {
     const EVIDENCE: &str = "-- journal: a late confirmation, as it came
-        insert into tide_evidence (message, at, name, item, value)
-        select ?1, ?2, ?3, ?4, ?5 where exists (select 1 from tide_message where id = ?1)";
+        insert into tide_evidence (message, at, name, item, value, seal)
+        select ?1, ?2, ?3, ?4, ?5, ?6 where exists (select 1 from tide_message where id = ?1)";
     for write in writes {
         let JournalWrite::Answer { effect, answer: EffectAnswer::Confirmed { value }, .. } = write else { continue };
-        group.conn.prepare_cached(EVIDENCE)?.execute(params![
-            id.as_i64(),
-            group.now.as_millis(),
-            effect.name.as_str(),
-            row::stored_item(effect),
-            &**value,
-        ])?;
+        let item = row::stored_item(effect);
+        let evidence = params![id.as_i64(), group.now.as_millis(), effect.name.as_str(), item, &**value];
+        seal::execute(&mut group.conn.prepare_cached(EVIDENCE)?, seal::EVIDENCE, evidence)?;
     }
     Ok(())
 }

@@ -11,14 +11,16 @@ use tidegate_core::clock::{Clock, SystemClock};
 use tidegate_core::error::{StoreError, StoreErrorKind};
 
 use crate::Options;
+use crate::log;
 use crate::migrate::{self, Kind, Looked};
-use crate::trouble::store_error;
+use crate::room;
+use crate::row;
+use crate::seal;
+use crate::trouble::{Trouble, store_error};
 use crate::writer::Synchronous;
 
 /// The first SQLite without the bug by which two connections that write and checkpoint at once can corrupt a WAL file.
 const LEAST_SQLITE: i32 = 3_051_003;
-/// Files up to this size are checked page by page when they are opened.
-const CHECKED: u64 = 8 << 20;
 /// How long to wait between two tries on a file that another process is just making.
 const STEP: Duration = Duration::from_millis(5);
 /// Statements kept ready on a connection; there are fewer than this.
@@ -37,13 +39,18 @@ pub(crate) fn open(path: &Path, options: &Options, synchronous: Synchronous) -> 
     check_sqlite()?;
     prepare_file(path, options.create)?;
     let path = fs::canonicalize(path).map_err(|e| unreachable_file(path, "found", e))?;
+    log::check(&path)?;
+    room::before_opening(&path, options.room);
     let opening = Opening { path: &path, options, synchronous, real: SystemClock::new() };
     let conn = opening.open()?;
     // Before the first answer, and whoever made the file: a power cut must not take its name, nor that of its log, nor bring
     // back the journal with which it was turned into a WAL file, which would undo what came after. SQLite syncs the
     // directory for its log, but does not tell if that fails.
     sync_directory(&path)?;
-    let uuid = uuid(&conn).map_err(|e| opening.failed(e))?;
+    let uuid = uuid(&conn).map_err(|trouble| match trouble {
+        Trouble::Item(error) => error,
+        Trouble::Group(error) => opening.failed(error),
+    })?;
     tidy_up_when_closed(&conn, true).map_err(|e| opening.failed(e))?;
     Ok(Opened { conn, path, uuid })
 }
@@ -138,8 +145,11 @@ impl Opening<'_> {
         // Before anything is read with this connection. A store of other steps is not migrated by a mere open.
         self.patiently(|| settings(&conn, self.synchronous))?;
         self.patiently(|| self.bring_up(&conn))?;
-        if size <= CHECKED {
+        if size <= self.options.check_up_to {
             self.check_pages(&conn)?;
+        }
+        if let Some(what) = migrate::altered(&conn).map_err(|e| self.failed(e))? {
+            return Err(damaged(self.path, &what));
         }
         Ok(conn)
     }
@@ -261,7 +271,7 @@ impl Opening<'_> {
 
     fn check_pages(&self, conn: &Connection) -> Result<(), StoreError> {
         let found: String =
-            conn.query_row("pragma quick_check(1)", [], |row| row.get(0)).map_err(|e| self.failed(e))?;
+            conn.query_row("pragma integrity_check(1)", [], |row| row.get(0)).map_err(|e| self.failed(e))?;
         if found == "ok" {
             return Ok(());
         }
@@ -332,6 +342,7 @@ fn settings(conn: &Connection, synchronous: Synchronous) -> Result<(), Looked> {
     conn.busy_timeout(Duration::ZERO)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
     stable_plans(conn)?;
+    seal::teach(conn)?;
     let mode: String = conn.query_row("pragma journal_mode = wal", [], |row| row.get(0))?;
     conn.execute_batch(
         "pragma synchronous = full;
@@ -402,9 +413,15 @@ fn read_only(path: &Path) -> rusqlite::Result<Connection> {
     Ok(conn)
 }
 
-/// The identity of a store's file.
-pub(crate) fn uuid(conn: &Connection) -> rusqlite::Result<[u8; 16]> {
-    conn.query_row("select uuid from tide_store", [], |row| row.get(0))
+/// The identity of a store's file, from a row that agrees with its seal.
+pub(crate) fn uuid(conn: &Connection) -> Result<[u8; 16], Trouble> {
+    let mut statement = conn.prepare("select * from tide_store")?;
+    let mut rows = statement.query([])?;
+    let Some(row) = rows.next()? else {
+        return Err(Trouble::Item(StoreError::corrupt("tide_store, row 1", "the row is missing")));
+    };
+    seal::check(row, seal::STORE)?;
+    row::column(row, "uuid", "tide_store")
 }
 
 /// Which stores an open may change the tables of.

@@ -340,7 +340,12 @@ impl Tidegate {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn metrics_text(&self) -> Result<String, StoreError> {
-        Ok(self.0.metrics.encode(&self.0.store.stats().await?))
+        let stats = self.0.store.stats().await?;
+        #[cfg(feature = "sqlite")]
+        if let Some(disk) = self.0.sqlite.as_ref().map(|sqlite| sqlite.disk()).filter(|disk| disk.free < u64::MAX) {
+            self.0.metrics.disk(disk.free, disk.reserve, disk.room_for.as_str());
+        }
+        Ok(self.0.metrics.encode(&stats))
     }
 
     /// Ends housekeeping and closes the store, for every clone of this handle; what still uses it is told `Unavailable`.
@@ -413,6 +418,8 @@ pub struct Builder {
     redelivery_horizon: Duration,
     max_payload: usize,
     create: bool,
+    #[cfg(feature = "sqlite")]
+    room: tidegate_sqlite::Room,
     host: Host,
 }
 
@@ -428,6 +435,8 @@ impl Default for Builder {
             redelivery_horizon: DEFAULT_RETENTION,
             max_payload: DEFAULT_MAX_PAYLOAD,
             create: true,
+            #[cfg(feature = "sqlite")]
+            room: tidegate_sqlite::Room::default(),
             host: Host::default(),
         }
     }
@@ -489,6 +498,14 @@ impl Builder {
         self
     }
 
+    /// How much room an SQLite store leaves on its disk: with less than 64 MiB free it accepts nothing new, with less than
+    /// 32 MiB it claims nothing, and it keeps a reserve of 16 MiB, unless said otherwise.
+    #[cfg(feature = "sqlite")]
+    pub fn room(mut self, room: tidegate_sqlite::Room) -> Self {
+        self.room = room;
+        self
+    }
+
     /// The simulated process that everything which is opened here runs in.
     #[cfg(feature = "simulation")]
     #[doc(hidden)]
@@ -516,6 +533,7 @@ impl Builder {
             max_payload: self.max_payload,
             retention: self.retention,
             create: self.create,
+            room: self.room,
             ..tidegate_sqlite::Options::default()
         };
         let opened = tokio::task::spawn_blocking(move || tidegate_sqlite::SqliteStore::open(path, options)).await;

@@ -157,11 +157,9 @@ impl EffectBuilder {
         }
     }
 
-    /// Tells repetitions of one effect inside a handler apart: a line number, a recipient.
+    /// Tells repetitions of one effect inside a handler apart: a line number, a recipient; at most 255 bytes.
     pub fn item(mut self, item: impl Into<String>) -> Self {
-        if let Ok(effect) = &mut self.effect {
-            effect.item = Some(item.into());
-        }
+        self.effect = self.effect.and_then(|effect| effect_id(effect.name.as_str(), Some(item.into())));
         self
     }
 
@@ -421,11 +419,7 @@ impl Call {
         failpoint::reach("effect.after_send");
         match answer {
             EffectAnswer::Confirmed(value) => self.confirm(&row, value).await,
-            EffectAnswer::Rejected { code, detail } => {
-                self.answer(&row, effect::EffectAnswer::Rejected { code: code.clone(), detail: detail.clone() })
-                    .await?;
-                Err(rejected(code, detail))
-            }
+            EffectAnswer::Rejected { code, detail } => self.rejected(&row, code, detail).await,
             EffectAnswer::NotDone { why, after } => self.not_done(&row, why, after).await,
             EffectAnswer::Unknown { why } => self.unknown(&row, why).await,
         }
@@ -588,6 +582,13 @@ impl Call {
         Ok(value)
     }
 
+    async fn rejected<T>(&self, row: &EffectRow, code: String, detail: String) -> Result<T, HandlerError> {
+        // Cut as every failure is: what a remote says is not ours to bound otherwise.
+        let Failure { code, detail } = Failure::new(code, detail);
+        self.answer(row, effect::EffectAnswer::Rejected { code: code.clone(), detail: detail.clone() }).await?;
+        Err(rejected(code, detail))
+    }
+
     async fn not_done<T>(&self, row: &EffectRow, why: String, after: Option<Duration>) -> Result<T, HandlerError> {
         let write =
             JournalWrite::Answer { effect: row.effect.clone(), seq: row.seq, answer: effect::EffectAnswer::NotDone };
@@ -596,9 +597,10 @@ impl Call {
     }
 
     async fn unknown<T>(&self, row: &EffectRow, why: String) -> Result<T, HandlerError> {
-        let answer = effect::EffectAnswer::Unknown { why: why.clone() };
+        let failure = Failure::new("unknown", why);
+        let answer = effect::EffectAnswer::Unknown { why: failure.detail.clone() };
         self.ride(row, JournalWrite::Answer { effect: row.effect.clone(), seq: row.seq, answer });
-        Err(self.stop(Ended::Unknown(Failure::new("unknown", why))))
+        Err(self.stop(Ended::Unknown(failure)))
     }
 
     /// Asks the remote. `None`: it never happened, and may be sent.
@@ -619,11 +621,7 @@ impl Call {
         failpoint::reach("effect.after_look_up");
         match found {
             Found::Confirmed(value) => self.confirm(&row, value).await.map(Some),
-            Found::Rejected { code, detail } => {
-                self.answer(&row, effect::EffectAnswer::Rejected { code: code.clone(), detail: detail.clone() })
-                    .await?;
-                Err(rejected(code, detail))
-            }
+            Found::Rejected { code, detail } => self.rejected(&row, code, detail).await,
             Found::Unknown { why } => {
                 let failure = Failure::new("lookup", format!("effect {}: {why}", self.reached.effect));
                 Err(self.stop(Ended::Unknown(failure)))

@@ -599,6 +599,25 @@ pub async fn a_settlement_that_cannot_be_stored_ends_its_message_alone(engine: &
     assert_eq!(stage.all().await.len(), 4, "no follow-up of what was refused");
 }
 
+/// A compensation commits with *dead*, whatever made it so; only one that cannot be stored itself is left out.
+pub async fn what_cannot_be_stored_is_compensated_all_the_same(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let elsewhere = |json| NewMessage { queue: queue("elsewhere"), payload: payload(json), ..message("taken") };
+    stage.put(elsewhere("1")).await;
+    let result = || format!("\"{}\"", "x".repeat(DEFAULT_MAX_PAYLOAD)).into();
+    for (name, undo, enqueued) in [("good", message("undo"), true), ("taken", elsewhere("2"), false)] {
+        let lease = stage.started(name).await;
+        let big = Outcome::Completed { result: result(), orphans: false };
+        let settle = Settle { compensate: vec![undo], ..settlement(&lease, big) };
+        let settled = stage.settle(settle).await.expect("it is settled");
+        assert_eq!((settled.state, settled.follow_ups.len()), (State::Dead, usize::from(enqueued)), "{name}");
+        assert_eq!(stage.view(lease.message.id).await.compensated, enqueued, "{name}");
+        if enqueued {
+            stage.end(&stage.take_one().await, completed()).await;
+        }
+    }
+}
+
 /// What cannot be stored is not terminal either while an effect is open.
 pub async fn a_settlement_that_cannot_be_stored_with_an_open_effect_is_not_the_end(engine: &dyn Engine) {
     let stage = Stage::new(engine).await;
