@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tidegate_core::Clock as _;
+use tidegate_core::effect::open_rows;
 use tidegate_core::lifecycle::State;
+use tidegate_core::store::MessageView;
 use tidegate_testkit::recount::every_view;
 use tidegate_testkit::recount::recount;
 
@@ -154,16 +156,21 @@ async fn come_to_rest(sim: &Arc<Sim>) {
     everything_is_listed(sim).await;
 }
 
-/// Messages that were put off while a clock was wrong, and that wait for a day far off now that it is right. Nothing of them
-/// is lost, and nobody hastens them: a weakness that is counted, not hidden.
+/// Messages that were put off while a clock was wrong and wait for a day far off now that it is right, and parked ones of
+/// which nobody can say before that day that nothing happened. Nothing of them is lost, and nobody can hasten them: a
+/// weakness that is counted, not hidden.
 fn stranded(sim: &Sim) -> u64 {
     if sim.oracle().clocks_are_right {
         return 0;
     }
     let horizon = sim.clock.now().after(REST);
-    let waiting = sim.oracle().in_state(State::Ready);
+    let waiting = [State::Ready, State::Parked].map(|state| sim.oracle().in_state(state)).concat();
     let views = crate::at_once(tidegate_core::Store::inspect(&*sim.model, waiting)).unwrap_or_default();
-    views.iter().flatten().filter(|view| view.due_at.is_some_and(|due_at| due_at > horizon)).count() as u64
+    let waits = |view: &&MessageView| {
+        view.due_at.is_some_and(|due_at| due_at > horizon)
+            || open_rows(&view.journal).any(|row| row.quarantined_until() > horizon)
+    };
+    views.iter().flatten().filter(waits).count() as u64
 }
 
 /// Those whose effect was undone stay where they are.
