@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tidegate_core::clock::{Clock, Random, SystemClock, SystemRandom};
 use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
 use tidegate_core::id::{MessageId, QueueName, Tenant};
 use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
@@ -118,6 +119,7 @@ impl Tidegate {
     pub async fn enqueue_with<M: Message>(&self, message: M, options: Options) -> Result<Sent<M>, StoreError> {
         let prepared = self.prepare(&message, &options)?;
         let mut verdicts = self.store_all::<M>(vec![prepared]).await?;
+        failpoint::reach("client.after_enqueue");
         self.verdict(verdicts.pop().unwrap_or_else(|| Err(StoreError::unavailable("the store gave no verdict")))?)
     }
 
@@ -141,6 +143,7 @@ impl Tidegate {
             let chunk: Vec<_> = prepared.by_ref().take(ENQUEUE_CHUNK).collect();
             let good = chunk.iter().flatten().cloned().collect();
             let mut verdicts = self.store_all::<M>(good).await?.into_iter();
+            failpoint::reach("client.after_enqueue");
             let no_verdict = || Err(StoreError::unavailable("the store gave no verdict"));
             sent.extend(chunk.into_iter().map(|prepared| match prepared {
                 Ok(_) => verdicts.next().unwrap_or_else(no_verdict).and_then(|enqueued| self.verdict(enqueued)),
@@ -153,6 +156,7 @@ impl Tidegate {
     /// Stores messages of one type. A key that is known with a payload of an older version is no conflict if that payload,
     /// up-cast, asks for the same.
     async fn store_all<M: Message>(&self, batch: Vec<NewMessage>) -> Result<Verdicts<Enqueued>, StoreError> {
+        failpoint::reach("client.before_enqueue");
         if M::VERSION == 1 {
             return self.0.store.enqueue(batch).await;
         }
@@ -336,7 +340,12 @@ impl Tidegate {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn metrics_text(&self) -> Result<String, StoreError> {
-        Ok(self.0.metrics.encode(&self.0.store.stats().await?))
+        let stats = self.0.store.stats().await?;
+        #[cfg(feature = "sqlite")]
+        if let Some(disk) = self.0.sqlite.as_ref().map(|sqlite| sqlite.disk()).filter(|disk| disk.free < u64::MAX) {
+            self.0.metrics.disk(disk.free, disk.reserve, disk.room_for.as_str());
+        }
+        Ok(self.0.metrics.encode(&stats))
     }
 
     /// Ends housekeeping and closes the store, for every clone of this handle; what still uses it is told `Unavailable`.
@@ -409,6 +418,8 @@ pub struct Builder {
     redelivery_horizon: Duration,
     max_payload: usize,
     create: bool,
+    #[cfg(feature = "sqlite")]
+    room: tidegate_sqlite::Room,
     host: Host,
 }
 
@@ -424,6 +435,8 @@ impl Default for Builder {
             redelivery_horizon: DEFAULT_RETENTION,
             max_payload: DEFAULT_MAX_PAYLOAD,
             create: true,
+            #[cfg(feature = "sqlite")]
+            room: tidegate_sqlite::Room::default(),
             host: Host::default(),
         }
     }
@@ -485,6 +498,14 @@ impl Builder {
         self
     }
 
+    /// How much room an SQLite store leaves on its disk: with less than 64 MiB free it accepts nothing new, with less than
+    /// 32 MiB it claims nothing, and it keeps a reserve of 16 MiB, unless said otherwise.
+    #[cfg(feature = "sqlite")]
+    pub fn room(mut self, room: tidegate_sqlite::Room) -> Self {
+        self.room = room;
+        self
+    }
+
     /// The simulated process that everything which is opened here runs in.
     #[cfg(feature = "simulation")]
     #[doc(hidden)]
@@ -512,6 +533,7 @@ impl Builder {
             max_payload: self.max_payload,
             retention: self.retention,
             create: self.create,
+            room: self.room,
             ..tidegate_sqlite::Options::default()
         };
         let opened = tokio::task::spawn_blocking(move || tidegate_sqlite::SqliteStore::open(path, options)).await;

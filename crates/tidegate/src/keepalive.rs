@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tidegate_core::clock::Clock;
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::store::{Extend, Extended, Lease, Store, Verdicts};
 use tokio::sync::{Notify, watch};
@@ -265,6 +266,7 @@ fn extend_due<'a>(shared: &Shared, store: &'a dyn Store) -> Option<Call<'a>> {
     }
     let batch =
         due.iter().map(|held| Extend { id: held.id, token: held.token, lease: held.lease, alone: false }).collect();
+    failpoint::reach("keepalive.before_extend");
     Some(Box::pin(async move { (due, now, store.extend(batch).await) }))
 }
 

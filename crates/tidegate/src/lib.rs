@@ -94,6 +94,10 @@ pub use tidegate_core::{
     explain, group, id, lifecycle, message, retry, store,
 };
 
+/// Where `tidegate torture` has its child processes die; of no use to an application.
+#[doc(hidden)]
+pub use tidegate_core::failpoint;
+
 #[cfg(feature = "sqlite")]
 pub use tidegate_sqlite as sqlite;
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tidegate_core::clock::{Clock, Random};
 use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
 use tidegate_core::store::{Store, SweepRequest, Swept};
 use tokio::sync::Notify;
 use tracing::{info, warn};
@@ -141,6 +142,7 @@ impl Sweeper {
             limit: LIMIT,
             unit: self.random.unit(),
         };
+        failpoint::reach("maintenance.before_sweep");
         match self.store.sweep(request).await {
             Ok(swept) => {
                 self.stall.last_good = Some(self.clock.monotonic());

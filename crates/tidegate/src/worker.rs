@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tidegate_core::clock::{Clock, Random};
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::{Kind, Nonce, QueueName, Tenant, WorkerId};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{ClaimRequest, Claimed, QueueSlots, Store};
@@ -460,6 +461,9 @@ impl Dispatcher {
             };
             *missing = None;
             let got = leases.len();
+            if got > 0 {
+                failpoint::reach("worker.after_claim");
+            }
             for lease in leases {
                 self.start(lease, sent_at);
             }
@@ -555,6 +559,7 @@ impl Dispatcher {
     async fn drain(mut self, within: Duration) -> Drained {
         let mut drained = Drained::default();
         let running = self.running.len();
+        failpoint::reach("drain.begin");
         info!(worker.id = %self.name, running, "worker {} drains", self.name);
         if tokio::time::timeout(within, self.join_all()).await.is_ok() {
             drained.finished = running;
@@ -567,6 +572,7 @@ impl Dispatcher {
             drained.released = told - drained.abandoned;
             self.running.detach_all();
         }
+        failpoint::reach("drain.end");
         self.shared.metrics.slots(&self.name, 0, 0);
         drop(self.tide);
         drained

@@ -212,7 +212,7 @@ fn apply(
     write: &JournalWrite,
     token: LeaseToken,
     now: Timestamp,
-) -> Result<EffectRow, StoreError> {
+) -> Result<Option<EffectRow>, StoreError> {
     let round = record.counters.round;
     let row = match write {
         JournalWrite::Intent { reached, times } => {
@@ -222,7 +222,7 @@ fn apply(
             let newest = rules::Journal::of(rows).newest(&reached.effect);
             let known = EffectState::Confirmed { value: value.clone() };
             if let Some(row) = newest.filter(|row| row.token == token && row.state == known) {
-                return Ok(row.clone());
+                return Ok(Some(row.clone()));
             }
             rules::natural(&record.message, rows, reached, value, token, round, now)?
         }
@@ -230,15 +230,21 @@ fn apply(
             let row = rows.iter().find(|row| row.effect == *effect && row.seq == *seq);
             let row = row.ok_or_else(|| StoreError::conflict(format!("effect {effect} has no row {seq}")))?;
             if rules::says_already(row, answer) {
-                return Ok(row.clone());
+                return Ok(Some(row.clone()));
             }
             EffectRow { state: rules::answer(row, answer, now)?, ..row.clone() }
+        }
+        JournalWrite::NotSent { effect } => {
+            let newest = rules::Journal::of(rows).newest(effect).cloned();
+            let ours = newest.filter(|row| row.token == token && row.state == EffectState::Intent);
+            let Some(row) = ours else { return Ok(None) };
+            EffectRow { state: rules::answer(&row, &EffectAnswer::NotDone, now)?, ..row }
         }
     };
     rows.retain(|known| (&known.effect, known.seq) != (&row.effect, row.seq));
     rows.push(row.clone());
     rows.sort_by(|a, b| (&a.effect, a.seq).cmp(&(&b.effect, b.seq)));
-    Ok(row)
+    Ok(Some(row))
 }
 
 impl World {
@@ -362,7 +368,10 @@ impl World {
             let (effect, value) = match write {
                 JournalWrite::Answer { effect, answer: EffectAnswer::Confirmed { value }, .. } => (effect, value),
                 // A natural effect is never open: nobody will have to decide about it.
-                JournalWrite::Answer { .. } | JournalWrite::Natural { .. } | JournalWrite::Intent { .. } => continue,
+                JournalWrite::Answer { .. }
+                | JournalWrite::NotSent { .. }
+                | JournalWrite::Natural { .. }
+                | JournalWrite::Intent { .. } => continue,
             };
             if self.mutation == Some(Mutation::LateConfirmApplied) {
                 for row in record.journal.iter_mut().filter(|row| row.effect == *effect && row.state.is_open()) {
@@ -670,9 +679,12 @@ impl World {
             if lapsed && matches!(write, JournalWrite::Intent { .. }) {
                 return Err(StoreError::lease_lost(id));
             }
-            row = Ok(apply(&record, &mut rows, write, journal.token, now)?);
+            let written = apply(&record, &mut rows, write, journal.token, now)?;
+            row = written.ok_or_else(|| StoreError::conflict("nothing to write"));
         }
-        self.change(id).journal = rows;
+        if row.is_ok() {
+            self.change(id).journal = rows;
+        }
         row
     }
 
@@ -700,10 +712,11 @@ impl World {
             outcome = Outcome::Refused { failure: Failure::new("settlement_refused", why) };
         }
         let ended = self.end_run(id, &held, &outcome, &policy, true, settle.unit);
-        let refused = outcome != settle.outcome;
+        // What cannot be stored still undoes what was done, unless that is what cannot be stored.
+        let undoable = outcome == settle.outcome || self.taken(&settle.compensate).is_none();
         let follow_ups = match ended.state {
             State::Completed => self.follow(&record.message, &settle.then),
-            State::Failed | State::Dead if !refused => self.follow(&record.message, &settle.compensate),
+            State::Failed | State::Dead if undoable => self.follow(&record.message, &settle.compensate),
             State::Failed | State::Dead | State::Ready | State::Leased | State::Parked | State::Cancelled => Vec::new(),
         };
         if !follow_ups.is_empty() && ended.state != State::Completed {
@@ -759,12 +772,16 @@ impl World {
             | Outcome::Released
             | Outcome::LeaseExpired => &settle.compensate,
         };
-        let taken = |new: &&NewMessage| {
+        self.taken(follow_ups).map(|new| format!("follow-up {} is known with another payload", new.key))
+    }
+
+    /// The first of these whose key is another message's.
+    fn taken<'a>(&self, follow_ups: &'a [NewMessage]) -> Option<&'a NewMessage> {
+        follow_ups.iter().find(|new| {
             let scope = (new.tenant.clone(), new.queue.clone(), new.key.clone());
             let known = self.keys.get(&scope).and_then(|id| self.records.get(id));
             known.is_some_and(|record| record.fingerprint != new.fingerprint().0)
-        };
-        follow_ups.iter().find(taken).map(|new| format!("follow-up {} is known with another payload", new.key))
+        })
     }
 
     fn follow(&mut self, parent: &Message, follow_ups: &[NewMessage]) -> Vec<MessageId> {
