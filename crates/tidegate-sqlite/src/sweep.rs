@@ -1,6 +1,7 @@
 //! Takes over lapsed leases, makes due messages claimable and deletes what is past its retention, in bounded steps.
 
 use rusqlite::params;
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::id::{MessageId, WorkerId};
 use tidegate_core::lifecycle::{self, Outcome};
@@ -97,6 +98,10 @@ fn delete(group: &mut Group<'_>, before: Timestamp, limit: u32, swept: &mut Swep
         select id, lane from tide_result where at <= ?1 order by at limit ?2";
     const DISCARDED: &str = "-- sweep: a dead letter that was discarded; its retention counts from there
         select id, lane from tide_held where discarded_at <= ?1 order by discarded_at limit ?2";
+    const FROM_START: &str = "-- sweep, broken: from when it came
+        select r.id, r.lane from tide_result r join tide_message m on m.id = r.id where m.enqueued_at <= ?1 limit ?2";
+    const HELD_TOO_LONG: &str = "-- sweep, broken: nobody looked at it in time
+        select id, lane from tide_held where at <= ?1 order by at limit ?2";
     const DELETE: [&str; 5] = [
         "delete from tide_effect where message = ?1",
         "delete from tide_evidence where message = ?1",
@@ -106,7 +111,9 @@ fn delete(group: &mut Group<'_>, before: Timestamp, limit: u32, swept: &mut Swep
     ];
     const RESULT: &str = "delete from tide_result where id = ?1";
     const HELD: &str = "delete from tide_held where id = ?1";
-    for (which, from) in [(EXPIRED, RESULT), (DISCARDED, HELD)] {
+    let expired = if canary::is(Canary::RetentionFromStart) { FROM_START } else { EXPIRED };
+    let discarded = if canary::is(Canary::DeadLettersExpire) { HELD_TOO_LONG } else { DISCARDED };
+    for (which, from) in [(expired, RESULT), (discarded, HELD)] {
         let left = limit.saturating_sub(swept.deleted);
         let expired: Vec<(i64, i64)> = {
             let mut statement = group.conn.prepare_cached(which)?;

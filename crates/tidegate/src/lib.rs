@@ -73,6 +73,8 @@ pub use telemetry::Metrics;
 pub use transactional::Transactional;
 pub use worker::{Drained, Worker, WorkerBuilder};
 
+#[doc(hidden)]
+pub use tidegate_core::canary;
 pub use tidegate_core::effect as journal;
 pub use tidegate_core::effect::EffectKey;
 pub use tidegate_core::id::{

@@ -1,0 +1,1 @@
+//! Duplicates per million keys.
