@@ -40,6 +40,8 @@ fn rule(member: &Member) -> Option<Rule> {
         "tidegate-core" | "xtask" => (&[], &[]),
         "tidegate-testkit" => (&["tidegate-core"], &[]),
         "tidegate-sqlite" | "tidegate-postgres" => (&["tidegate-core"], &["tidegate-testkit"]),
+        // Proves the engine with the means of its tests; nothing depends on it.
+        "tidegate-powerloss" => (&["tidegate-core", "tidegate-sqlite", "tidegate-testkit"], &[]),
         "tidegate" => (&["tidegate-core", "tidegate-sqlite", "tidegate-postgres"], &["tidegate-testkit"]),
         "tidegate-server" | "tidegate-bench" => (&["tidegate"], &[]),
         "tidegate-canaries" => (&["tidegate-core"], &["tidegate-sqlite", "tidegate-testkit", "tidegate"]),

@@ -14,6 +14,7 @@ pub mod clock;
 pub mod effect;
 pub mod error;
 pub mod explain;
+pub mod failpoint;
 pub mod group;
 pub mod id;
 pub mod lifecycle;

@@ -263,3 +263,30 @@ async fn a_sweeper_that_was_asleep_takes_nothing_over_for_one_lease() {
     let view = tide.store().inspect(vec![sent.id()]).await.unwrap().pop().unwrap().unwrap();
     assert_eq!((view.state, view.history.len()), (State::Leased, 0), "taken from a worker that had no time to extend");
 }
+
+#[tokio::test]
+async fn an_intent_whose_reply_is_lost_was_not_sent_and_waits_for_nobody() {
+    for fault in [Fault::FailBefore, Fault::FailAfter] {
+        let inner: Arc<dyn Store> = Arc::new(Model::new(Arc::new(SystemClock::new())));
+        let store = FaultyStore::new(Arc::clone(&inner));
+        let tide = open(&store).await;
+        let ledger = Ledger::default();
+        let shared = Arc::clone(&ledger);
+        let handler = move |context: Context, work: Work| {
+            let ledger = Arc::clone(&shared);
+            async move {
+                let capture = context.effect("capture").at_most_once();
+                let value = capture.call(|key| async move { charge(&ledger, &key) }).await?;
+                Handled::Ok(work.n + value)
+            }
+        };
+        let worker = tide.worker().handle_with(handler, at_once(2)).start().await.unwrap();
+        store.spoil(Verb::Journal, fault);
+        let sent = enqueue(&tide, Work { n: 1 }).await;
+        assert_eq!(sent.answer(SOON).await.unwrap(), Answer::Completed(8), "{fault:?}");
+        assert_eq!(ledger.lock().unwrap().values().sum::<u32>(), 1, "{fault:?}");
+        let view = inner.inspect(vec![sent.id()]).await.unwrap().pop().flatten().unwrap();
+        assert_eq!(view.counters.attempt, 1, "{fault:?}: the run in which nothing left counts nothing");
+        worker.stop().await.unwrap();
+    }
+}
