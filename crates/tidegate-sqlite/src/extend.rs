@@ -2,6 +2,7 @@
 
 use rusqlite::{OptionalExtension, params};
 use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
 use tidegate_core::id::MessageId;
 use tidegate_core::store::{Counted, Extend, Extended, Verdicts};
 
@@ -16,12 +17,14 @@ pub(crate) fn extend(group: &mut Group<'_>, batch: &[Extend]) -> Result<Verdicts
     for item in batch {
         verdicts.push(verdict(one(group, item))?);
     }
+    failpoint::reach("extend.before_commit");
     Ok(verdicts)
 }
 
 fn one(group: &mut Group<'_>, item: &Extend) -> Result<Extended, Trouble> {
     const EXTEND: &str = "-- extend
-        update tide_lease set until = ?4, flags = flags | ?5
+        update tide_lease set until = ?4, flags = flags | ?5,
+            seal = tide_reseal(seal, 11, until, ?4, 8, flags, flags | ?5)
         where id = ?1
           and claims = ?2 and nonce = ?3           -- the lease token
         returning flags";

@@ -6,6 +6,7 @@ use rusqlite::{OptionalExtension, params};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::effect::EffectRow;
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::lifecycle::{self, DeadReason, Next, Outcome, ParkReason, State, Transition};
 use tidegate_core::message::{Failure, Message};
@@ -17,6 +18,7 @@ use crate::group::{Group, Lane, Place};
 use crate::journal;
 use crate::place::{self, Ending, Found, Limits};
 use crate::row::{self, LastSettlement, LeaseRow, Life};
+use crate::seal;
 use crate::trouble::{Trouble, verdict};
 
 /// A settlement that was hashed and whose follow-ups were checked, on its caller's thread.
@@ -56,6 +58,7 @@ pub(crate) fn settle(group: &mut Group<'_>, batch: &[Prepared]) -> Result<Verdic
     for item in batch {
         verdicts.push(verdict(one(group, item))?);
     }
+    failpoint::reach("settle.before_commit");
     Ok(verdicts)
 }
 
@@ -123,6 +126,7 @@ fn end(
     } else {
         let message = place::body(group.conn, id, lane)?;
         write_journal(group, lease, &message, &mut rows, item, extent)?;
+        failpoint::reach("settle.after_journal");
         Limits::of(&message)
     };
     let facts = place::facts(&lease.life, limits, &rows, group.now);
@@ -130,6 +134,8 @@ fn end(
     let transition = lifecycle::settle(&facts, outcome, &policy, group.now, item.settle.unit);
     let last = LastSettlement { nonce: *lease.token.nonce.as_bytes(), digest: item.digest };
     move_on(group, lane, lease, id, outcome, &transition, &rows, Some(last))?;
+
+    failpoint::reach("settle.after_state");
 
     let state = transition.next.state();
     let follow_ups = if extent.follow_ups { follow(group, lease, id, item.follow_ups(state))? } else { Vec::new() };
@@ -150,9 +156,9 @@ fn end(
 /// Notes where the message is now that what follows undoes it: a redrive would complete what was given back.
 fn note_compensated(group: &Group<'_>, id: MessageId) -> Result<(), Trouble> {
     const FAILED: &str = "-- settle: a compensation commits with it
-        update tide_result set flags = flags | ?2 where id = ?1";
+        update tide_result set flags = flags | ?2, seal = tide_reseal(seal, 9, flags, flags | ?2) where id = ?1";
     const DEAD: &str = "-- settle: a compensation commits with it
-        update tide_held set flags = flags | ?2 where id = ?1";
+        update tide_held set flags = flags | ?2, seal = tide_reseal(seal, 9, flags, flags | ?2) where id = ?1";
     for sql in [FAILED, DEAD] {
         group.conn.prepare_cached(sql)?.execute([id.as_i64(), row::COMPENSATED])?;
     }
@@ -189,6 +195,7 @@ pub(crate) fn move_on(
     last: Option<LastSettlement>,
 ) -> Result<(), Trouble> {
     remove_lease(group, lane, id, lease.token)?;
+    failpoint::reach("settle.after_lease");
     let reported = !matches!(outcome, Outcome::LeaseExpired | Outcome::Released);
     let mut flags = crate::copied::flags_after(lease.life.flags, reported) & row::LASTING & !row::SUSPECT;
     if !rows.is_empty() {
@@ -370,12 +377,14 @@ fn repeated(group: &mut Group<'_>, item: &Prepared) -> Result<Settled, Trouble> 
 /// What the last run of a message made of it.
 fn last_run(group: &Group<'_>, id: MessageId) -> Result<Option<(State, Option<Timestamp>)>, Trouble> {
     const LAST_RUN: &str = "-- settle, repeated: the last ending that is no operator's act
-        select message, state, due_at from tide_history where message = ?1 and outcome <> 'cancelled'
+        select * from tide_history where message = ?1 and outcome <> 'cancelled'
         order by seq desc limit 1";
     let mut statement = group.conn.prepare_cached(LAST_RUN)?;
     let mut rows = statement.query([id.as_i64()])?;
     let table = "tide_history";
-    rows.next()?.map(|row| Ok((row::state(row, table)?, row::maybe_time(row, "due_at", table)?))).transpose()
+    let Some(row) = rows.next()? else { return Ok(None) };
+    seal::check(row, seal::HISTORY)?;
+    Ok(Some((row::state(row, table)?, row::maybe_time(row, "due_at", table)?)))
 }
 
 fn repeated_verdict(group: &mut Group<'_>, item: &Prepared, found: &Found) -> Result<Settled, Trouble> {

@@ -18,6 +18,7 @@ use tidegate_core::effect::{
     MAX_RECONCILE, Reached, reach,
 };
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::digest16;
 use tidegate_core::message::Failure;
 use tidegate_core::store::{Journal, JournalWrite};
@@ -156,11 +157,9 @@ impl EffectBuilder {
         }
     }
 
-    /// Tells repetitions of one effect inside a handler apart: a line number, a recipient.
+    /// Tells repetitions of one effect inside a handler apart: a line number, a recipient; at most 255 bytes.
     pub fn item(mut self, item: impl Into<String>) -> Self {
-        if let Ok(effect) = &mut self.effect {
-            effect.item = Some(item.into());
-        }
+        self.effect = self.effect.and_then(|effect| effect_id(effect.name.as_str(), Some(item.into())));
         self
     }
 
@@ -392,6 +391,7 @@ impl Call {
     /// Writes the intent. `None`: the store answered with a row that is open already, and which has to be cleared up.
     async fn begin(&self) -> Result<Option<Sending>, HandlerError> {
         self.may_begin()?;
+        failpoint::reach("effect.before_intent");
         // Counted from before the intent, so that the store's "last possible send" is never too early.
         let give_up_at = self.context.0.clock.monotonic().saturating_add(self.times.send_within);
         let row = self.intend().await?;
@@ -410,18 +410,16 @@ impl Call {
             let why = "the lease or the time to send was over before the request left";
             return self.not_done(&row, why.into(), None).await;
         }
+        failpoint::reach("effect.before_send");
         let sending = self.watched_send(&row.key, send(row.key.clone()));
         let answer = match tokio::time::timeout(give_up_at - now, sending).await {
             Ok(answer) => answer,
             Err(_) => EffectAnswer::Unknown { why: format!("no answer within {:?}", self.times.send_within) },
         };
+        failpoint::reach("effect.after_send");
         match answer {
             EffectAnswer::Confirmed(value) => self.confirm(&row, value).await,
-            EffectAnswer::Rejected { code, detail } => {
-                self.answer(&row, effect::EffectAnswer::Rejected { code: code.clone(), detail: detail.clone() })
-                    .await?;
-                Err(rejected(code, detail))
-            }
+            EffectAnswer::Rejected { code, detail } => self.rejected(&row, code, detail).await,
             EffectAnswer::NotDone { why, after } => self.not_done(&row, why, after).await,
             EffectAnswer::Unknown { why } => self.unknown(&row, why).await,
         }
@@ -499,11 +497,39 @@ impl Call {
 
     async fn intend(&self) -> Result<EffectRow, HandlerError> {
         let write = JournalWrite::Intent { reached: self.reached.clone(), times: self.times };
-        self.write(write).await
+        match self.wrote(write).await {
+            Ok(row) => Ok(row),
+            Err(error) if error.kind() == StoreErrorKind::Unavailable => {
+                // It may be durable, but its send will not leave: said with the settlement, so that nobody has to find out.
+                let not_sent = JournalWrite::NotSent { effect: self.reached.effect.clone() };
+                self.context.progress().pending.push(not_sent);
+                let failure = Failure::new("journal", error.to_string());
+                Err(self.stop(Ended::NotDone { failure, after: None }))
+            }
+            Err(error) => Err(self.unwritten(&error)),
+        }
     }
 
     /// Writes to the journal now, with what was waiting to be written.
     async fn write(&self, write: JournalWrite) -> Result<EffectRow, HandlerError> {
+        self.wrote(write).await.map_err(|error| self.unwritten(&error))
+    }
+
+    fn unwritten(&self, error: &StoreError) -> HandlerError {
+        let failure = Failure::new("journal", error.to_string());
+        self.stop(match error.kind() {
+            StoreErrorKind::LeaseLost => Ended::LeaseLost,
+            StoreErrorKind::Unavailable => Ended::Unknown(failure),
+            StoreErrorKind::KeyConflict
+            | StoreErrorKind::Conflict
+            | StoreErrorKind::QueueFull
+            | StoreErrorKind::NotFound
+            | StoreErrorKind::Invalid
+            | StoreErrorKind::Corrupt => Ended::Retryable(failure),
+        })
+    }
+
+    async fn wrote(&self, write: JournalWrite) -> Result<EffectRow, StoreError> {
         let inner = &self.context.0;
         let before = std::mem::take(&mut self.context.progress().pending);
         let call = Journal { id: self.context.id(), token: inner.lease.token, before: before.clone(), write };
@@ -516,14 +542,12 @@ impl Call {
                 self.context.note(row.clone());
                 Ok(row)
             }
-            Err(error) if error.kind() == StoreErrorKind::LeaseLost => Err(self.stop(Ended::LeaseLost)),
+            Err(error) if error.kind() == StoreErrorKind::LeaseLost => Err(error),
             Err(error) => {
                 // Whether it is durable is not known: the settlement carries the answers again, and repeats are harmless.
                 self.context.progress().pending = before;
                 debug!(message.id = %self.context.id(), error = %error, "the journal could not be written");
-                let failure = Failure::new("journal", error.to_string());
-                let unknown = error.kind() == StoreErrorKind::Unavailable;
-                Err(self.stop(if unknown { Ended::Unknown(failure) } else { Ended::Retryable(failure) }))
+                Err(error)
             }
         }
     }
@@ -554,7 +578,15 @@ impl Call {
     async fn confirm<T: Serialize>(&self, row: &EffectRow, value: T) -> Result<T, HandlerError> {
         let text = self.encode(&value)?;
         self.answer(row, effect::EffectAnswer::Confirmed { value: text }).await?;
+        failpoint::reach("effect.after_answer");
         Ok(value)
+    }
+
+    async fn rejected<T>(&self, row: &EffectRow, code: String, detail: String) -> Result<T, HandlerError> {
+        // Cut as every failure is: what a remote says is not ours to bound otherwise.
+        let Failure { code, detail } = Failure::new(code, detail);
+        self.answer(row, effect::EffectAnswer::Rejected { code: code.clone(), detail: detail.clone() }).await?;
+        Err(rejected(code, detail))
     }
 
     async fn not_done<T>(&self, row: &EffectRow, why: String, after: Option<Duration>) -> Result<T, HandlerError> {
@@ -565,9 +597,10 @@ impl Call {
     }
 
     async fn unknown<T>(&self, row: &EffectRow, why: String) -> Result<T, HandlerError> {
-        let answer = effect::EffectAnswer::Unknown { why: why.clone() };
+        let failure = Failure::new("unknown", why);
+        let answer = effect::EffectAnswer::Unknown { why: failure.detail.clone() };
         self.ride(row, JournalWrite::Answer { effect: row.effect.clone(), seq: row.seq, answer });
-        Err(self.stop(Ended::Unknown(Failure::new("unknown", why))))
+        Err(self.stop(Ended::Unknown(failure)))
     }
 
     /// Asks the remote. `None`: it never happened, and may be sent.
@@ -578,19 +611,17 @@ impl Call {
         let Some(row) = self.context.row(&self.reached.effect) else {
             return Err(self.stop(Ended::Retryable(Failure::new("journal", "the row to look up is gone"))));
         };
+        failpoint::reach("effect.before_look_up");
         let finding = self.watched(How::LookUp, &row.key, find(row.key.clone()));
         let found = match tokio::time::timeout(self.times.send_within, finding).await {
             Ok((_, Arrival::Lost)) => Found::Unknown { why: LOST.to_owned() },
             Ok((found, Arrival::Arrives)) => found,
             Err(_) => Found::Unknown { why: format!("no answer within {:?}", self.times.send_within) },
         };
+        failpoint::reach("effect.after_look_up");
         match found {
             Found::Confirmed(value) => self.confirm(&row, value).await.map(Some),
-            Found::Rejected { code, detail } => {
-                self.answer(&row, effect::EffectAnswer::Rejected { code: code.clone(), detail: detail.clone() })
-                    .await?;
-                Err(rejected(code, detail))
-            }
+            Found::Rejected { code, detail } => self.rejected(&row, code, detail).await,
             Found::Unknown { why } => {
                 let failure = Failure::new("lookup", format!("effect {}: {why}", self.reached.effect));
                 Err(self.stop(Ended::Unknown(failure)))

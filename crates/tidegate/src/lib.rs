@@ -52,6 +52,7 @@ mod options;
 mod payload;
 #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only `testing` looks, and it stands on SQLite"))]
 mod probe;
+mod process;
 pub mod telemetry;
 #[cfg(feature = "sqlite")]
 pub mod testing;
@@ -73,6 +74,13 @@ pub use telemetry::Metrics;
 pub use transactional::Transactional;
 pub use worker::{Drained, Worker, WorkerBuilder};
 
+/// For `tidegate-sim` alone: no part of what this crate promises.
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation {
+    pub use crate::process::{Adopted, Process};
+}
+
 pub use tidegate_core::effect as journal;
 pub use tidegate_core::effect::EffectKey;
 pub use tidegate_core::id::{
@@ -85,6 +93,10 @@ pub use tidegate_core::{
     Clock, Random, Store, StoreError, StoreErrorKind, SystemClock, SystemRandom, Timestamp, canonical, clock, error,
     explain, group, id, lifecycle, message, retry, store,
 };
+
+/// Where `tidegate torture` has its child processes die; of no use to an application.
+#[doc(hidden)]
+pub use tidegate_core::failpoint;
 
 #[cfg(feature = "sqlite")]
 pub use tidegate_sqlite as sqlite;

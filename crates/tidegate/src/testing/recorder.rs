@@ -234,7 +234,9 @@ impl Watched {
             JournalWrite::Intent { reached, .. } | JournalWrite::Natural { reached, .. } => {
                 Point::Intent { kind, effect: reached.effect.to_string() }
             }
-            JournalWrite::Answer { effect, .. } => Point::Answer { kind, effect: effect.to_string() },
+            JournalWrite::Answer { effect, .. } | JournalWrite::NotSent { effect } => {
+                Point::Answer { kind, effect: effect.to_string() }
+            }
         };
         self.recorder.around(point, self.store.journal(batch)).await
     }
