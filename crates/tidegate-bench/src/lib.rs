@@ -9,6 +9,8 @@ mod backlog;
 mod cost;
 mod keys;
 mod library;
+pub mod line;
+pub mod peer;
 mod pickup;
 mod preload;
 mod raw;

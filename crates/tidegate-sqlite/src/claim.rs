@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::{StoreError, StoreErrorKind};
 use tidegate_core::failpoint;
@@ -42,7 +43,7 @@ struct Heads {
 pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Claimed, Trouble> {
     copied::begin(group)?;
     let repeated = leases_of(group, request)?;
-    if !repeated.is_empty() {
+    if !repeated.is_empty() && !canary::is(Canary::ClaimRepeatTakesMore) {
         return Ok(Claimed { leases: repeated, next_due: None, ended: 0 });
     }
     if group.room_for == RoomFor::Settling {
@@ -66,7 +67,9 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
             let by_range = found.is_none();
             unreadable = unreadable.or(found);
             let drained = heads.len() < usize::try_from(free).unwrap_or(usize::MAX);
-            if by_range {
+            if canary::is(Canary::CheckActStore) {
+                // It only looks.
+            } else if by_range {
                 remove_heads(group, &lanes, &heads)?;
             } else {
                 remove_each(group, &lanes, &heads)?;
@@ -315,6 +318,10 @@ fn put_lease(
     const LEASE: &str = "-- claim: the attempt is counted and the token given before the handler starts
         insert into tide_lease values
         (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)";
+    const LEASE_AS_WELL: &str = "-- claim, broken: whoever else runs it
+        insert or replace into tide_lease values
+        (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)";
+    let sql = if canary::is(Canary::CheckActStore) { LEASE_AS_WELL } else { LEASE };
     let lease = params![
         body.id.as_i64(),
         life.lane,
@@ -335,7 +342,7 @@ fn put_lease(
         limits.deadline.map(Timestamp::as_millis),
         row::millis(limits.max_age),
     ];
-    seal::execute(&mut group.sql(LEASE)?, seal::LEASE, lease)?;
+    seal::execute(&mut group.sql(sql)?, seal::LEASE, lease)?;
     Ok(())
 }
 
