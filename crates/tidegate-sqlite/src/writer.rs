@@ -24,6 +24,7 @@ use tidegate_core::store::{CommitListener, News};
 use tokio::sync::oneshot;
 
 use crate::group::{Group, Interned, Limits};
+use crate::open;
 use crate::room::{self, Disk, Room, Watch};
 use crate::trouble::{Trouble, store_error};
 use crate::watch::{self, Hands};
@@ -386,7 +387,7 @@ impl Thread {
                     self.checkpoint();
                 }
                 Err(Failed::Unknown(error)) => {
-                    self.shared.poison(&error);
+                    self.stop(&error);
                     let error = stopped(&error);
                     for call in calls {
                         call.fail(error.clone());
@@ -563,7 +564,8 @@ impl Thread {
         }
     }
 
-    /// Copies the log into the file between groups. Its failure is no group's: the next commit will tell.
+    /// Copies the log into the file between groups. Its failure is no group's, which was answered; but a disk that fails
+    /// here is not asked again.
     fn checkpoint(&mut self) {
         let size = self.wal.frames * FRAME;
         let Tuning { checkpoint, restart, retry, .. } = self.settings.tuning;
@@ -595,7 +597,20 @@ impl Thread {
             Err(error) => {
                 tracing::warn!(%error, "the write-ahead log could not be copied into the store's file");
                 self.wal.next_try = size + retry;
+                if error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
+                    self.stop(&store_error(error));
+                }
             }
+        }
+    }
+
+    /// Ends all use of the file. A sync that failed is never tried again, not even by the last connection that tidies up
+    /// when it is closed: the kernel drops what it could not write and calls it clean, so the second one would succeed
+    /// without it.
+    fn stop(&self, error: &StoreError) {
+        self.shared.poison(error);
+        if let Err(error) = open::tidy_up_when_closed(&self.conn, false) {
+            tracing::warn!(%error, "the write-ahead log may be tidied up when the store is closed");
         }
     }
 }
