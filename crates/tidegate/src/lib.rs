@@ -81,6 +81,8 @@ pub mod simulation {
     pub use crate::process::{Adopted, Process};
 }
 
+#[doc(hidden)]
+pub use tidegate_core::canary;
 pub use tidegate_core::effect as journal;
 pub use tidegate_core::effect::EffectKey;
 pub use tidegate_core::id::{
