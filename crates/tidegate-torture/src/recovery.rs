@@ -1,0 +1,157 @@
+//! How soon the messages of a killed worker are free again: looked up in the store from the moment it died.
+//!
+//! A message is *free* when it no longer belongs to the dead worker, and runs *again* when another one has it, or it has
+//! ended. The measurement looks every 25 ms; when it is itself kept from looking, the machine stood still, and that time
+//! is noted beside the figures instead of being blamed on the store.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use deposits::clock;
+use deposits::proof::percentile;
+use tidegate::store::{Filter, MessageView};
+use tidegate::{MessageId, State, Tidegate};
+use tokio::sync::mpsc;
+
+use crate::report::Recovery;
+
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+/// A look that comes later than this was kept from coming.
+const STALL: Duration = Duration::from_millis(250);
+/// Nothing is followed for longer than this; it counts as late.
+const GIVE_UP: Duration = Duration::from_secs(60);
+
+/// A worker that was killed.
+#[derive(Debug)]
+pub(crate) struct Death {
+    pub(crate) worker: String,
+    pub(crate) at: Instant,
+}
+
+/// What a dead worker held.
+struct Held {
+    worker: String,
+    at: Instant,
+    stalled: Duration,
+    free: bool,
+}
+
+/// What was measured.
+#[derive(Debug, Default)]
+pub(crate) struct Measured {
+    free_ms: Vec<u64>,
+    again_ms: Vec<u64>,
+    stalled: Duration,
+    /// In words, those that took too long.
+    pub(crate) late: Vec<String>,
+}
+
+impl Measured {
+    pub(crate) fn recovery(&self, bound: Duration) -> Recovery {
+        let of = |values: &[u64], percent| percentile(values.to_vec(), percent);
+        Recovery {
+            messages: self.free_ms.len() as u64,
+            p50_ms: of(&self.free_ms, 50),
+            p99_ms: of(&self.free_ms, 99),
+            max_ms: self.free_ms.iter().copied().max().unwrap_or(0),
+            again_p50_ms: of(&self.again_ms, 50),
+            again_p99_ms: of(&self.again_ms, 99),
+            bound_ms: millis(bound),
+            late: self.late.len() as u64,
+            machine_stalled_ms: millis(self.stalled),
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Follows the messages of all workers that die, until nobody is left who could tell of another and all are back.
+pub(crate) async fn measure(
+    tide: Tidegate,
+    mut deaths: mpsc::UnboundedReceiver<Death>,
+    bound: Duration,
+) -> anyhow::Result<Measured> {
+    let mut measured = Measured::default();
+    let mut held: HashMap<(MessageId, String), Held> = HashMap::new();
+    let mut open = true;
+    let mut looked = clock::now();
+    while open || !held.is_empty() {
+        tokio::select! {
+            death = deaths.recv(), if open => match death {
+                Some(death) => held.extend(held_by(&tide, &death).await?),
+                None => open = false,
+            },
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        let now = clock::now();
+        let kept = now.saturating_duration_since(looked).saturating_sub(STALL);
+        looked = now;
+        measured.stalled += kept;
+        held.values_mut().for_each(|held| held.stalled += kept);
+        look(&tide, &mut held, &mut measured, bound).await?;
+    }
+    Ok(measured)
+}
+
+/// The messages that were leased to a worker when it died. Its leases have not lapsed yet, so nobody took them over.
+async fn held_by(tide: &Tidegate, death: &Death) -> anyhow::Result<Vec<((MessageId, String), Held)>> {
+    let filter = Filter { states: vec![State::Leased], limit: 10_000, ..Filter::default() };
+    let leased = tide.store().list(filter).await.context("cannot list what the killed worker held")?;
+    let views = tide.store().inspect(leased.into_iter().map(|summary| summary.id).collect()).await?;
+    let of_it = views.into_iter().flatten().filter(|view| is_held_by(view, &death.worker));
+    Ok(of_it
+        .map(|view| {
+            let held = Held { worker: death.worker.clone(), at: death.at, stalled: Duration::ZERO, free: false };
+            ((view.message.id, death.worker.clone()), held)
+        })
+        .collect())
+}
+
+fn is_held_by(view: &MessageView, worker: &str) -> bool {
+    view.lease.as_ref().is_some_and(|(holder, _)| holder.as_str() == worker)
+}
+
+async fn look(
+    tide: &Tidegate,
+    held: &mut HashMap<(MessageId, String), Held>,
+    measured: &mut Measured,
+    bound: Duration,
+) -> anyhow::Result<()> {
+    if held.is_empty() {
+        return Ok(());
+    }
+    let mut ids: Vec<MessageId> = held.keys().map(|(id, _)| *id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let views = tide.store().inspect(ids).await.context("cannot look at the messages of a killed worker")?;
+    let views: HashMap<MessageId, MessageView> =
+        views.into_iter().flatten().map(|view| (view.message.id, view)).collect();
+    let now = clock::now();
+    held.retain(|(id, _), held| {
+        let took = now.saturating_duration_since(held.at);
+        let Some(view) = views.get(id) else { return false };
+        if !held.free {
+            let free = !is_held_by(view, &held.worker);
+            if free || took > GIVE_UP {
+                held.free = true;
+                measured.free_ms.push(millis(took));
+                if took > bound + held.stalled {
+                    measured.late.push(format!("{id}, held by {}, was free after {took:?}", held.worker));
+                }
+            }
+        }
+        let again = match view.state {
+            State::Leased => !is_held_by(view, &held.worker),
+            State::Ready => false,
+            State::Completed | State::Failed | State::Dead | State::Cancelled | State::Parked => true,
+        };
+        if again {
+            measured.again_ms.push(millis(took));
+        }
+        !again && took <= GIVE_UP
+    });
+    Ok(())
+}
