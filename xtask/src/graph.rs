@@ -38,6 +38,8 @@ fn rule(member: &Member) -> Option<Rule> {
         "tidegate-core" | "xtask" => (&[], &[]),
         "tidegate-testkit" => (&["tidegate-core"], &[]),
         "tidegate-sqlite" | "tidegate-postgres" => (&["tidegate-core"], &["tidegate-testkit"]),
+        // Proves the engine with the means of its tests; nothing depends on it.
+        "tidegate-powerloss" => (&["tidegate-core", "tidegate-sqlite", "tidegate-testkit"], &[]),
         "tidegate" => (&["tidegate-core", "tidegate-sqlite", "tidegate-postgres"], &["tidegate-testkit"]),
         "tidegate-server" | "tidegate-bench" => (&["tidegate"], &[]),
         // `deposits` is an example, and the one that is a load as well: the demo and the torture runs drive it.

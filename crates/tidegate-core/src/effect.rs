@@ -462,8 +462,10 @@ fn first_intent(
     now: Timestamp,
 ) -> EffectRow {
     let last_possible_send = now.after(times.send_within);
-    // After "not done" the key stays; only an operator's new round after a rejection changes it.
-    let same_key = previous.filter(|row| row.state == EffectState::NotDone);
+    // After "not done" the key stays. An operator's new round changes it after a rejection, and where an edit made another
+    // request of it: a remote that compares would refuse the old key with the new request.
+    let asks_the_same = |row: &&EffectRow| row.round == round || row.request_hash == reached.request_hash;
+    let same_key = previous.filter(|row| row.state == EffectState::NotDone).filter(asks_the_same);
     let (key, round) = match same_key {
         Some(row) => (row.key.clone(), row.round),
         None => (EffectKey::of(message, &reached.effect, round), round),
@@ -578,6 +580,17 @@ pub fn answered(row: &EffectRow, answer: &EffectAnswer, now: Timestamp) -> Resul
         ))),
         EffectAnswer::NotFound => Ok(EffectState::NotDone),
     }
+}
+
+/// The row of an intent whose send never left, because the reply to its writing was missing. `None` when the lease left none.
+///
+/// Only the holder of the lease can know that, and says so when it ends the run: without it, an effect that is sent at most
+/// once would wait for a person although nothing was sent.
+#[must_use]
+pub fn not_sent(rows: &[EffectRow], effect: &EffectId, token: LeaseToken, now: Timestamp) -> Option<EffectRow> {
+    let row = latest(rows, effect).filter(|row| row.token == token && row.state == EffectState::Intent)?;
+    let state = answered(row, &EffectAnswer::NotDone, now).ok()?;
+    Some(EffectRow { state, ..row.clone() })
 }
 
 /// Whether the row says already what the answer says: the reply to the first writing of it was lost.
@@ -964,6 +977,41 @@ pub(crate) mod tests {
         first.state = EffectState::NotDone;
         let second = intent(std::slice::from_ref(&first), &reached, T0.after(MINUTE));
         assert_eq!((second.seq, &second.key, second.sends), (1, &first.key, 1));
+    }
+
+    #[test]
+    fn another_request_in_another_round_has_another_key_though_nothing_happened() {
+        let not_done = EffectRow { state: EffectState::NotDone, ..intent(&[], &reached(EffectPolicy::AtMostOnce), T0) };
+        let rows = std::slice::from_ref(&not_done);
+        let edited = Reached { request_hash: [2; 16], ..reached(EffectPolicy::AtMostOnce) };
+        let next = |reached: &Reached, round| {
+            intend(&message(), rows, reached, TIMES, token(2), round, T0.after(MINUTE)).unwrap()
+        };
+        #[rustfmt::skip]
+        let table = [
+            // request                              round  the same key
+            (&reached(EffectPolicy::AtMostOnce),    0,     true),
+            (&reached(EffectPolicy::AtMostOnce),    1,     true),
+            (&edited,                               0,     true),
+            (&edited,                               1,     false),
+        ];
+        for (reached, round, same) in table {
+            assert_eq!(next(reached, round).key == not_done.key, same, "{reached:?} in round {round}");
+        }
+    }
+
+    #[test]
+    fn a_send_that_never_left_undoes_its_own_intent_and_nobody_elses() {
+        let effect = reached(EffectPolicy::AtMostOnce).effect;
+        let row = intent(&[], &reached(EffectPolicy::AtMostOnce), T0);
+        let said = |row: &EffectRow, by| not_sent(std::slice::from_ref(row), &effect, by, T0);
+        assert_eq!(said(&row, row.token), Some(EffectRow { state: EffectState::NotDone, ..row.clone() }));
+        assert_eq!(said(&row, token(7)), None, "another lease's intent may have been sent");
+        assert_eq!(said(&unknown(&row), row.token), None, "it was answered: it was sent");
+        assert_eq!(not_sent(&[], &effect, row.token, T0), None);
+        let keyed = reached(keyed(false));
+        let resend = intent(&[unknown(&intent(&[], &keyed, T0))], &keyed, T0.after(MINUTE));
+        assert!(said(&resend, resend.token).unwrap().state.is_open(), "the first send may have happened");
     }
 
     #[test]

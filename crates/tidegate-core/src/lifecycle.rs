@@ -431,7 +431,7 @@ pub fn settle(facts: &Facts, outcome: &Outcome, policy: &Policy, now: Timestamp,
         | Outcome::Undecodable { .. }
         | Outcome::Refused { .. } => false,
     };
-    let wish = called_off(facts, outcome).unwrap_or_else(|| wish(facts, outcome, policy, crashes));
+    let wish = called_off(facts, outcome).unwrap_or_else(|| wish(facts, outcome, policy, crashes, now));
     // Also where an earlier crash is the end of it: this run had not begun, or was one that clears up.
     let free = matches!(outcome, Outcome::LeaseExpired) && (facts.reconciling || (facts.suspect && !facts.alone));
     let uncounted = match wish {
@@ -495,8 +495,11 @@ fn called_off(facts: &Facts, outcome: &Outcome) -> Option<Wish> {
     may.then_some(Wish::Terminal(Next::Cancelled))
 }
 
-fn wish(facts: &Facts, outcome: &Outcome, policy: &Policy, crashes: u32) -> Wish {
+fn wish(facts: &Facts, outcome: &Outcome, policy: &Policy, crashes: u32, now: Timestamp) -> Wish {
     let dead = |reason| Wish::Terminal(Next::Dead(reason));
+    // Past its age a message still comes again only because an effect of it is confirmed. Then what is otherwise free counts,
+    // or a remote that refuses for ever, or a handler that snoozes for ever, would keep it from ending at all.
+    let aged = now >= facts.expires_at;
     match outcome {
         Outcome::Completed { .. } => Wish::Terminal(Next::Completed),
         Outcome::Permanent { compensated: false, .. } if facts.journal.confirmed => {
@@ -504,9 +507,9 @@ fn wish(facts: &Facts, outcome: &Outcome, policy: &Policy, crashes: u32) -> Wish
         }
         Outcome::Permanent { .. } => Wish::Terminal(Next::Failed),
         Outcome::Retryable { after, .. } => Wish::Again { after: *after, backoff: true, counted: true },
-        Outcome::NotDone { after, .. } => Wish::Again { after: *after, backoff: true, counted: false },
+        Outcome::NotDone { after, .. } => Wish::Again { after: *after, backoff: true, counted: aged },
         Outcome::Unknown { .. } => Wish::Again { after: None, backoff: true, counted: true },
-        Outcome::Snooze { after } => Wish::Again { after: Some(*after), backoff: false, counted: false },
+        Outcome::Snooze { after } => Wish::Again { after: Some(*after), backoff: false, counted: aged },
         Outcome::Park { reason, .. } => Wish::Park(*reason),
         Outcome::Exhausted { .. } => dead(DeadReason::Exhausted),
         Outcome::Undecodable { .. } => dead(DeadReason::Decode),

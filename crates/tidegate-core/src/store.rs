@@ -315,6 +315,12 @@ pub enum JournalWrite {
         /// The answer.
         answer: EffectAnswer,
     },
+    /// The reply to an intent was missing, and so its send never left: `effect::not_sent`. Changes nothing where this lease
+    /// left no intent.
+    NotSent {
+        /// Which effect.
+        effect: EffectId,
+    },
     /// A natural effect was done: `effect::confirmed_at_once`.
     Natural {
         /// The effect as the handler reached it.

@@ -23,7 +23,8 @@ pub(crate) fn extend(group: &mut Group<'_>, batch: &[Extend]) -> Result<Verdicts
 
 fn one(group: &mut Group<'_>, item: &Extend) -> Result<Extended, Trouble> {
     const EXTEND: &str = "-- extend
-        update tide_lease set until = ?4, flags = flags | ?5
+        update tide_lease set until = ?4, flags = flags | ?5,
+            seal = tide_reseal(seal, 11, until, ?4, 8, flags, flags | ?5)
         where id = ?1
           and claims = ?2 and nonce = ?3           -- the lease token
         returning flags";

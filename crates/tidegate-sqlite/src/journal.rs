@@ -16,6 +16,7 @@ use crate::extend;
 use crate::group::Group;
 use crate::place;
 use crate::row::{self, JOURNALED, LeaseRow};
+use crate::seal;
 use crate::trouble::{Trouble, verdict};
 
 /// Writes a batch.
@@ -39,12 +40,18 @@ fn one(group: &mut Group<'_>, item: &Journal) -> Result<EffectRow, Trouble> {
     let message = place::in_force(place::body(group.conn, item.id, &lane)?, lease.life.expires_at);
     let mut rows = place::journal_if(group.conn, item.id, lease.life.flags)?;
     if item.before.is_empty() {
-        return apply(group, &lease, &message, &mut rows, &item.write);
+        return written(apply(group, &lease, &message, &mut rows, &item.write)?, item);
     }
     group.atomically(|group| {
         apply_all(group, &lease, &message, &mut rows, &item.before)?;
-        apply(group, &lease, &message, &mut rows, &item.write)
+        written(apply(group, &lease, &message, &mut rows, &item.write)?, item)
     })
+}
+
+fn written(row: Option<EffectRow>, item: &Journal) -> Result<EffectRow, Trouble> {
+    let nothing =
+        || StoreError::conflict(format!("nothing to write in the journal of {}", item.id)).message_id(item.id);
+    Ok(row.ok_or_else(nothing)?)
 }
 
 /// The lease, if this token holds it.
@@ -66,14 +73,14 @@ pub(crate) fn apply_all(
     Ok(())
 }
 
-/// Applies one write and brings `rows` up to date. Its refusal has written nothing.
+/// Applies one write and brings `rows` up to date; `None` when there was nothing to write. Its refusal has written nothing.
 fn apply(
     group: &Group<'_>,
     lease: &LeaseRow,
     message: &Message,
     rows: &mut Vec<EffectRow>,
     write: &JournalWrite,
-) -> Result<EffectRow, Trouble> {
+) -> Result<Option<EffectRow>, Trouble> {
     let (token, round) = (lease.token, lease.life.counters.round);
     let row = match write {
         JournalWrite::Intent { reached, times } => {
@@ -90,23 +97,27 @@ fn apply(
             };
             check_size(group, answer)?;
             if effect::repeats(row, answer) {
-                return Ok(row.clone());
+                return Ok(Some(row.clone()));
             }
             EffectRow { state: effect::answered(row, answer, group.now)?, ..row.clone() }
         }
+        JournalWrite::NotSent { effect } => match effect::not_sent(rows, effect, token, group.now) {
+            Some(row) => row,
+            None => return Ok(None),
+        },
         JournalWrite::Natural { reached, value } => {
             check_value(group, value)?;
             if let Some(known) = effect::latest(rows, &reached.effect)
                 && known.token == token
                 && known.state == (EffectState::Confirmed { value: value.clone() })
             {
-                return Ok(known.clone());
+                return Ok(Some(known.clone()));
             }
             effect::confirmed_at_once(message, rows, reached, value.clone(), token, round, group.now)?
         }
     };
     put(group, lease, message.id, rows, &row)?;
-    Ok(row)
+    Ok(Some(row))
 }
 
 /// Nothing new may leave once the lease lapsed: a sweep may be about to give the message to another worker.
@@ -127,7 +138,7 @@ pub(crate) fn put(
     row: &EffectRow,
 ) -> Result<(), Trouble> {
     const NOTE: &str = "-- journal: from now on the journal is read before any decision
-        update tide_lease set flags = flags | ?2 where id = ?1";
+        update tide_lease set flags = flags | ?2, seal = tide_reseal(seal, 8, flags, flags | ?2) where id = ?1";
     row::put_effect(group.conn, id, row)?;
     if !lease.life.has(JOURNALED) && rows.is_empty() {
         group.conn.prepare_cached(NOTE)?.execute([id.as_i64(), JOURNALED])?;
@@ -166,17 +177,13 @@ pub(crate) fn keep_evidence<'a>(
     writes: impl Iterator<Item = &'a JournalWrite>,
 ) -> Result<(), Trouble> {
     const EVIDENCE: &str = "-- journal: a late confirmation, as it came
-        insert into tide_evidence (message, at, name, item, value)
-        select ?1, ?2, ?3, ?4, ?5 where exists (select 1 from tide_message where id = ?1)";
+        insert into tide_evidence (message, at, name, item, value, seal)
+        select ?1, ?2, ?3, ?4, ?5, ?6 where exists (select 1 from tide_message where id = ?1)";
     for write in writes {
         let JournalWrite::Answer { effect, answer: EffectAnswer::Confirmed { value }, .. } = write else { continue };
-        group.conn.prepare_cached(EVIDENCE)?.execute(params![
-            id.as_i64(),
-            group.now.as_millis(),
-            effect.name.as_str(),
-            row::stored_item(effect),
-            &**value,
-        ])?;
+        let item = row::stored_item(effect);
+        let evidence = params![id.as_i64(), group.now.as_millis(), effect.name.as_str(), item, &**value];
+        seal::execute(&mut group.conn.prepare_cached(EVIDENCE)?, seal::EVIDENCE, evidence)?;
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ mod extend;
 mod group;
 mod inspect;
 mod journal;
+mod log;
 mod migrate;
 mod open;
 mod operate;
@@ -30,7 +31,9 @@ mod policy;
 mod read;
 mod redrive;
 mod resolve;
+mod room;
 mod row;
+mod seal;
 mod settle;
 mod stats;
 mod sweep;
@@ -62,10 +65,16 @@ pub use backup::Copied;
 pub use doctor::{Check, Doctor, Finding};
 pub use erase::{Also, Erase, TOMBSTONE};
 pub use open::Migrate;
+pub use room::{Disk, Room, RoomFor};
 /// The version of rusqlite whose connections [`SqliteStore::enqueue_in`] and [`SqliteStore::effect_in`] take.
 pub use rusqlite;
 pub use within::{EffectInError, Work};
 pub use writer::GroupStats;
+#[cfg(not(feature = "power-loss"))]
+use writer::Tuning;
+#[cfg(feature = "power-loss")]
+#[doc(hidden)]
+pub use writer::{Synchronous, Tuning};
 
 use crate::group::Limits;
 
@@ -84,6 +93,11 @@ pub struct Options {
     pub create: bool,
     /// How long a file that another process holds is tried again.
     pub busy_timeout: Duration,
+    /// Files up to this many bytes are checked page by page, with their indexes, when they are opened. Larger ones would keep
+    /// a service from starting for too long: have `tidegate doctor` look at a backup of them.
+    pub check_up_to: u64,
+    /// How much room is left on the disk.
+    pub room: Room,
 }
 
 impl Default for Options {
@@ -95,6 +109,8 @@ impl Default for Options {
             migrate: Migrate::NewFile,
             create: true,
             busy_timeout: Duration::from_secs(30),
+            check_up_to: 8 << 20,
+            room: Room::default(),
         }
     }
 }
@@ -120,10 +136,31 @@ impl SqliteStore {
     /// not there and may not be made; `Conflict` when it is a store of an older version and may not be migrated now. The
     /// file was not changed then.
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Arc<Self>, StoreError> {
-        let opened = open::open(path.as_ref(), &options)?;
+        Self::open_with(path.as_ref(), options, Tuning::default())
+    }
+
+    /// Opens a store with other sizes of its log, or with less than durable commits. For the power-loss harness, which has to
+    /// show that it sees what such a store loses; no feature of the product leads here.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`].
+    #[cfg(feature = "power-loss")]
+    #[doc(hidden)]
+    pub fn open_tuned(path: impl AsRef<Path>, options: Options, tuning: Tuning) -> Result<Arc<Self>, StoreError> {
+        Self::open_with(path.as_ref(), options, tuning)
+    }
+
+    fn open_with(path: &Path, options: Options, tuning: Tuning) -> Result<Arc<Self>, StoreError> {
+        options.room.check()?;
+        let opened = open::open(path, &options, tuning.synchronous)?;
         let limits = Limits { max_payload: options.max_payload, retention: options.retention };
-        let settings =
-            writer::Settings { clock: Arc::clone(&options.clock), limits, busy_timeout: options.busy_timeout };
+        let settings = writer::Settings {
+            clock: Arc::clone(&options.clock),
+            limits,
+            busy_timeout: options.busy_timeout,
+            room: options.room,
+            tuning,
+        };
         let writer = writer::Writer::start(opened.conn, &opened.path, settings)?;
         Ok(Arc::new(Self {
             readers: Arc::new(read::Readers::new(opened.path.clone())),
@@ -157,7 +194,7 @@ impl SqliteStore {
         batch: Vec<NewMessage>,
     ) -> Result<Verdicts<Enqueued>, StoreError> {
         self.writer.shared.check()?;
-        within::enqueue_in(tx, &self.uuid, self.clock.now(), self.limits, batch)
+        within::enqueue_in(tx, &self.uuid, self.clock.now(), self.limits, self.writer.shared.allowance(), batch)
     }
 
     /// Runs `work` as a transactional effect of a running message: its writes and its confirmation are one commit, under
@@ -219,6 +256,16 @@ impl SqliteStore {
         self.writer.call(request.ids.len(), move |group| erase::erase(group, &request)).await
     }
 
+    /// Gives a connection of your own the SQL functions with which this engine seals rows: a statement that changes a row by
+    /// hand, in a repair or a test, brings the row's seal along with `tide_reseal(seal, place, old, new)`, the place of the
+    /// column counted from 0. A row whose seal does not agree is refused as `Corrupt`.
+    ///
+    /// # Errors
+    /// When SQLite refuses them, such as on a connection in the middle of a statement.
+    pub fn teach(conn: &rusqlite::Connection) -> rusqlite::Result<()> {
+        seal::teach(conn)
+    }
+
     /// Looks the store at `path` over without changing it; services may be using it. Blocks while it reads all of it.
     ///
     /// # Errors
@@ -230,6 +277,19 @@ impl SqliteStore {
     /// The names of the doctor's checks.
     pub fn doctor_checks() -> impl Iterator<Item = &'static str> {
         doctor::names()
+    }
+
+    /// The disk as this store last looked at it, which it does with the writes it makes: `free` is `u64::MAX` before the
+    /// first of them, and stays so where nothing is watched.
+    #[must_use]
+    pub fn disk(&self) -> Disk {
+        self.writer.shared.disk()
+    }
+
+    /// The room that this store was opened with.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        self.writer.room
     }
 
     /// What this process's writer did since the store was opened.
@@ -276,6 +336,7 @@ impl Store for SqliteStore {
     }
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StoreError> {
+        self.writer.shared.works();
         let slots = request.queues.iter().map(|queue| queue.slots as usize).sum();
         self.writer
             .call(slots, move |group| claim::claim(group, &request))

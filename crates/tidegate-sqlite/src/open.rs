@@ -11,13 +11,16 @@ use tidegate_core::clock::{Clock, SystemClock};
 use tidegate_core::error::{StoreError, StoreErrorKind};
 
 use crate::Options;
+use crate::log;
 use crate::migrate::{self, Kind, Looked};
-use crate::trouble::store_error;
+use crate::room;
+use crate::row;
+use crate::seal;
+use crate::trouble::{Trouble, store_error};
+use crate::writer::Synchronous;
 
 /// The first SQLite without the bug by which two connections that write and checkpoint at once can corrupt a WAL file.
 const LEAST_SQLITE: i32 = 3_051_003;
-/// Files up to this size are checked page by page when they are opened.
-const CHECKED: u64 = 8 << 20;
 /// How long to wait between two tries on a file that another process is just making.
 const STEP: Duration = Duration::from_millis(5);
 /// Statements kept ready on a connection; there are fewer than this.
@@ -32,17 +35,22 @@ pub(crate) struct Opened {
 }
 
 /// Opens or makes the file of a store.
-pub(crate) fn open(path: &Path, options: &Options) -> Result<Opened, StoreError> {
+pub(crate) fn open(path: &Path, options: &Options, synchronous: Synchronous) -> Result<Opened, StoreError> {
     check_sqlite()?;
     let made = prepare_file(path, options.create)?;
     let path = fs::canonicalize(path).map_err(|e| unreachable_file(path, "found", e))?;
-    let opening = Opening { path: &path, options, real: SystemClock::new() };
+    log::check(&path)?;
+    room::before_opening(&path, options.room);
+    let opening = Opening { path: &path, options, synchronous, real: SystemClock::new() };
     let conn = opening.open()?;
     if made {
         // Before the first answer: a power cut must not take the name of a file that has acknowledged messages.
         sync_directory(&path)?;
     }
-    let uuid = uuid(&conn).map_err(|e| opening.failed(e))?;
+    let uuid = uuid(&conn).map_err(|trouble| match trouble {
+        Trouble::Item(error) => error,
+        Trouble::Group(error) => opening.failed(error),
+    })?;
     Ok(Opened { conn, path, uuid })
 }
 
@@ -112,6 +120,8 @@ fn sync_directory(path: &Path) -> Result<(), StoreError> {
 struct Opening<'a> {
     path: &'a Path,
     options: &'a Options,
+    /// `Full`, but for the power-loss harness.
+    synchronous: Synchronous,
     /// Real time: waiting for another process must end while a test's clock stands still.
     real: SystemClock,
 }
@@ -130,10 +140,13 @@ impl Opening<'_> {
                 .hint("the file and its directory must be writable by this user"));
         }
         // Before anything is read with this connection. A store of other steps is not migrated by a mere open.
-        self.patiently(|| settings(&conn))?;
+        self.patiently(|| settings(&conn, self.synchronous))?;
         self.patiently(|| self.bring_up(&conn))?;
-        if size <= CHECKED {
+        if size <= self.options.check_up_to {
             self.check_pages(&conn)?;
+        }
+        if let Some(what) = migrate::altered(&conn).map_err(|e| self.failed(e))? {
+            return Err(damaged(self.path, &what));
         }
         Ok(conn)
     }
@@ -236,7 +249,7 @@ impl Opening<'_> {
 
     fn check_pages(&self, conn: &Connection) -> Result<(), StoreError> {
         let found: String =
-            conn.query_row("pragma quick_check(1)", [], |row| row.get(0)).map_err(|e| self.failed(e))?;
+            conn.query_row("pragma integrity_check(1)", [], |row| row.get(0)).map_err(|e| self.failed(e))?;
         if found == "ok" {
             return Ok(());
         }
@@ -297,10 +310,11 @@ fn damaged(path: &Path, what: &str) -> StoreError {
 }
 
 /// The settings of the writing connection, read back where a silent refusal would cost messages.
-fn settings(conn: &Connection) -> Result<(), Looked> {
+fn settings(conn: &Connection, synchronous: Synchronous) -> Result<(), Looked> {
     conn.busy_timeout(Duration::ZERO)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
     stable_plans(conn)?;
+    seal::teach(conn)?;
     let mode: String = conn.query_row("pragma journal_mode = wal", [], |row| row.get(0))?;
     conn.execute_batch(
         "pragma synchronous = full;
@@ -312,8 +326,16 @@ fn settings(conn: &Connection) -> Result<(), Looked> {
          pragma mmap_size = 0;
          pragma cache_size = -65536;",
     )?;
+    let least = match synchronous {
+        Synchronous::Full => 2,
+        Synchronous::Normal | Synchronous::Off => {
+            let weaker = if synchronous == Synchronous::Off { "off" } else { "normal" };
+            conn.pragma_update(None, "synchronous", weaker)?;
+            0
+        }
+    };
     let synchronous: i64 = conn.query_row("pragma synchronous", [], |row| row.get(0))?;
-    if !mode.eq_ignore_ascii_case("wal") || synchronous < 2 {
+    if !mode.eq_ignore_ascii_case("wal") || synchronous < least {
         let what = format!("SQLite refused durable settings: journal_mode is {mode}, synchronous is {synchronous}");
         return Err(StoreError::unavailable(what)
             .hint("the file must be on a local disk; network file systems cannot share a store")
@@ -341,9 +363,15 @@ pub(crate) fn reader(path: &Path) -> Result<Connection, StoreError> {
     Ok(conn)
 }
 
-/// The identity of a store's file.
-pub(crate) fn uuid(conn: &Connection) -> rusqlite::Result<[u8; 16]> {
-    conn.query_row("select uuid from tide_store", [], |row| row.get(0))
+/// The identity of a store's file, from a row that agrees with its seal.
+pub(crate) fn uuid(conn: &Connection) -> Result<[u8; 16], Trouble> {
+    let mut statement = conn.prepare("select * from tide_store")?;
+    let mut rows = statement.query([])?;
+    let Some(row) = rows.next()? else {
+        return Err(Trouble::Item(StoreError::corrupt("tide_store, row 1", "the row is missing")));
+    };
+    seal::check(row, seal::STORE)?;
+    row::column(row, "uuid", "tide_store")
 }
 
 /// Which stores an open may change the tables of.

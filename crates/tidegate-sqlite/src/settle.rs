@@ -18,6 +18,7 @@ use crate::group::{Group, Lane, Place};
 use crate::journal;
 use crate::place::{self, Ending, Found, Limits};
 use crate::row::{self, LastSettlement, LeaseRow, Life};
+use crate::seal;
 use crate::trouble::{Trouble, verdict};
 
 /// A settlement that was hashed and whose follow-ups were checked, on its caller's thread.
@@ -155,9 +156,9 @@ fn end(
 /// Notes where the message is now that what follows undoes it: a redrive would complete what was given back.
 fn note_compensated(group: &Group<'_>, id: MessageId) -> Result<(), Trouble> {
     const FAILED: &str = "-- settle: a compensation commits with it
-        update tide_result set flags = flags | ?2 where id = ?1";
+        update tide_result set flags = flags | ?2, seal = tide_reseal(seal, 9, flags, flags | ?2) where id = ?1";
     const DEAD: &str = "-- settle: a compensation commits with it
-        update tide_held set flags = flags | ?2 where id = ?1";
+        update tide_held set flags = flags | ?2, seal = tide_reseal(seal, 9, flags, flags | ?2) where id = ?1";
     for sql in [FAILED, DEAD] {
         group.conn.prepare_cached(sql)?.execute([id.as_i64(), row::COMPENSATED])?;
     }
@@ -376,12 +377,14 @@ fn repeated(group: &mut Group<'_>, item: &Prepared) -> Result<Settled, Trouble> 
 /// What the last run of a message made of it.
 fn last_run(group: &Group<'_>, id: MessageId) -> Result<Option<(State, Option<Timestamp>)>, Trouble> {
     const LAST_RUN: &str = "-- settle, repeated: the last ending that is no operator's act
-        select message, state, due_at from tide_history where message = ?1 and outcome <> 'cancelled'
+        select * from tide_history where message = ?1 and outcome <> 'cancelled'
         order by seq desc limit 1";
     let mut statement = group.conn.prepare_cached(LAST_RUN)?;
     let mut rows = statement.query([id.as_i64()])?;
     let table = "tide_history";
-    rows.next()?.map(|row| Ok((row::state(row, table)?, row::maybe_time(row, "due_at", table)?))).transpose()
+    let Some(row) = rows.next()? else { return Ok(None) };
+    seal::check(row, seal::HISTORY)?;
+    Ok(Some((row::state(row, table)?, row::maybe_time(row, "due_at", table)?)))
 }
 
 fn repeated_verdict(group: &mut Group<'_>, item: &Prepared, found: &Found) -> Result<Settled, Trouble> {

@@ -65,6 +65,7 @@ pub(crate) fn enqueue_in(
     uuid: &[u8; 16],
     now: tidegate_core::Timestamp,
     limits: Limits,
+    allowance: u64,
     batch: Vec<NewMessage>,
 ) -> Result<Verdicts<Enqueued>, StoreError> {
     check_transaction(conn, uuid)?;
@@ -72,6 +73,7 @@ pub(crate) fn enqueue_in(
     // Names are not remembered between calls: the caller may roll back what they were made in.
     let mut interned = Interned::default();
     let mut group = Group::new(conn, now, limits, &mut interned);
+    group.allowance = allowance;
     let savepoint = "savepoint tidegate_enqueue_in";
     conn.execute_batch(savepoint).map_err(crate::trouble::store_error)?;
     let stored = enqueue::enqueue(&mut group, batch).and_then(|verdicts| {
@@ -108,9 +110,12 @@ fn check_transaction(conn: &Connection, uuid: &[u8; 16]) -> Result<(), StoreErro
         Ok(theirs) if theirs == *uuid => Ok(()),
         Ok(_) => Err(StoreError::invalid("this connection is on another tidegate store")
             .hint("open it on the path of this store")),
-        Err(error) => Err(StoreError::invalid("this connection is on a file that is no tidegate store")
-            .hint("open it on the path of this store")
-            .source(error)),
+        Err(Trouble::Item(error)) => Err(error),
+        Err(Trouble::Group(error)) => {
+            Err(StoreError::invalid("this connection is on a file that is no tidegate store")
+                .hint("open it on the path of this store")
+                .source(error))
+        }
     }
 }
 

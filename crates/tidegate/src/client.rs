@@ -25,6 +25,7 @@ use crate::maintenance::{self, Housekeeping, Maintenance};
 use crate::news::Newsroom;
 use crate::options::Options;
 use crate::payload;
+use crate::process::Host;
 use crate::telemetry::Metrics;
 use crate::waiter;
 use crate::worker::WorkerBuilder;
@@ -47,6 +48,7 @@ struct Inner {
     alone: Arc<RwLock<()>>,
     lease: Duration,
     max_payload: usize,
+    host: Host,
     #[cfg(feature = "sqlite")]
     sqlite: Option<Arc<tidegate_sqlite::SqliteStore>>,
     /// Its drop ends the thread.
@@ -245,6 +247,7 @@ impl Tidegate {
                 return Ok(flow);
             }
             tokio::select! {
+                biased;
                 () = &mut give_up => return Ok(flow),
                 () = any_end => {}
                 () = tokio::time::sleep(waiter::POLL) => {}
@@ -337,7 +340,12 @@ impl Tidegate {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn metrics_text(&self) -> Result<String, StoreError> {
-        Ok(self.0.metrics.encode(&self.0.store.stats().await?))
+        let stats = self.0.store.stats().await?;
+        #[cfg(feature = "sqlite")]
+        if let Some(disk) = self.0.sqlite.as_ref().map(|sqlite| sqlite.disk()).filter(|disk| disk.free < u64::MAX) {
+            self.0.metrics.disk(disk.free, disk.reserve, disk.room_for.as_str());
+        }
+        Ok(self.0.metrics.encode(&stats))
     }
 
     /// Ends housekeeping and closes the store, for every clone of this handle; what still uses it is told `Unavailable`.
@@ -382,6 +390,10 @@ impl Tidegate {
         self.0.lease
     }
 
+    pub(crate) fn host(&self) -> &Host {
+        &self.0.host
+    }
+
     pub(crate) fn max_payload(&self) -> usize {
         self.0.max_payload
     }
@@ -406,6 +418,9 @@ pub struct Builder {
     redelivery_horizon: Duration,
     max_payload: usize,
     create: bool,
+    #[cfg(feature = "sqlite")]
+    room: tidegate_sqlite::Room,
+    host: Host,
 }
 
 impl Default for Builder {
@@ -420,6 +435,9 @@ impl Default for Builder {
             redelivery_horizon: DEFAULT_RETENTION,
             max_payload: DEFAULT_MAX_PAYLOAD,
             create: true,
+            #[cfg(feature = "sqlite")]
+            room: tidegate_sqlite::Room::default(),
+            host: Host::default(),
         }
     }
 }
@@ -480,6 +498,22 @@ impl Builder {
         self
     }
 
+    /// How much room an SQLite store leaves on its disk: with less than 64 MiB free it accepts nothing new, with less than
+    /// 32 MiB it claims nothing, and it keeps a reserve of 16 MiB, unless said otherwise.
+    #[cfg(feature = "sqlite")]
+    pub fn room(mut self, room: tidegate_sqlite::Room) -> Self {
+        self.room = room;
+        self
+    }
+
+    /// The simulated process that everything which is opened here runs in.
+    #[cfg(feature = "simulation")]
+    #[doc(hidden)]
+    pub fn process(mut self, process: Arc<dyn crate::process::Process>) -> Self {
+        self.host.process = Some(process);
+        self
+    }
+
     /// Opens the SQLite store at `path`.
     ///
     /// # Errors
@@ -499,6 +533,7 @@ impl Builder {
             max_payload: self.max_payload,
             retention: self.retention,
             create: self.create,
+            room: self.room,
             ..tidegate_sqlite::Options::default()
         };
         let opened = tokio::task::spawn_blocking(move || tidegate_sqlite::SqliteStore::open(path, options)).await;
@@ -557,13 +592,13 @@ impl Builder {
         let news = Arc::new(Newsroom::default());
         let listener: Weak<Newsroom> = Arc::downgrade(&news);
         store.on_commit(listener.clone() as Weak<dyn CommitListener>);
-        tokio::spawn(waiter::serve(listener, Arc::clone(&store)));
+        tokio::spawn(self.host.own("waiter", waiter::serve(listener, Arc::clone(&store))));
         let sweep_every =
             self.sweep_every.unwrap_or((self.lease / 20).clamp(Duration::from_millis(5), Duration::from_secs(1)));
         let maintenance = if self.housekeeping {
             let housekeeping = Housekeeping { sweep_every, lease: self.lease, retention: Some(self.retention) };
             let (store, clock, random) = (Arc::clone(&store), Arc::clone(&self.clock), Arc::clone(&self.random));
-            Some(maintenance::start(store, clock, random, Arc::clone(&metrics), housekeeping)?)
+            Some(maintenance::start(store, clock, random, Arc::clone(&metrics), housekeeping, &self.host)?)
         } else {
             None
         };
@@ -576,6 +611,7 @@ impl Builder {
             alone: Arc::new(RwLock::new(())),
             lease: self.lease,
             max_payload: self.max_payload,
+            host: self.host,
             #[cfg(feature = "sqlite")]
             sqlite,
             maintenance: Mutex::new(maintenance),

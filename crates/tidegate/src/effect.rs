@@ -157,11 +157,9 @@ impl EffectBuilder {
         }
     }
 
-    /// Tells repetitions of one effect inside a handler apart: a line number, a recipient.
+    /// Tells repetitions of one effect inside a handler apart: a line number, a recipient; at most 255 bytes.
     pub fn item(mut self, item: impl Into<String>) -> Self {
-        if let Ok(effect) = &mut self.effect {
-            effect.item = Some(item.into());
-        }
+        self.effect = self.effect.and_then(|effect| effect_id(effect.name.as_str(), Some(item.into())));
         self
     }
 
@@ -421,11 +419,7 @@ impl Call {
         failpoint::reach("effect.after_send");
         match answer {
             EffectAnswer::Confirmed(value) => self.confirm(&row, value).await,
-            EffectAnswer::Rejected { code, detail } => {
-                self.answer(&row, effect::EffectAnswer::Rejected { code: code.clone(), detail: detail.clone() })
-                    .await?;
-                Err(rejected(code, detail))
-            }
+            EffectAnswer::Rejected { code, detail } => self.rejected(&row, code, detail).await,
             EffectAnswer::NotDone { why, after } => self.not_done(&row, why, after).await,
             EffectAnswer::Unknown { why } => self.unknown(&row, why).await,
         }
@@ -503,11 +497,39 @@ impl Call {
 
     async fn intend(&self) -> Result<EffectRow, HandlerError> {
         let write = JournalWrite::Intent { reached: self.reached.clone(), times: self.times };
-        self.write(write).await
+        match self.wrote(write).await {
+            Ok(row) => Ok(row),
+            Err(error) if error.kind() == StoreErrorKind::Unavailable => {
+                // It may be durable, but its send will not leave: said with the settlement, so that nobody has to find out.
+                let not_sent = JournalWrite::NotSent { effect: self.reached.effect.clone() };
+                self.context.progress().pending.push(not_sent);
+                let failure = Failure::new("journal", error.to_string());
+                Err(self.stop(Ended::NotDone { failure, after: None }))
+            }
+            Err(error) => Err(self.unwritten(&error)),
+        }
     }
 
     /// Writes to the journal now, with what was waiting to be written.
     async fn write(&self, write: JournalWrite) -> Result<EffectRow, HandlerError> {
+        self.wrote(write).await.map_err(|error| self.unwritten(&error))
+    }
+
+    fn unwritten(&self, error: &StoreError) -> HandlerError {
+        let failure = Failure::new("journal", error.to_string());
+        self.stop(match error.kind() {
+            StoreErrorKind::LeaseLost => Ended::LeaseLost,
+            StoreErrorKind::Unavailable => Ended::Unknown(failure),
+            StoreErrorKind::KeyConflict
+            | StoreErrorKind::Conflict
+            | StoreErrorKind::QueueFull
+            | StoreErrorKind::NotFound
+            | StoreErrorKind::Invalid
+            | StoreErrorKind::Corrupt => Ended::Retryable(failure),
+        })
+    }
+
+    async fn wrote(&self, write: JournalWrite) -> Result<EffectRow, StoreError> {
         let inner = &self.context.0;
         let before = std::mem::take(&mut self.context.progress().pending);
         let call = Journal { id: self.context.id(), token: inner.lease.token, before: before.clone(), write };
@@ -520,14 +542,12 @@ impl Call {
                 self.context.note(row.clone());
                 Ok(row)
             }
-            Err(error) if error.kind() == StoreErrorKind::LeaseLost => Err(self.stop(Ended::LeaseLost)),
+            Err(error) if error.kind() == StoreErrorKind::LeaseLost => Err(error),
             Err(error) => {
                 // Whether it is durable is not known: the settlement carries the answers again, and repeats are harmless.
                 self.context.progress().pending = before;
                 debug!(message.id = %self.context.id(), error = %error, "the journal could not be written");
-                let failure = Failure::new("journal", error.to_string());
-                let unknown = error.kind() == StoreErrorKind::Unavailable;
-                Err(self.stop(if unknown { Ended::Unknown(failure) } else { Ended::Retryable(failure) }))
+                Err(error)
             }
         }
     }
@@ -562,6 +582,13 @@ impl Call {
         Ok(value)
     }
 
+    async fn rejected<T>(&self, row: &EffectRow, code: String, detail: String) -> Result<T, HandlerError> {
+        // Cut as every failure is: what a remote says is not ours to bound otherwise.
+        let Failure { code, detail } = Failure::new(code, detail);
+        self.answer(row, effect::EffectAnswer::Rejected { code: code.clone(), detail: detail.clone() }).await?;
+        Err(rejected(code, detail))
+    }
+
     async fn not_done<T>(&self, row: &EffectRow, why: String, after: Option<Duration>) -> Result<T, HandlerError> {
         let write =
             JournalWrite::Answer { effect: row.effect.clone(), seq: row.seq, answer: effect::EffectAnswer::NotDone };
@@ -570,9 +597,10 @@ impl Call {
     }
 
     async fn unknown<T>(&self, row: &EffectRow, why: String) -> Result<T, HandlerError> {
-        let answer = effect::EffectAnswer::Unknown { why: why.clone() };
+        let failure = Failure::new("unknown", why);
+        let answer = effect::EffectAnswer::Unknown { why: failure.detail.clone() };
         self.ride(row, JournalWrite::Answer { effect: row.effect.clone(), seq: row.seq, answer });
-        Err(self.stop(Ended::Unknown(Failure::new("unknown", why))))
+        Err(self.stop(Ended::Unknown(failure)))
     }
 
     /// Asks the remote. `None`: it never happened, and may be sent.
@@ -593,11 +621,7 @@ impl Call {
         failpoint::reach("effect.after_look_up");
         match found {
             Found::Confirmed(value) => self.confirm(&row, value).await.map(Some),
-            Found::Rejected { code, detail } => {
-                self.answer(&row, effect::EffectAnswer::Rejected { code: code.clone(), detail: detail.clone() })
-                    .await?;
-                Err(rejected(code, detail))
-            }
+            Found::Rejected { code, detail } => self.rejected(&row, code, detail).await,
             Found::Unknown { why } => {
                 let failure = Failure::new("lookup", format!("effect {}: {why}", self.reached.effect));
                 Err(self.stop(Ended::Unknown(failure)))

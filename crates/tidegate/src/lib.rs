@@ -52,6 +52,7 @@ mod options;
 mod payload;
 #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only `testing` looks, and it stands on SQLite"))]
 mod probe;
+mod process;
 pub mod telemetry;
 #[cfg(feature = "sqlite")]
 pub mod testing;
@@ -72,6 +73,13 @@ pub use telemetry::Metrics;
 #[cfg(feature = "sqlite")]
 pub use transactional::Transactional;
 pub use worker::{Drained, Worker, WorkerBuilder};
+
+/// For `tidegate-sim` alone: no part of what this crate promises.
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation {
+    pub use crate::process::{Adopted, Process};
+}
 
 pub use tidegate_core::effect as journal;
 pub use tidegate_core::effect::EffectKey;

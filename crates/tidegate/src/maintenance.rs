@@ -15,6 +15,7 @@ use tidegate_core::store::{Store, SweepRequest, Swept};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+use crate::process::Host;
 use crate::telemetry::Metrics;
 
 /// How housekeeping is done.
@@ -61,17 +62,22 @@ pub(crate) fn start(
     random: Arc<dyn Random>,
     metrics: Arc<Metrics>,
     housekeeping: Housekeeping,
+    host: &Host,
 ) -> Result<Maintenance, StoreError> {
     let end = Arc::new(Notify::new());
+    let sweeper = Sweeper { store, clock, random, metrics, housekeeping, stall: Stall::default() };
+    let for_thread = Arc::clone(&end);
+    let sweeping = async move { sweeper.run(&for_thread).await };
+    let Some(sweeping) = host.needs_a_thread("sweep", sweeping) else {
+        return Ok(Maintenance { end, thread: None });
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
         .map_err(|e| StoreError::unavailable("cannot start the housekeeping's runtime").source(e))?;
-    let sweeper = Sweeper { store, clock, random, metrics, housekeeping, stall: Stall::default() };
-    let for_thread = Arc::clone(&end);
     let thread = std::thread::Builder::new()
         .name("tide-sweep".into())
-        .spawn(move || runtime.block_on(sweeper.run(&for_thread)))
+        .spawn(move || runtime.block_on(sweeping))
         .map_err(|e| StoreError::unavailable("cannot start the housekeeping's thread").source(e))?;
     Ok(Maintenance { end, thread: Some(thread) })
 }

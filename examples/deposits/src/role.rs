@@ -473,7 +473,7 @@ async fn run_gateway(args: GatewayArgs, stop: impl Future<Output = ()> + Send) -
         options.script = preset.script;
         options.concurrency = preset.gateway_concurrency;
     }
-    gateway::run(options, std::io::stdout(), stop).await?;
+    gateway::start(options)?.run(std::io::stdout(), stop).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -485,7 +485,7 @@ async fn run_twin(args: TwinArgs, stop: impl Future<Output = ()> + Send) -> anyh
         closed: args.closed,
         ..TwinOptions::new(args.gateway, args.wallet)
     };
-    twin::run(options, std::io::stdout(), stop).await?;
+    twin::start(options)?.run(std::io::stdout(), stop).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -493,7 +493,7 @@ async fn run_intake(args: IntakeArgs, stop: impl Future<Output = ()> + Send) -> 
     let scale = args.preset.preset().scale;
     let tide = steps::open(&args.database, &scale).await?;
     let options = IntakeOptions { port: args.port, max_depth: args.max_depth };
-    intake::run(tide.clone(), options, std::io::stdout(), stop).await?;
+    intake::start(tide.clone(), options).await?.run(std::io::stdout(), stop).await?;
     drop(tide);
     Ok(ExitCode::SUCCESS)
 }

@@ -15,4 +15,5 @@ mod help;
 mod inspect;
 mod operate;
 mod reconcile;
+mod terminal;
 mod triage;

@@ -103,6 +103,7 @@ fn every_outcome_leads_where_the_table_says() {
     let confirmed = |f: Facts| Facts { journal: JournalFacts { confirmed: true, intents: true, ..f.journal }, ..f };
     let deadline = |f: Facts| Facts { deadline: Some(at(105)), ..f };
     let old = |f: Facts| Facts { expires_at: at(105), ..f };
+    let aged = |f: Facts| Facts { expires_at: at(100), ..f };
     let cancel = |f: Facts| Facts { cancel_requested: true, ..f };
     let suspect = |f: Facts| Facts { suspect: true, ..f };
     let alone = |f: Facts| Facts { suspect: true, alone: true, ..f };
@@ -154,6 +155,13 @@ fn every_outcome_leads_where_the_table_says() {
         (reconciling(last(facts())),    retryable(None),                     dead(DeadReason::Exhausted),           4),
         (reconciling(last(facts())),    Outcome::LeaseExpired,               ready(100),                            3),
         (reconciling(facts()),          not_done(None),                      ready(110),                            1),
+        // Past its age it comes again only because of a confirmed effect: then what is otherwise free is counted.
+        (aged(confirmed(facts())),      not_done(None),                      ready(110),                            1),
+        (aged(confirmed(facts())),      Outcome::Snooze { after: SECOND*7 }, ready(107),                            1),
+        (aged(confirmed(facts())),      Outcome::Released,                   ready(50),                             0),
+        (last(aged(confirmed(facts()))), not_done(None),                     dead(DeadReason::Exhausted),           3),
+        (last(aged(confirmed(facts()))), Outcome::Snooze { after: SECOND*7 }, dead(DeadReason::Exhausted),          3),
+        (last(old(confirmed(facts()))), not_done(None),                      ready(1100),                           2),
     ];
     for (facts, outcome, next, attempt) in table {
         let transition = settle(&facts, &outcome, &policy(), at(100), 1.0);

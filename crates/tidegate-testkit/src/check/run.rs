@@ -421,9 +421,12 @@ impl Run {
             && let Some(row) = self.newest(message, &effect(of)).await
             // What is refused inside a settlement is the caller's mistake; the kit asks only for what can be granted.
             && row.state.is_open()
-            && said != 4
         {
-            journal.push(JournalWrite::Answer { effect: row.effect, seq: row.seq, answer: answer(said, of) });
+            journal.push(if said == 4 {
+                JournalWrite::NotSent { effect: row.effect }
+            } else {
+                JournalWrite::Answer { effect: row.effect, seq: row.seq, answer: answer(said, of) }
+            });
         }
         let follow = |role: &str| {
             let key = format!("{role}-{message}");

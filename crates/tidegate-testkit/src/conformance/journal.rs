@@ -4,7 +4,7 @@ use tidegate_core::StoreErrorKind;
 use tidegate_core::effect::{EffectAnswer, EffectKey, EffectPolicy, EffectRow, EffectState, Reached};
 use tidegate_core::lifecycle::State;
 use tidegate_core::message::NewMessage;
-use tidegate_core::store::{Counted, Journal, JournalWrite, Lease};
+use tidegate_core::store::{Counted, Journal, JournalWrite, Lease, Settle};
 
 use super::stage::*;
 use crate::Engine;
@@ -423,4 +423,29 @@ pub async fn an_intent_of_a_crashed_run_is_open_to_the_next(engine: &dyn Engine)
     assert_eq!(next.journal, [row]);
     let again = stage.intend(&next, &keyed()).await;
     assert_eq!((again.sends, again.token), (2, next.token));
+}
+
+/// Whoever missed the reply to an intent sent nothing, and says so with the settlement: an effect that is sent at most once
+/// goes back to its queue instead of to a person. Without an intent it says nothing.
+pub async fn an_intent_whose_send_never_left_is_not_done(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let not_sent = || JournalWrite::NotSent { effect: effect_id("capture") };
+    for (name, written) in [("lost", true), ("never-written", false)] {
+        let lease = stage.started(name).await;
+        if written {
+            stage.intend(&lease, &at_most_once()).await;
+        }
+        let settle = Settle { journal: vec![not_sent()], ..settlement(&lease, not_done()) };
+        let settled = stage.settle(settle).await.expect("it is settled");
+        assert_eq!(settled.state, State::Ready);
+        let states: Vec<EffectState> =
+            stage.view(lease.message.id).await.journal.into_iter().map(|r| r.state).collect();
+        assert_eq!(states, if written { vec![EffectState::NotDone] } else { vec![] });
+    }
+    let lease = stage.started("answered").await;
+    let row = stage.intend(&lease, &at_most_once()).await;
+    stage.answer(&lease, &row, no_answer()).await;
+    assert_eq!(refused(stage.journal(&lease, not_sent()).await), StoreErrorKind::Conflict);
+    let settle = Settle { journal: vec![not_sent()], ..settlement(&lease, not_done()) };
+    assert_eq!(stage.settle(settle).await.expect("it is settled").state, State::Parked, "its send did leave");
 }

@@ -166,6 +166,7 @@ macro_rules! __cases {
                 effects_are_told_apart_by_their_item
                 a_refused_write_of_a_batch_is_refused_alone
                 an_intent_of_a_crashed_run_is_open_to_the_next
+                an_intent_whose_send_never_left_is_not_done
             }
             settle {
                 a_completed_message_keeps_its_result
@@ -174,6 +175,7 @@ macro_rules! __cases {
                 not_done_counts_nothing
                 an_outage_costs_no_attempts
                 a_snooze_counts_nothing
+                past_its_age_a_message_with_a_confirmed_effect_has_its_attempts_left_and_no_more
                 a_release_goes_back_to_the_head_and_counts_nothing
                 a_message_that_used_up_its_attempts_is_dead
                 a_kind_without_a_policy_has_the_default_one
@@ -203,6 +205,7 @@ macro_rules! __cases {
                 what_follows_depends_on_what_the_message_becomes
                 a_follow_up_that_exists_already_is_not_made_twice
                 a_settlement_that_cannot_be_stored_ends_its_message_alone
+                what_cannot_be_stored_is_compensated_all_the_same
                 a_settlement_that_cannot_be_stored_with_an_open_effect_is_not_the_end
                 a_lost_lease_in_a_batch_of_settlements_is_refused_alone
                 a_lapsed_lease_that_nobody_took_still_settles
@@ -264,6 +267,7 @@ macro_rules! __cases {
                 a_cancelled_operation_redrives_no_more
                 an_edited_payload_is_run_and_its_key_keeps_the_first_fingerprint
                 a_payload_of_which_an_effect_happened_is_not_changed
+                after_an_edit_an_effect_that_was_not_done_has_another_key
                 an_edit_repeated_is_harmless
                 only_a_discarded_dead_letter_expires
                 a_discarded_dead_letter_can_be_redriven

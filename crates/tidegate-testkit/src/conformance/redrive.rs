@@ -1,5 +1,6 @@
 //! Putting ended messages back, by an operator (protocol §4).
 
+use tidegate_core::effect::{EffectAnswer, Reached};
 use tidegate_core::lifecycle::{Counters, Outcome, State};
 use tidegate_core::message::{Failure, NewMessage};
 use tidegate_core::store::{
@@ -458,6 +459,24 @@ pub async fn an_edited_payload_is_run_and_its_key_keeps_the_first_fingerprint(en
     let audit = stage.store.audit(0, 100).await.expect("the audit is answered");
     let row = audit.iter().find(|row| row.act == "edit").expect("an audit row");
     assert_eq!((row.message, row.reason.as_str()), (Some(id), "cents were euros"));
+}
+
+/// A remote that remembers the request under a key must not take the new one for it.
+pub async fn after_an_edit_an_effect_that_was_not_done_has_another_key(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let lease = stage.started("m").await;
+    let id = lease.message.id;
+    let first = stage.intend(&lease, &at_most_once()).await;
+    stage.answer(&lease, &first, EffectAnswer::NotDone).await;
+    let refused = Outcome::Refused { failure: failure("too_large") };
+    assert_eq!(stage.end(&lease, refused).await.state, State::Dead);
+    stage.store.edit(edit(id, "{\"cents\":500}", "cents were euros")).await.expect("nothing happened");
+    stage.redrive(id, false).await.expect("dead");
+    let lease = stage.take_one().await;
+    let edited = Reached { request_hash: [2; 16], ..at_most_once() };
+    let second = stage.intend(&lease, &edited).await;
+    assert_eq!((second.seq, second.round), (1, 1));
+    assert_ne!(second.key, first.key);
 }
 
 /// Once an effect of the old payload happened or may have, the payload stands.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidegate_core::effect::{EffectAnswer, EffectPolicy, EffectState};
-use tidegate_core::lifecycle::{Counters, Outcome, ParkReason, State};
+use tidegate_core::lifecycle::{Counters, DeadReason, Outcome, ParkReason, State};
 use tidegate_core::message::{Answer, DEFAULT_MAX_PAYLOAD, NewMessage};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{Counted, Enqueued, JournalWrite, Lease, QueueChange, Settle};
@@ -83,6 +83,25 @@ pub async fn a_snooze_counts_nothing(engine: &dyn Engine) {
     let stage = Stage::new(engine).await;
     let uncounted = Counters { claims: 1, attempt: 0, ..Counters::default() };
     assert_eq!(due_after(&stage, Outcome::Snooze { after: MINUTE }).await, (Some(MINUTE), uncounted));
+}
+
+/// Something happened that must be gone through with, so that time no longer ends it: what was free is counted from then on.
+pub async fn past_its_age_a_message_with_a_confirmed_effect_has_its_attempts_left_and_no_more(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let id = stage.put(message("m")).await;
+    let lease = stage.take_one().await;
+    let row = stage.intend(&lease, &keyed()).await;
+    stage.answer(&lease, &row, confirmed("1")).await;
+    assert_eq!(stage.end(&lease, not_done()).await.state, State::Ready);
+    assert_eq!(stage.view(id).await.counters.attempt, 0, "in time it counts nothing");
+    stage.clock.advance(DAY * 4);
+    for (attempt, outcome) in [(1, not_done()), (2, Outcome::Snooze { after: MINUTE }), (3, not_done())] {
+        let lease = stage.take_one().await;
+        assert_eq!(lease.counters.attempt, attempt);
+        stage.end(&lease, outcome).await;
+        stage.clock.advance(HOUR);
+    }
+    assert_eq!(stage.end_of(id).await, (State::Dead, Some(DeadReason::Exhausted.to_string())));
 }
 
 /// A release on drain counts nothing and keeps `due_at` and the head position.
@@ -578,6 +597,25 @@ pub async fn a_settlement_that_cannot_be_stored_ends_its_message_alone(engine: &
     }
     assert_eq!(stage.state(leases[2].message.id).await, State::Completed);
     assert_eq!(stage.all().await.len(), 4, "no follow-up of what was refused");
+}
+
+/// A compensation commits with *dead*, whatever made it so; only one that cannot be stored itself is left out.
+pub async fn what_cannot_be_stored_is_compensated_all_the_same(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let elsewhere = |json| NewMessage { queue: queue("elsewhere"), payload: payload(json), ..message("taken") };
+    stage.put(elsewhere("1")).await;
+    let result = || format!("\"{}\"", "x".repeat(DEFAULT_MAX_PAYLOAD)).into();
+    for (name, undo, enqueued) in [("good", message("undo"), true), ("taken", elsewhere("2"), false)] {
+        let lease = stage.started(name).await;
+        let big = Outcome::Completed { result: result(), orphans: false };
+        let settle = Settle { compensate: vec![undo], ..settlement(&lease, big) };
+        let settled = stage.settle(settle).await.expect("it is settled");
+        assert_eq!((settled.state, settled.follow_ups.len()), (State::Dead, usize::from(enqueued)), "{name}");
+        assert_eq!(stage.view(lease.message.id).await.compensated, enqueued, "{name}");
+        if enqueued {
+            stage.end(&stage.take_one().await, completed()).await;
+        }
+    }
 }
 
 /// What cannot be stored is not terminal either while an effect is open.

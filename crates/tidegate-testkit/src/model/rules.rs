@@ -145,6 +145,10 @@ pub(super) fn intent(
             EffectState::Confirmed { .. } => return refused(),
             EffectState::Rejected { .. } if row.round >= round || !journal.is_last_word(row) => return refused(),
             EffectState::Rejected { .. } => (row.seq + 1, EffectKey::of(message, &reached.effect, round), round),
+            // Another payload, by an operator's hand: the remote must not take it for the old one.
+            EffectState::NotDone if row.round != round && row.request_hash != reached.request_hash => {
+                (row.seq + 1, EffectKey::of(message, &reached.effect, round), round)
+            }
             EffectState::NotDone => (row.seq + 1, row.key.clone(), row.round),
             EffectState::Intent | EffectState::Unknown { .. } => {
                 let same = row.policy == reached.policy && row.request_hash == reached.request_hash;
@@ -305,7 +309,9 @@ pub(super) struct Ended {
 /// Whether a run that ended so costs no attempt.
 fn is_free(outcome: &Outcome, run: &Run<'_>) -> bool {
     match outcome {
-        Outcome::NotDone { .. } | Outcome::Snooze { .. } | Outcome::Released => true,
+        Outcome::Released => true,
+        // What time no longer bounds (something happened that must be gone through with), attempts do.
+        Outcome::NotDone { .. } | Outcome::Snooze { .. } => run.now < run.message.expires_at,
         // It waited to be alone and never began.
         Outcome::LeaseExpired => run.reconciling || (run.suspect && !run.alone),
         Outcome::Completed { .. }
@@ -420,7 +426,9 @@ fn grant(run: &Run<'_>, counters: &Counters, outcome: &Outcome, free: bool) -> G
         Outcome::Park { reason, .. } => Goal::Parked(*reason),
         Outcome::Released => Goal::Ready(run.due_at),
         Outcome::Snooze { after } => again(run.now.after(*after)),
-        Outcome::NotDone { after, .. } => again(backoff(run, counters.claims, *after)),
+        Outcome::NotDone { after, .. } => {
+            again(backoff(run, if free { counters.claims } else { counters.attempt }, *after))
+        }
         Outcome::Retryable { after, .. } => again(backoff(run, counters.attempt, *after)),
         Outcome::Unknown { .. } => again(backoff(run, counters.attempt, None)),
         Outcome::LeaseExpired if counters.crashes >= run.policy.crash_limit => Goal::Dead(DeadReason::CrashLimit),

@@ -184,3 +184,30 @@ async fn a_handler_is_cut_off_before_a_lease_can_lapse_that_cannot_be_extended()
     assert!(view.history[0].at.since(view.message.enqueued_at) < LEASE, "it was settled before the lease could lapse");
     worker.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn an_intent_whose_reply_is_lost_was_not_sent_and_waits_for_nobody() {
+    for fault in [Fault::FailBefore, Fault::FailAfter] {
+        let inner: Arc<dyn Store> = Arc::new(Model::new(Arc::new(SystemClock::new())));
+        let store = FaultyStore::new(Arc::clone(&inner));
+        let tide = open(&store).await;
+        let ledger = Ledger::default();
+        let shared = Arc::clone(&ledger);
+        let handler = move |context: Context, work: Work| {
+            let ledger = Arc::clone(&shared);
+            async move {
+                let capture = context.effect("capture").at_most_once();
+                let value = capture.call(|key| async move { charge(&ledger, &key) }).await?;
+                Handled::Ok(work.n + value)
+            }
+        };
+        let worker = tide.worker().handle_with(handler, at_once(2)).start().await.unwrap();
+        store.spoil(Verb::Journal, fault);
+        let sent = enqueue(&tide, Work { n: 1 }).await;
+        assert_eq!(sent.answer(SOON).await.unwrap(), Answer::Completed(8), "{fault:?}");
+        assert_eq!(ledger.lock().unwrap().values().sum::<u32>(), 1, "{fault:?}");
+        let view = inner.inspect(vec![sent.id()]).await.unwrap().pop().flatten().unwrap();
+        assert_eq!(view.counters.attempt, 1, "{fault:?}: the run in which nothing left counts nothing");
+        worker.stop().await.unwrap();
+    }
+}
