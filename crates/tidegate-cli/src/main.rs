@@ -230,7 +230,7 @@ async fn command(cli: Cli, store_was_typed: bool, output: &Output) -> Result<Exi
     let code = match cli.command {
         // These print for themselves, and know their own exit codes.
         Command::Demo(args) => return Ok(demo::run(args).await?),
-        Command::Torture(args) => return torture::run(args, output).await,
+        Command::Torture(args) => return Box::pin(torture::run(args, output)).await,
         Command::Role(args) => return Ok(role::run(args).await?),
         Command::Enqueue(args) => enqueue::run(args, store, output).await,
         Command::Get(args) => get::run(args, store, output).await,

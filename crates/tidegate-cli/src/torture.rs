@@ -121,22 +121,24 @@ pub(crate) async fn run(args: TortureArgs, output: &Output) -> Result<ExitCode, 
         args.gateway,
         explain::span(args.lease),
     ));
-    let ran = tokio::select! {
-        ran = tidegate_torture::run(&options, |progress| show.progress(progress)) => ran,
-        // The run is dropped, and its processes are killed with it.
-        interrupted = tokio::signal::ctrl_c() => {
-            show.clear();
-            interrupted.context("cannot listen for Ctrl-C")?;
-            return Err(Problem::new(Code::Interrupted, "interrupted; every process of the run has been killed")
-                .hint(format!("what there is so far is in {}", directory.display())));
+    let ran = {
+        let mut report = |progress: &Progress| show.progress(progress);
+        tokio::select! {
+            ran = tidegate_torture::run(&options, &mut report) => Some(ran),
+            // The run is dropped, and its processes are killed with it.
+            interrupted = tokio::signal::ctrl_c() => interrupted.map(|()| None).context("cannot listen for Ctrl-C")?,
         }
     };
     show.clear();
     let report = match ran {
-        Ok(report) => report,
-        Err(error) => {
+        Some(Ok(report)) => report,
+        Some(Err(error)) => {
             let hint = format!("the store, the ledger and the services' words are in {}", directory.display());
             return Err(Problem::new(Code::Failed, format!("{error:#}")).hint(hint));
+        }
+        None => {
+            return Err(Problem::new(Code::Interrupted, "interrupted; every process of the run has been killed")
+                .hint(format!("what there is so far is in {}", directory.display())));
         }
     };
     conclude(&args, &report, &directory, temporary, output)

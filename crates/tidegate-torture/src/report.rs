@@ -140,6 +140,11 @@ pub struct Recovery {
     pub late: u64,
     /// How long the machine itself stood still in all, as seen by the measurement.
     pub machine_stalled_ms: u64,
+    /// How long no service was there that could take anything over, because all were down, stopped or just let go. It is
+    /// left out of the times above.
+    pub nobody_there_ms: u64,
+    /// The longest time with that left in.
+    pub max_with_nobody_there_ms: u64,
 }
 
 /// One thing that must hold.

@@ -100,21 +100,21 @@ pub struct Progress {
 ///
 /// # Cancel safety
 /// Dropping the future kills every process of the run; the files stay.
-pub async fn run(options: &Options, mut report: impl FnMut(&Progress) + Send) -> anyhow::Result<Report> {
+pub async fn run(options: &Options, report: &mut (dyn FnMut(&Progress) + Send)) -> anyhow::Result<Report> {
     ensure!(options.services > 0, "0 services cannot be hurt; hint: --services 1 or more");
     let start = clock::now();
     let (stage, gateway) = Stage::set(options).await?;
     let stage = Arc::new(stage);
     let tide = Tidegate::builder().housekeeping(false).open(&stage.store).await?;
 
-    let (measured, services) = attack(options, &stage, &tide, start, &mut report).await?;
+    let (measured, services) = attack(options, &stage, &tide, start, report).await?;
 
     let gateway = stage.calm_gateway(options, gateway).await?;
     let sent = Sent::read(&stage)?;
     let queue = audit::total_queue(&tide, &sent).await?;
     // What never had an answer is sent again until it has one: then it is stored once, whatever happened before.
     audit::ask_again(&stage, &sent).await?;
-    let drained = drain(&stage, &tide, &mut report).await?;
+    let drained = drain(&stage, &tide, report).await?;
 
     report(&progress(&stage, &tide, Phase::Audit, 0).await);
     let first = audit::ask_again(&stage, &sent).await?;
@@ -158,7 +158,7 @@ async fn attack(
     stage: &Arc<Stage>,
     tide: &Tidegate,
     start: Instant,
-    report: &mut (impl FnMut(&Progress) + Send),
+    report: &mut (dyn FnMut(&Progress) + Send),
 ) -> anyhow::Result<(crate::recovery::Measured, Services)> {
     let Options { seed, lease, gateway, failpoints, amount, .. } = *options;
     let plan = Arc::new(Plan::new(seed, lease, gateway, failpoints, amount));
@@ -179,7 +179,7 @@ async fn attack(
     drop(deaths);
     let stop = watch::Sender::new(false);
     let mut producing = tokio::spawn(produce(Arc::clone(stage), seed, options.per_second, stop.subscribe()));
-    let measuring = tokio::spawn(measure(tide.clone(), died, lease + RECOVERY_SLACK));
+    let measuring = tokio::spawn(measure(Arc::clone(stage), tide.clone(), died, lease + RECOVERY_SLACK));
     let mut ticks = tokio::time::interval(Duration::from_millis(250));
     let mut ended: Services = Vec::new();
     while ended.len() < options.services {
@@ -204,7 +204,7 @@ async fn attack(
 }
 
 /// Works off what is left: an operator resolves what parked and redrives what died, until nothing moves any more.
-async fn drain(stage: &Stage, tide: &Tidegate, report: &mut (impl FnMut(&Progress) + Send)) -> anyhow::Result<Drained> {
+async fn drain(stage: &Stage, tide: &Tidegate, report: &mut (dyn FnMut(&Progress) + Send)) -> anyhow::Result<Drained> {
     let mut drained = Drained::default();
     let mut redrives: HashMap<MessageId, u32> = HashMap::new();
     let mut last = (0, clock::now());

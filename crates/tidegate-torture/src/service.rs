@@ -258,6 +258,7 @@ impl Slot {
     /// block everybody: it is let go at once, and that it was so is the answer.
     async fn hold(&self, running: &mut Running, length: Duration, at_failpoint: bool) -> anyhow::Result<bool> {
         let stopped = clock::now();
+        self.stage.stopped(self.number);
         let store = self.stage.store.clone();
         let free =
             tokio::task::spawn_blocking(move || can_be_written(store)).await.context("the look at the lock died")??;
@@ -271,6 +272,7 @@ impl Slot {
             up(&self.stage.counts.stops_inside_transaction);
         }
         running.process.signal(Signal::SIGCONT)?;
+        self.stage.let_go(self.number);
         if free {
             // Whatever it was about to do under its lost leases, it does now.
             sleep(Duration::from_millis(self.stage.scale.lease_ms / 8)).await;

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use deposits::clock;
 use deposits::gateway::{FaultScript, FaultWindow, Faults, GatewayMode, LatencyMs};
 use deposits::process::{Process, Program};
 use deposits::trace::Scale;
@@ -55,6 +56,8 @@ pub(crate) struct Stage {
     drains: Mutex<Drains>,
     points: Mutex<BTreeMap<&'static str, PointCount>>,
     urls: Mutex<Vec<Option<String>>>,
+    /// From when on each service takes over what lapsed; none while it is down or stopped.
+    sweeps_from: Mutex<Vec<Option<Instant>>>,
     /// What went wrong with a process: it ended by itself, or did not end.
     broken: Mutex<Vec<String>>,
 }
@@ -114,6 +117,7 @@ impl Stage {
             drains: Mutex::default(),
             points: Mutex::default(),
             urls: Mutex::new(vec![None; options.services]),
+            sweeps_from: Mutex::new(vec![None; options.services]),
             broken: Mutex::default(),
             directory,
         };
@@ -133,7 +137,24 @@ impl Stage {
 
     /// Where a service listens from now on; none while it is down.
     pub(crate) fn listens(&self, slot: usize, url: Option<String>) {
+        lock(&self.sweeps_from)[slot] = url.is_some().then(clock::now);
         lock(&self.urls)[slot] = url;
+    }
+
+    /// A service was stopped, and takes nothing over.
+    pub(crate) fn stopped(&self, slot: usize) {
+        lock(&self.sweeps_from)[slot] = None;
+    }
+
+    /// It was let go. It was asleep, so it leaves all leases alone for as long as one lasts.
+    pub(crate) fn let_go(&self, slot: usize) {
+        lock(&self.sweeps_from)[slot] = Some(clock::now() + Duration::from_millis(self.scale.lease_ms));
+    }
+
+    /// Whether there is a service that could take over what lapsed.
+    pub(crate) fn somebody_sweeps(&self) -> bool {
+        let now = clock::now();
+        lock(&self.sweeps_from).iter().flatten().any(|from| *from <= now)
     }
 
     /// A service that is up, if there is one; `number` picks among several.

@@ -523,7 +523,7 @@ async fn run_service(args: ServiceArgs, stop: impl Future<Output = ()> + Send) -
         WorkOptions { gateway: args.gateway, mode: args.mode, scale, concurrency: args.concurrency, name: args.name };
     let worker = steps::start(&tide, &options).await?;
     let options = IntakeOptions { port: 0, max_depth: args.max_depth };
-    intake::run(tide.clone(), options, std::io::stdout(), stop).await?;
+    intake::start(tide.clone(), options).await?.run(std::io::stdout(), stop).await?;
     let drained = worker.drain(Duration::from_millis(scale.call_timeout_ms * 2)).await?;
     drop(tide);
     say(&format!("drained {} {} {}", drained.finished, drained.released, drained.abandoned))?;
