@@ -13,6 +13,7 @@ mod graph;
 mod licences;
 mod run;
 mod test;
+mod torture;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,6 +23,8 @@ usage: cargo xtask <command>
 
   ci                the whole gate: format, clippy, tests, docs, dependencies, files
   test [ARGS..]     every test of the workspace; ARGS go to `cargo test`
+  torture [--long] [--state FILE] [--only PART]
+                    attack the engine: a small round of everything, or the long run, which goes on where it was broken off
   docs [--check]    write what is generated in docs/reference and the README, or check that it is fresh
   deps              dependency direction between our crates, and the licences of theirs
   files             no file over 1 MiB, no machine path or registry host in a text, no dead link";
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     let result = match arguments.as_slice() {
         ["ci"] => ci::run(&root),
         ["test", rest @ ..] => test::run(&root, rest),
+        ["torture", rest @ ..] => torture::Asked::read(rest, &root).and_then(|asked| torture::run(&root, &asked)),
         ["docs"] => docs::write(&root),
         ["docs", "--check"] => docs::check(&root),
         ["deps"] => graph::check(&root).and_then(|()| licences::check(&root)),

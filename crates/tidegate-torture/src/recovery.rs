@@ -1,9 +1,9 @@
 //! How soon the messages of a killed worker are free again: looked up in the store from the moment it died.
 //!
 //! A message is *free* when it no longer belongs to the dead worker, and runs *again* when another one has it, or it has
-//! ended. Time in which no service was there that could take anything over (all were down, stopped, or just let go) is
-//! left out, and reported. The measurement looks every 25 ms; when it is itself kept from looking, the machine stood still,
-//! and that time is noted beside the figures instead of being blamed on the store.
+//! ended. Time after the lapse of its lease in which no service was there that could take anything over (all were down,
+//! stopped, or just let go) is left out, and reported. The measurement looks every 25 ms; when it is itself kept from
+//! looking, the machine stood still, and that time is noted beside the figures instead of being blamed on the store.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,6 +19,8 @@ use tokio::sync::mpsc;
 use crate::report::Recovery;
 use crate::stage::Stage;
 
+/// On top of the lease: how soon the messages of a killed worker must be free.
+const SLACK: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// A look that comes later than this was kept from coming.
 const STALL: Duration = Duration::from_millis(250);
@@ -55,7 +57,7 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    pub(crate) fn recovery(&self, bound: Duration) -> Recovery {
+    pub(crate) fn recovery(&self, lease: Duration) -> Recovery {
         let of = |values: &[u64], percent| percentile(values.to_vec(), percent);
         Recovery {
             messages: self.free_ms.len() as u64,
@@ -64,7 +66,7 @@ impl Measured {
             max_ms: self.free_ms.iter().copied().max().unwrap_or(0),
             again_p50_ms: of(&self.again_ms, 50),
             again_p99_ms: of(&self.again_ms, 99),
-            bound_ms: millis(bound),
+            bound_ms: millis(lease + SLACK),
             late: self.late.len() as u64,
             machine_stalled_ms: millis(self.stalled),
             nobody_there_ms: millis(self.nobody),
@@ -82,8 +84,9 @@ pub(crate) async fn measure(
     stage: Arc<Stage>,
     tide: Tidegate,
     mut deaths: mpsc::UnboundedReceiver<Death>,
-    bound: Duration,
+    lease: Duration,
 ) -> anyhow::Result<Measured> {
+    let bound = lease + SLACK;
     let mut measured = Measured::default();
     let mut held: HashMap<(MessageId, String), Held> = HashMap::new();
     let mut open = true;
@@ -105,7 +108,10 @@ pub(crate) async fn measure(
         measured.nobody += nobody;
         for held in held.values_mut() {
             held.stalled += kept;
-            held.nobody += nobody;
+            // Before its lease lapses nobody may take a message over, whoever is there.
+            if now.saturating_duration_since(held.at) > lease {
+                held.nobody += nobody;
+            }
         }
         look(&tide, &mut held, &mut measured, bound).await?;
     }

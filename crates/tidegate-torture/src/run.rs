@@ -30,8 +30,6 @@ use crate::stage::Stage;
 const STANDSTILL: Duration = Duration::from_secs(90);
 /// A dead letter that dies again so often is left for a person to look at.
 const REDRIVES: u32 = 5;
-/// On top of the lease: how soon the messages of a killed worker must be free.
-const RECOVERY_SLACK: Duration = Duration::from_secs(2);
 
 /// How a run is made.
 #[derive(Clone, Debug)]
@@ -123,7 +121,6 @@ pub async fn run(options: &Options, report: &mut (dyn FnMut(&Progress) + Send)) 
     let mut audited = audit::audit(&stage, &tide, &sent, queue, &first, &second).await?;
     tide.close().await;
 
-    let bound = options.lease + RECOVERY_SLACK;
     audited.deposits.redriven = drained.redriven;
     audited.deposits.resolved = drained.resolved;
     let says = "what a killed worker held was free for another within the lease and two seconds";
@@ -144,7 +141,7 @@ pub async fn run(options: &Options, report: &mut (dyn FnMut(&Progress) + Send)) 
         faults: stage.faults(not_applicable),
         deposits: audited.deposits,
         effects: audited.effects,
-        recovery: measured.recovery(bound),
+        recovery: measured.recovery(options.lease),
         checks: audited.checks,
         directory: stage.directory.clone(),
     })
@@ -179,7 +176,7 @@ async fn attack(
     drop(deaths);
     let stop = watch::Sender::new(false);
     let mut producing = tokio::spawn(produce(Arc::clone(stage), seed, options.per_second, stop.subscribe()));
-    let measuring = tokio::spawn(measure(Arc::clone(stage), tide.clone(), died, lease + RECOVERY_SLACK));
+    let measuring = tokio::spawn(measure(Arc::clone(stage), tide.clone(), died, lease));
     let mut ticks = tokio::time::interval(Duration::from_millis(250));
     let mut ended: Services = Vec::new();
     while ended.len() < options.services {

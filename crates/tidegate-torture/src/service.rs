@@ -25,6 +25,8 @@ use crate::stage::{CLOSED, Stage, text, up};
 const STARTS_WITHIN: Duration = Duration::from_secs(30);
 /// How long a process that was killed may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
+/// How often a failpoint that nothing comes to is tried in all.
+const TRIES: u64 = 4;
 /// How often a stop that meets a transaction is tried again.
 const STOP_TRIES: u32 = 40;
 /// How long the write lock is asked for before whoever is stopped is taken to hold it.
@@ -91,8 +93,13 @@ impl Slot {
             }
             Fault::KillAt { point, nth } => {
                 let armed = Armed { point, nth, act: ArmedAct::Kill };
-                if let Some(running) = self.start_armed(armed, running).await? {
-                    self.dead(running, clock::now(), true).await?;
+                match self.start_armed(armed, running).await? {
+                    Some(running) => self.dead(running, clock::now(), true).await?,
+                    // Nothing brought it there in time; another service may be luckier, at the first visit.
+                    None if self.stage.tries(point.name) < TRIES => {
+                        self.plan.again(Fault::KillAt { point, nth: 1 });
+                    }
+                    None => {}
                 }
                 Ok(None)
             }

@@ -178,6 +178,11 @@ impl Stage {
         lock(&self.points).entry(point).or_default().armed += 1;
     }
 
+    /// How often a service was armed for a point.
+    pub(crate) fn tries(&self, point: &'static str) -> u64 {
+        lock(&self.points).get(point).map_or(0, |count| count.armed)
+    }
+
     pub(crate) fn reached(&self, point: &'static str) {
         lock(&self.points).entry(point).or_default().reached += 1;
     }

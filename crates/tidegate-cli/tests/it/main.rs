@@ -16,4 +16,5 @@ mod inspect;
 mod operate;
 mod reconcile;
 mod terminal;
+mod torture;
 mod triage;
