@@ -47,6 +47,12 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::exit::{Code, Problem};
 use crate::output::{Colour, Output};
 
+/// A build of the whole workspace with all features has rules that can be broken; what comes out of it is not to be shipped.
+const _: () = assert!(
+    cfg!(debug_assertions) || !tidegate::canary::COMPILED,
+    "a release build of the command must not have the feature canaries: build it alone, with -p tidegate-cli"
+);
+
 const EXAMPLES: &str = "\
 Examples:
   tidegate demo

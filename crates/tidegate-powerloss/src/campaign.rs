@@ -19,11 +19,8 @@ use tokio::runtime::Runtime;
 
 use crate::disk::{Disk, Entries, Image, Loss, Op};
 use crate::shim::{Calls, Fault, Recording};
-use crate::verify::{Expected, Harm, Violation, verify};
-use crate::workload::{Book, Life, Plan, Step, live};
-
-/// The next link's names begin so much higher: what the last one had begun may be there although nobody was told.
-const APART: u64 = 1_000;
+use crate::verify::{Depth, Expected, Harm, Violation, verify};
+use crate::workload::{self, Backup, Life, Plan, Step, live};
 
 /// What a campaign does.
 #[derive(Debug, Clone)]
@@ -40,8 +37,6 @@ pub struct Settings {
     pub points: u32,
     /// How many cuts of each life in which a sync or a write failed.
     pub failing_points: u32,
-    /// One in so many is looked at by the doctor and worked with.
-    pub deep_every: u32,
     /// Where an image that broke a promise is kept.
     pub keep: Option<PathBuf>,
 }
@@ -55,7 +50,6 @@ impl Default for Settings {
             calls: 70,
             points: 110,
             failing_points: 15,
-            deep_every: 8,
             keep: None,
         }
     }
@@ -89,6 +83,8 @@ pub struct Totals {
     pub lives: u64,
     /// Lives that began with what a power cut had left.
     pub recoveries: u64,
+    /// Lives that began with a restored backup.
+    pub restores: u64,
     /// Calls answered in them.
     pub calls: u64,
     /// Operations recorded.
@@ -165,7 +161,7 @@ impl Campaign {
 
     /// Runs one chain.
     pub fn chain(&mut self, chain: u64) {
-        let mut base = Base { image: Image::default(), step: None };
+        let mut base = Base { image: Image::default(), step: None, restored: false };
         for link in 0..self.settings.links {
             let at = At { chain, link };
             match self.link(at, &base) {
@@ -211,7 +207,12 @@ impl Campaign {
             if !failed.stopped {
                 return Err(format!("after {fault:?} in {} ({}) the store went on", failed.what, failed.error));
             }
-            let went_on = recorded.ops[failed_at..].iter().filter(|op| op.changes()).count();
+            // Giving up the reserve is no use of the store.
+            let reserve = format!("{}-reserve", workload::STORE);
+            let went_on = recorded.ops[failed_at..]
+                .iter()
+                .filter(|op| op.changes() && !matches!(op, Op::Unlink { name } if *name == reserve))
+                .count();
             let retried = recorded.ops[failed_at..].iter().any(|op| matches!(op, Op::Sync { .. } | Op::SyncDirectory));
             if went_on > 0 || retried {
                 return Err(format!(
@@ -230,7 +231,13 @@ impl Campaign {
         let (from, to) = (self.settings.points, self.settings.points + self.settings.failing_points);
         let cuts = self.cuts(at, from..to, failed_at, recorded.ops.len());
         self.totals.after_an_error += u64::from(self.settings.failing_points);
-        self.cut(at, base, &recorded.ops, &faulty, steps, cuts);
+        // What the failed call may have come to is what it came to in the other life; but no two backups are the same.
+        let mut may_be = faulty.clone();
+        let backups = faulty.last().map(|step| step.book.backups.clone()).unwrap_or_default();
+        if let Some(step) = steps.get(faulty.len()) {
+            may_be.push(Step { book: Arc::new(step.book.with_backups(backups)), ..step.clone() });
+        }
+        self.cut(at, base, &recorded.ops, &faulty, &may_be, cuts);
         Ok(())
     }
 
@@ -245,7 +252,8 @@ impl Campaign {
             seed,
             calls: self.settings.calls,
             tuning: self.settings.tuning(),
-            book: Arc::new(book.apart(APART)),
+            book: Arc::new(book.apart()),
+            restored: base.restored,
         };
         let recording = Recording::start(&path, disk.names());
         if let Some(fault) = fault {
@@ -269,7 +277,8 @@ impl Campaign {
     fn count(&mut self, recorded: &Recorded, base: &Base) {
         let totals = &mut self.totals;
         totals.lives += 1;
-        totals.recoveries += u64::from(base.step.is_some());
+        totals.recoveries += u64::from(!base.image.0.is_empty());
+        totals.restores += u64::from(base.step.as_ref().is_some_and(|step| step.what == "restored"));
         totals.calls += recorded.life.steps.len() as u64;
         totals.operations += recorded.ops.len() as u64;
         for op in &recorded.ops {
@@ -297,8 +306,12 @@ impl Campaign {
                 let after = random.random_range(from..=to);
                 let entries = if random.random_bool(0.5) { Entries::Strict } else { Entries::Journalled };
                 let loss = Loss::ALL[random.random_range(0..Loss::ALL.len())];
-                let deep = point % self.settings.deep_every.max(1) == 0;
-                Cut { point, after, entries, loss, deep, random }
+                let depth = match point % 8 {
+                    0 => Depth::Doctor,
+                    4 => Depth::Messages,
+                    _ => Depth::Rows,
+                };
+                Cut { point, after, entries, loss, depth, random }
             })
             .collect();
         cuts.sort_by_key(|cut| cut.after);
@@ -318,13 +331,13 @@ impl Campaign {
             totals.points += 1;
             totals.at_risk += u64::from(disk.at_risk());
             totals.distinct += u64::from(seen.insert(image.number()));
-            totals.deep += u64::from(cut.deep);
+            totals.deep += u64::from(cut.depth == Depth::Doctor);
             *totals.by_entries.entry(word(cut.entries)).or_default() += 1;
             *totals.by_loss.entry(word(cut.loss)).or_default() += 1;
             let expected = expected(told, steps, cut.after);
             // The log's index is memory: after a cut there may be anything in its file.
             let with_stale_index = cut.random.random_bool(0.125);
-            let checked = self.check(&image, expected, cut.deep, with_stale_index);
+            let checked = self.check(&image, expected, cut.depth, with_stale_index);
             if let Err(violation) = checked {
                 let what = format!("after operation {} of {}: {:?}, {:?}", cut.after, ops.len(), cut.entries, cut.loss);
                 self.broken(at, cut.point, what, violation, &image);
@@ -336,17 +349,17 @@ impl Campaign {
         &self,
         image: &Image,
         expected: Expected<'_>,
-        deep: bool,
+        depth: Depth,
         with_stale_index: bool,
     ) -> Result<Option<usize>, Violation> {
         let failed =
             |e: std::io::Error| Violation { harm: Harm::Half, what: format!("no directory for an image: {e}") };
         let directory = TempDir::new_in(self.place.path()).map_err(failed)?;
-        if with_stale_index && image.0.contains_key(crate::workload::STORE) {
-            let stale = directory.path().join(format!("{}-shm", crate::workload::STORE));
+        if with_stale_index && image.0.contains_key(workload::STORE) {
+            let stale = directory.path().join(format!("{}-shm", workload::STORE));
             fs::write(stale, vec![0xa5; 32 << 10]).map_err(failed)?;
         }
-        verify(image, expected, directory.path(), deep, &self.runtime)
+        verify(image, expected, directory.path(), depth, &self.runtime)
     }
 
     fn broken(&mut self, at: At, point: u32, cut: String, violation: Violation, image: &Image) {
@@ -363,19 +376,44 @@ impl Campaign {
         self.totals.found.push(Found { seed: self.settings.seed, chain, link, point, cut, violation });
     }
 
-    /// What a cut left of this life, to live on from.
+    /// What a cut left of this life, to live on from; or a backup of it, restored.
     fn next(&self, at: At, base: &Base, ops: &[Op], steps: &[Step]) -> Option<Base> {
         let mut random = ChaCha8Rng::seed_from_u64(at.seed(self.settings.seed, u64::MAX - 2));
-        // Late enough that there is a store, and something in it.
-        let earliest = steps.get(steps.len() / 3).map_or(ops.len(), |step| step.answered).min(ops.len());
-        let after = random.random_range(earliest..=ops.len());
+        let opened = steps.first().map_or(0, |step| step.answered);
+        let after = if base.step.is_none() && random.random_bool(0.3) {
+            // While the store is being made.
+            random.random_range(1..opened.max(2))
+        } else {
+            // Late enough that there is a store, and something in it.
+            let earliest = steps.get(steps.len() / 3).map_or(ops.len(), |step| step.answered).min(ops.len());
+            random.random_range(earliest..=ops.len())
+        };
         let mut disk = Disk::of(&base.image);
         ops[..after].iter().for_each(|op| disk.apply(op));
         let loss = [Loss::Tail, Loss::Some, Loss::Torn][random.random_range(0..3)];
         let image = disk.cut(Entries::Strict, loss, &mut random);
-        let found = self.check(&image, expected(steps, steps, after), false, false).ok()??;
+        let Some(found) = self.check(&image, expected(steps, steps, after), Depth::Rows, false).ok()? else {
+            return Some(Base { image, step: None, restored: false });
+        };
+        let book = &steps[found].book;
+        if let Some(backup) = book.backups.values().next_back().filter(|_| random.random_bool(0.4)) {
+            return self.restored(backup);
+        }
         let step = Step { begun: 0, answered: 0, ..steps[found].clone() };
-        Some(Base { image, step: Some(step) })
+        Some(Base { image, step: Some(step), restored: base.restored })
+    }
+
+    /// A disk with nothing on it but a backup under the name of the store.
+    fn restored(&self, backup: &Backup) -> Option<Base> {
+        let image = Image([(workload::STORE.to_owned(), backup.content.to_vec())].into());
+        let directory = TempDir::new_in(self.place.path()).ok()?;
+        image.write(directory.path()).ok()?;
+        let digest = rusqlite::Connection::open(directory.path().join(workload::STORE))
+            .and_then(|conn| workload::digest(&conn))
+            .ok()?;
+        let (book, digest) = (Arc::clone(&backup.book), Arc::new(digest));
+        let step = Step { what: "restored", begun: 0, answered: 0, book, digest };
+        Some(Base { image, step: Some(step), restored: true })
     }
 }
 
@@ -421,7 +459,7 @@ struct Cut {
     after: usize,
     entries: Entries,
     loss: Loss,
-    deep: bool,
+    depth: Depth,
     random: ChaCha8Rng,
 }
 
@@ -430,22 +468,13 @@ struct Cut {
 struct Base {
     image: Image,
     step: Option<Step>,
+    /// It came out of a backup, once.
+    restored: bool,
 }
 
 impl Base {
     /// What may be found: what was there before, then each step.
     fn with(&self, steps: &[Step]) -> Vec<Step> {
         self.step.iter().chain(steps).cloned().collect()
-    }
-}
-
-impl Book {
-    /// The same, with names for what is new that nothing on the disk can have.
-    fn apart(&self, by: u64) -> Self {
-        let mut book = self.clone();
-        if by > 0 && !book.messages.is_empty() {
-            book.made_more(by);
-        }
-        book
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! A file's data and a directory's entries are two things. Data is durable after a sync of the file; until then any part of
 //! it may be there, down to single sectors, whatever the order of the writes. An entry (a name made, linked, renamed or
-//! removed) is durable after a sync of the directory; see [`Entries`] for what a file's own sync does. A sync that failed
-//! makes nothing durable, and neither does a later one that succeeds: the kernel has dropped what it could not write.
+//! removed) is durable after a sync of the directory; see [`Entries`] for what a file's own sync does. A sync of a file
+//! that failed makes nothing durable, and neither does a later one that succeeds: the kernel has dropped what it could not
+//! write.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -349,11 +350,9 @@ impl Disk {
                 let pending = &mut self.files.entry(*file).or_default().pending;
                 pending.iter_mut().for_each(|pending| pending.orphan = true);
             }
-            Op::DirectorySyncFailed => {
-                for directory in [&mut self.strict, &mut self.journalled] {
-                    directory.pending.iter_mut().for_each(|pending| pending.orphan = true);
-                }
-            }
+            // Entries are in the file system's journal: one that cannot be written fails every later sync as well, so a later
+            // sync that succeeds has written them.
+            Op::DirectorySyncFailed => {}
         }
     }
 

@@ -321,13 +321,24 @@ fn resize(fd: c_int, length: off64_t) -> c_int {
     })
 }
 
-/// Refused for recorded files: nothing of the engine allocates, and what is not modelled is not allowed to happen.
+/// Blocks for a file: what is recorded is that it is longer. Punching holes and the like is not modelled, and is refused.
 fn allocate(fd: c_int, mode: c_int, offset: off64_t, length: off64_t) -> c_int {
     let call = || small(kernel!(libc::SYS_fallocate, fd, mode, offset, length));
     recorded(call, |recorder| {
-        recorder.file(fd)?;
-        set_errno(libc::EOPNOTSUPP);
-        Some(-1)
+        let file = recorder.file(fd)?;
+        if mode != 0 {
+            set_errno(libc::EOPNOTSUPP);
+            return Some(-1);
+        }
+        if recorder.fails(Calls::Writes) {
+            return Some(-1);
+        }
+        let before = stat(fd)?.st_size;
+        let answer = call();
+        if answer == 0 && offset + length > before {
+            recorder.ops.push(Op::Truncate { file, length: u64::try_from(offset + length).unwrap_or(0) });
+        }
+        Some(answer)
     })
 }
 

@@ -6,7 +6,7 @@
 //!
 //! One call at a time, on a clock that only the workload moves: the same seed on the same disk does the same operations.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{DefaultHasher, Hasher as _};
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ use tidegate_core::store::{
     QueueChange, QueueSlots, Redrive, Resolve, Settle, SweepRequest,
 };
 use tidegate_core::{Clock as _, Store as _, StoreError, StoreErrorKind, Timestamp};
-use tidegate_sqlite::{Options, SqliteStore, Tuning};
+use tidegate_sqlite::{Options, Room, SqliteStore, Tuning};
 use tidegate_testkit::ManualClock;
 use tokio::runtime::Runtime;
 
@@ -41,18 +41,43 @@ const LEASE: Duration = Duration::from_secs(30);
 /// How long answers are kept in the workload, so that some are deleted.
 const RETENTION: Duration = Duration::from_secs(1800);
 
+/// A finished backup.
+#[derive(Debug, Clone)]
+pub struct Backup {
+    /// Its bytes.
+    pub content: Arc<Vec<u8>>,
+    /// What was known of the store it was made of.
+    pub book: Arc<Book>,
+}
+
+/// A small reserve: it is made, kept and given up as any, and it is on every disk that is cut.
+const ROOM: Room = Room { accept: 1 << 20, claim: 1 << 20, reserve: 64 << 10 };
+
 /// What is known of a store from its answers.
 #[derive(Debug, Clone, Default)]
 pub struct Book {
     /// Every message, as it was after the last call that touched it.
     pub messages: BTreeMap<MessageId, Arc<MessageView>>,
     /// Finished backups by file name, byte for byte.
-    pub backups: BTreeMap<String, Arc<Vec<u8>>>,
+    pub backups: BTreeMap<String, Backup>,
     /// The store's time.
     pub now: Timestamp,
     tokens: BTreeMap<MessageId, LeaseToken>,
     made: u64,
     has_tables: bool,
+}
+
+impl Book {
+    /// The same, with names for what is new that nothing on the disk can have: what the last life had begun may be there
+    /// although nobody was told.
+    pub(crate) fn apart(&self) -> Self {
+        Self { made: self.made + 1_000, ..self.clone() }
+    }
+
+    /// The same with other backups.
+    pub(crate) fn with_backups(&self, backups: BTreeMap<String, Backup>) -> Self {
+        Self { backups, ..self.clone() }
+    }
 }
 
 /// The rows of all tables, as one number each.
@@ -110,6 +135,8 @@ pub struct Plan {
     pub tuning: Tuning,
     /// What is known of the store that is there.
     pub book: Arc<Book>,
+    /// The store came out of a backup: when it begins to work, it puts right what it believes of all its messages.
+    pub restored: bool,
 }
 
 /// Lives a life on the directory of a recording under way.
@@ -231,7 +258,12 @@ impl Driver<'_> {
     /// Looks at what a call touched, and notes the step.
     fn note(&mut self, what: &'static str, answered: usize, touched: &[MessageId]) -> Result<(), Stop> {
         self.settle_down()?;
-        self.look_at(touched)?;
+        if self.plan.restored {
+            let known = self.book.messages.keys().chain(touched);
+            self.look_at(&known.copied().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>())?;
+        } else {
+            self.look_at(touched)?;
+        }
         self.book.now = self.clock.now();
         let onlooker = self.onlooker.as_ref().expect("a life looks on");
         let digest = digest(onlooker).map_err(|e| wrong(format!("{what}: the tables cannot be read: {e}")))?;
@@ -282,7 +314,7 @@ impl Driver<'_> {
     // --- opening and closing -----------------------------------------------------------------------------------------
 
     fn options(&self) -> Options {
-        Options { clock: Arc::clone(&self.clock) as _, retention: RETENTION, ..Options::default() }
+        Options { clock: Arc::clone(&self.clock) as _, retention: RETENTION, room: ROOM, ..Options::default() }
     }
 
     fn open(&mut self) -> Result<(), Stop> {
@@ -326,10 +358,11 @@ impl Driver<'_> {
 
     fn after_failure(&mut self, what: &'static str, error: &StoreError) -> Failed {
         let by_the_writer = !matches!(what, "open" | "backup" | "application" | "inspect");
-        let stopped = self.store.as_ref().is_some_and(|store| {
-            let refused = answered(store.enqueue(vec![self.plain("after")])).0;
-            refused.is_err_and(|error| error.kind() == StoreErrorKind::Unavailable)
-        });
+        let stopped = !by_the_writer
+            || self.store.as_ref().is_none_or(|store| {
+                let refused = answered(store.enqueue(vec![self.plain("after")])).0;
+                refused.is_err_and(|error| error.kind() == StoreErrorKind::Unavailable)
+            });
         let position = shim::position();
         let (Ok(()) | Err(_)) = self.close();
         Failed { what, error: error.to_string(), by_the_writer, position, stopped }
@@ -512,7 +545,9 @@ impl Driver<'_> {
         let may = effect::reach(&view.journal, &reached, view.counters.round, self.clock.now()) == Decision::Send;
         let times = IntentTimes { send_within: Duration::from_secs(5), reconcile_for: Duration::from_secs(600) };
         let write = JournalWrite::Intent { reached, times };
-        self.journal("intent", id, token, write, may.then_some("intent"))
+        // A restored store may know that the other one has sent it.
+        let expected = (may && !self.plan.restored).then_some("intent");
+        self.journal("intent", id, token, write, expected)
     }
 
     fn journal(
@@ -849,7 +884,8 @@ impl Driver<'_> {
         let at = shim::position();
         copied.map_err(|error| Stop::Failed("backup", error))?;
         let content = std::fs::read(&target).map_err(|e| wrong(format!("the backup cannot be read: {e}")))?;
-        self.book.backups.insert(name, Arc::new(content));
+        let book = Arc::new(self.book.with_backups(BTreeMap::new()));
+        self.book.backups.insert(name, Backup { content: Arc::new(content), book });
         self.note("backup", at, &[])
     }
 }
@@ -894,12 +930,6 @@ fn rows_of(conn: &Connection, table: &str) -> rusqlite::Result<u64> {
 /// Those of opening it.
 pub(crate) fn reopen(directory: &Path, now: Timestamp, create: bool) -> Result<Arc<SqliteStore>, StoreError> {
     let clock = Arc::new(ManualClock::at(now.max(Timestamp::from_millis(ManualClock::START))));
-    SqliteStore::open(directory.join(STORE), Options { clock, retention: RETENTION, create, ..Options::default() })
-}
-
-impl Book {
-    /// Lets so many names be taken.
-    pub(crate) fn made_more(&mut self, by: u64) {
-        self.made += by;
-    }
+    let options = Options { clock, retention: RETENTION, room: ROOM, create, ..Options::default() };
+    SqliteStore::open(directory.join(STORE), options)
 }

@@ -100,6 +100,8 @@ pub struct Report {
     pub runs: u64,
     /// What went wrong, by kind: only what hit.
     pub faults: BTreeMap<String, u64>,
+    /// Messages that wait for a day far off, because they were put off while a clock was wrong.
+    pub stranded: u64,
     /// Verdicts, transitions and requests that were checked.
     pub checks: u64,
     /// Two runs of one seed have the same.

@@ -51,9 +51,7 @@ pub(crate) fn look(conn: &Connection, path: &str) -> Result<Kind, Looked> {
         if id == 0 && tables == 0 {
             return Ok(Kind::Empty);
         }
-        return Err(StoreError::invalid(format!("{path} is an SQLite database of another program"))
-            .hint("give the path of a tidegate store, or of a file that does not exist yet; this one was left as it is")
-            .into());
+        return Err(foreign(path).into());
     }
     let mut statement = conn.prepare("select number, name, checksum from tide_migration order by number")?;
     let applied = statement
@@ -84,6 +82,12 @@ pub(crate) fn look(conn: &Connection, path: &str) -> Result<Kind, Looked> {
         has += 1;
     }
     Ok(if has == MIGRATIONS.len() { Kind::Current } else { Kind::Older { has } })
+}
+
+/// Refuses somebody else's database.
+pub(crate) fn foreign(path: &str) -> StoreError {
+    StoreError::invalid(format!("{path} is an SQLite database of another program"))
+        .hint("give the path of a tidegate store, or of a file that does not exist yet; this one was left as it is")
 }
 
 /// A refusal, or SQLite's own error.

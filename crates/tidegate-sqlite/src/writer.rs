@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode};
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::{Clock, SystemClock};
 use tidegate_core::error::StoreError;
 use tidegate_core::failpoint;
@@ -23,6 +24,7 @@ use tidegate_core::store::{CommitListener, News};
 use tokio::sync::oneshot;
 
 use crate::group::{Group, Interned, Limits};
+use crate::open;
 use crate::room::{self, Disk, Room, Watch};
 use crate::trouble::{Trouble, store_error};
 use crate::watch::{self, Hands};
@@ -385,7 +387,7 @@ impl Thread {
                     self.checkpoint();
                 }
                 Err(Failed::Unknown(error)) => {
-                    self.shared.poison(&error);
+                    self.stop(&error);
                     let error = stopped(&error);
                     for call in calls {
                         call.fail(error.clone());
@@ -451,7 +453,13 @@ impl Thread {
         }
         let wrote = self.conn.total_changes() != changes;
         failpoint::reach("group.before_commit");
-        self.commit(wrote, calls.len(), items)?;
+        let grouped = calls.len();
+        if canary::is(Canary::AcknowledgeBeforeCommit) {
+            for call in calls.drain(..) {
+                call.answer();
+            }
+        }
+        self.commit(wrote, grouped, items)?;
         // Only now: what a look noted would be gone with a group that was rolled back.
         (self.hands, self.rested) = (now, false);
         self.shared.seen(now);
@@ -483,6 +491,10 @@ impl Thread {
     fn commit(&mut self, wrote: bool, calls: usize, items: usize) -> Result<(), Failed> {
         let started = self.real.monotonic();
         if let Err(error) = self.conn.prepare_cached("commit").and_then(|mut commit| commit.execute([])) {
+            if canary::is(Canary::FailedCommitIgnored) {
+                let _undone = self.conn.execute_batch("rollback");
+                return Err(Failed::RolledBack(store_error(error)));
+            }
             let full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
             return Err(if full { self.roll_back(error) } else { Failed::Unknown(store_error(error)) });
         }
@@ -552,7 +564,8 @@ impl Thread {
         }
     }
 
-    /// Copies the log into the file between groups. Its failure is no group's: the next commit will tell.
+    /// Copies the log into the file between groups. Its failure is no group's, which was answered; but a disk that fails
+    /// here is not asked again.
     fn checkpoint(&mut self) {
         let size = self.wal.frames * FRAME;
         let Tuning { checkpoint, restart, retry, .. } = self.settings.tuning;
@@ -584,7 +597,20 @@ impl Thread {
             Err(error) => {
                 tracing::warn!(%error, "the write-ahead log could not be copied into the store's file");
                 self.wal.next_try = size + retry;
+                if error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
+                    self.stop(&store_error(error));
+                }
             }
+        }
+    }
+
+    /// Ends all use of the file. A sync that failed is never tried again, not even by the last connection that tidies up
+    /// when it is closed: the kernel drops what it could not write and calls it clean, so the second one would succeed
+    /// without it.
+    fn stop(&self, error: &StoreError) {
+        self.shared.poison(error);
+        if let Err(error) = open::tidy_up_when_closed(&self.conn, false) {
+            tracing::warn!(%error, "the write-ahead log may be tidied up when the store is closed");
         }
     }
 }

@@ -17,4 +17,5 @@ mod operate;
 mod reconcile;
 mod terminal;
 mod torture;
+mod transcript;
 mod triage;

@@ -797,7 +797,8 @@ impl World {
 
     fn flow_took(&self, flow: MessageId) -> Option<Duration> {
         let live = self.of_flow(flow).any(|record| !record.state().is_terminal());
-        let first = self.of_flow(flow).next()?.message.enqueued_at;
+        // Past its retention the first message is gone, and with it when it all began.
+        let first = self.records.get(&flow)?.message.enqueued_at;
         (!live).then(|| self.time.now.since(first))
     }
 
