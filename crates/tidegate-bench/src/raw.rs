@@ -4,6 +4,10 @@
 //! read, the lease written; the lease removed under its token, the result written. The tables, indexes and settings are
 //! those of the engine's own file, of which this one is a copy. A transaction has as many of each as the engine had in a
 //! commit on average. There is no counter, no audit, no policy, no history, no reply to anybody: a bound, not a rival.
+//!
+//! What it leaves out it leaves out on purpose: a claim reads only the columns it needs and checks no seal, the lease is not
+//! read before it ends, and one nonce serves all claims. An engine that keeps the promise has to do these; the rows and
+//! indexes, and so the pages that are written, are the same.
 
 use std::path::Path;
 use std::time::Duration;
