@@ -7,11 +7,12 @@ use tidegate_bench::{line::Arguments, peer};
 
 fn arguments(dir: &Path, rest: &str) -> Arguments {
     let words = ["--dir", &dir.display().to_string()].map(str::to_owned);
-    Arguments::parse(words.into_iter().chain(rest.split_whitespace().map(str::to_owned))).unwrap()
+    Arguments::parse(words.into_iter().chain(rest.split_whitespace().map(str::to_owned))).expect("arguments of a peer")
 }
 
 async fn round(dir: &Path, rest: &str) -> Value {
-    serde_json::to_value(peer::run(&arguments(dir, rest)).await.unwrap()).unwrap()
+    let done = peer::run(&arguments(dir, rest)).await.expect("a round");
+    serde_json::to_value(done).expect("figures are plain data")
 }
 
 #[tokio::test(flavor = "multi_thread")]
