@@ -21,6 +21,8 @@ use crate::writer::Synchronous;
 
 /// The first SQLite without the bug by which two connections that write and checkpoint at once can corrupt a WAL file.
 const LEAST_SQLITE: i32 = 3_051_003;
+const NO_DATABASE: &str =
+    "give the path of a tidegate store, or of a file that does not exist yet; this one was left as it is";
 /// The smallest page of a database. SQLite takes a shorter file for an empty one, and would write over it.
 const LEAST_FILE: u64 = 512;
 /// How long to wait between two tries on a file that another process is just making.
@@ -140,7 +142,8 @@ impl Opening<'_> {
             .hint("a store is made by whatever enqueues first; if there was one, restore a backup"));
         }
         if (1..LEAST_FILE).contains(&size) {
-            return Err(damaged(self.path, &format!("it has only {size} bytes")));
+            let what = format!("{} is no SQLite database: it has only {size} bytes", self.path.display());
+            return Err(StoreError::new(StoreErrorKind::Corrupt, what).hint(NO_DATABASE));
         }
         if size > 0 && matches!(self.look_first()?, Kind::Older { .. }) && self.options.migrate == Migrate::Older {
             // Before this process has the file open otherwise.
@@ -313,12 +316,11 @@ impl Opening<'_> {
 /// An error of SQLite while a file was opened, with its path.
 fn failed(path: &Path, error: rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => StoreError::new(
-            StoreErrorKind::Corrupt,
-            format!("{} is no SQLite database", path.display()),
-        )
-        .hint("give the path of a tidegate store, or of a file that does not exist yet; this one was left as it is")
-        .source(error),
+        Some(ErrorCode::NotADatabase) => {
+            StoreError::new(StoreErrorKind::Corrupt, format!("{} is no SQLite database", path.display()))
+                .hint(NO_DATABASE)
+                .source(error)
+        }
         Some(ErrorCode::DatabaseCorrupt) => damaged(path, &error.to_string()).source(error),
         _ if was_interrupted(&error) => StoreError::unavailable(format!(
             "{} was being made or restored when the power failed or its program died",

@@ -136,10 +136,11 @@ fn in_their_order(path: &str) {
 type Typed = fn(&str);
 
 /// How the shell blocks of a page are typed.
-const TYPED: [(&str, Typed); 3] = [
+const TYPED: [(&str, Typed); 4] = [
     ("docs/operations/parked-and-dead.md", each_by_itself),
     ("docs/operations/backup-and-restore.md", in_their_order),
     ("docs/operations/doctor.md", in_their_order),
+    ("docs/operations/disk-full.md", in_their_order),
 ];
 
 /// Pages with transcripts, each of which some test runs.

@@ -208,7 +208,7 @@ fn queues_and_counters_are_shown() {
     let stats = desk.run(&["stats", "--json"]).ends(0).out;
     let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
     let names: Vec<&String> = stats.as_object().unwrap().keys().collect();
-    assert_eq!(names, ["lanes", "open_effects", "queues", "tallies"]);
+    assert_eq!(names, ["disk", "lanes", "open_effects", "queues", "tallies"]);
     assert_eq!(stats["open_effects"], 1);
 }
 

@@ -15,8 +15,8 @@ const MAY: [&str; 2] = ["-- list: ready", "-- list: ready, due later"];
 /// The statements of a copy's first commit may as well: they are made once in the life of a restored store.
 const ONCE: &str = "-- restored, once";
 
-/// The statements of the broken variants that tests can switch on; none of them runs in a shipped program.
-const BROKEN: &str = ", broken:";
+/// What breaks a rule for a test of the tests runs in no shipped program.
+const BROKEN: &str = ", broken: ";
 
 /// The doctor reads all of every table: that is what it is for, and it holds up nobody.
 const READS_ALL: &str = "doctor.rs";
