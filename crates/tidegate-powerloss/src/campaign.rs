@@ -177,6 +177,16 @@ impl Campaign {
         }
     }
 
+    /// What the first life of a chain does to its files, without the contents: the same for the same seed.
+    ///
+    /// # Errors
+    /// As a chain that is broken before any cut.
+    pub fn operations(&self, chain: u64) -> Result<Vec<String>, String> {
+        let base = Base { image: Image::default(), step: None, restored: false };
+        let recorded = self.record(&base, At { chain, link: 0 }.seed(self.settings.seed, u64::MAX), None)?;
+        Ok(recorded.ops.iter().map(Op::shape).collect())
+    }
+
     fn link(&mut self, at: At, base: &Base) -> Result<Option<Base>, String> {
         let seed = at.seed(self.settings.seed, u64::MAX);
         let recorded = self.record(base, seed, None)?;
