@@ -34,7 +34,7 @@ pub(crate) fn check(root: &Path) -> Result<(), String> {
         found.extend(too_large(&name, bytes.len() as u64));
         // A file that is not UTF-8 is no text.
         if let Ok(text) = std::str::from_utf8(&bytes)
-            && name != NOT_READ
+            && !name.ends_with(NOT_READ)
         {
             found.extend(unwanted(&name, text));
             found.extend(dead_links(&name, text, path.parent().unwrap_or(root)));

@@ -70,6 +70,13 @@ pub(crate) fn timed<T>(name: &str, work: impl FnOnce() -> T) -> (T, Duration) {
     (value, took)
 }
 
+/// The same without the heading.
+pub(crate) fn timed_quietly<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let started = now();
+    let value = work();
+    (value, started.elapsed())
+}
+
 #[expect(clippy::disallowed_methods, reason = "a stopwatch for a person; nothing is decided by it")]
 fn now() -> Instant {
     Instant::now()

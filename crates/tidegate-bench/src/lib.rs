@@ -7,6 +7,8 @@
 
 mod keys;
 mod library;
+pub mod line;
+pub mod peer;
 mod pickup;
 mod preload;
 mod raw;

@@ -136,7 +136,7 @@ async fn produce(tide: Tidegate, batches: Batches) -> anyhow::Result<()> {
 
 /// Counts messages that ended, as the engine tells after each commit.
 #[derive(Debug, Default)]
-struct Ended {
+pub(crate) struct Ended {
     count: AtomicU64,
     more: Notify,
 }
@@ -155,7 +155,7 @@ impl Ended {
         self.count.load(Ordering::SeqCst)
     }
 
-    async fn reach(&self, target: u64) {
+    pub(crate) async fn reach(&self, target: u64) {
         loop {
             // Asked for before the look, so that a commit between the two is not missed.
             let more = self.more.notified();

@@ -66,7 +66,7 @@ pub(crate) async fn run(_: Args, store: &str, output: &Output) -> Result<Code, P
         output.fields(&[("open effects", open), ("disk", disk), ("room for", room_for)])?;
         if scarce {
             let (accept, claim) = (mib(room.accept), mib(room.claim));
-            output.next(&format!(
+            output.next(format!(
                 "nothing new is accepted below {accept}, nothing claimed below {claim}: docs/operations/disk-full.md"
             ));
         }

@@ -5,7 +5,8 @@
 //! something fails within a minute.
 //!
 //! Without the feature `canaries`, which no shipped program has (`cargo xtask deps` sees to it), [`is`] is `false` at
-//! compile time and nothing of this is left. With it, nothing is broken before a test calls `set`.
+//! compile time and nothing of this is left. With it, nothing is broken before a test calls `set`, or unless the
+//! variable `TIDEGATE_CANARY` names a rule: `TIDEGATE_CANARY=no_fence cargo test -p tidegate-sqlite --all-features` must fail.
 
 use std::fmt;
 
@@ -185,14 +186,28 @@ mod armed {
 
     use super::Canary;
 
+    /// The variable that breaks a rule in a test program as it stands: its tests need not know of it.
+    const VARIABLE: &str = "TIDEGATE_CANARY";
+    const NOT_LOOKED_YET: usize = usize::MAX;
+
     /// Which one is set, counted from 1; 0 is none. One for the process: its threads are one product.
-    static SET: AtomicUsize = AtomicUsize::new(0);
+    static SET: AtomicUsize = AtomicUsize::new(NOT_LOOKED_YET);
 
     /// Whether this rule is broken.
     #[must_use]
     #[inline]
     pub fn is(canary: Canary) -> bool {
-        SET.load(Ordering::Relaxed) == canary as usize + 1
+        let set = SET.load(Ordering::Relaxed);
+        let set = if set == NOT_LOOKED_YET { look() } else { set };
+        set == canary as usize + 1
+    }
+
+    #[cold]
+    fn look() -> usize {
+        #[expect(clippy::disallowed_methods, reason = "a test binary has no argument of its own to be told by")]
+        let named = std::env::var(VARIABLE).ok();
+        set(named.map(|name| Canary::named(&name).unwrap_or_else(|| panic!("{VARIABLE}={name}: no such canary"))));
+        SET.load(Ordering::Relaxed)
     }
 
     /// Breaks one rule in the whole process, or none again. Set before anything is opened, by a process of its own.

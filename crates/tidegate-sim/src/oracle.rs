@@ -213,7 +213,9 @@ impl Oracle {
     fn stays_bounded(&self, id: MessageId, known: &Known, view: &MessageView) -> Held {
         let policy = self.policies.get(&known.kind).cloned().unwrap_or_default();
         let (attempt, crashes) = (view.counters.attempt, view.counters.crashes);
-        must!(attempt <= policy.max_attempts, "I9", "{id} has had {attempt} attempts of {}", policy.max_attempts);
+        // One more is granted to what had none left when its open effect was decided.
+        let most = policy.max_attempts + u32::from(!view.journal.is_empty());
+        must!(attempt <= most, "I9", "{id} has had {attempt} attempts of {most}");
         must!(crashes <= policy.crash_limit, "I9", "{id} crashed {crashes} times, its limit is {}", policy.crash_limit);
         Ok(())
     }

@@ -56,7 +56,7 @@ pub struct Settings {
     pub retention: Duration,
     /// How many messages of a queue one process runs at once.
     pub concurrency: u32,
-    /// Whether the store asks the core what becomes of a message, instead of the reference model's own rules.
+    /// What is broken on purpose.
     pub broken: Option<Broken>,
 }
 
@@ -100,6 +100,8 @@ pub struct Report {
     pub runs: u64,
     /// What went wrong, by kind: only what hit.
     pub faults: BTreeMap<String, u64>,
+    /// Messages that wait for a day far off, because they were put off while a clock was wrong.
+    pub stranded: u64,
     /// Verdicts, transitions and requests that were checked.
     pub checks: u64,
     /// Two runs of one seed have the same.

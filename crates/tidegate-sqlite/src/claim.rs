@@ -1,6 +1,7 @@
 //! Takes due messages under a lease. Its cost does not depend on how many wait: it reads the heads of the lanes it serves.
 
 use rusqlite::{OptionalExtension, params};
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::{StoreError, StoreErrorKind};
 use tidegate_core::failpoint;
@@ -40,7 +41,7 @@ struct Heads {
 pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Claimed, Trouble> {
     copied::begin(group)?;
     let repeated = leases_of(group, request)?;
-    if !repeated.is_empty() {
+    if !repeated.is_empty() && !canary::is(Canary::ClaimRepeatTakesMore) {
         return Ok(Claimed { leases: repeated, next_due: None, ended: 0 });
     }
     if group.room_for == RoomFor::Settling {
@@ -64,7 +65,9 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
             let by_range = found.is_none();
             unreadable = unreadable.or(found);
             let drained = heads.len() < usize::try_from(free).unwrap_or(usize::MAX);
-            if by_range {
+            if canary::is(Canary::CheckActStore) {
+                // It only looks.
+            } else if by_range {
                 remove_heads(group, &lanes, &heads)?;
             } else {
                 remove_each(group, &lanes, &heads)?;
@@ -312,6 +315,10 @@ fn put_lease(
     const LEASE: &str = "-- claim: the attempt is counted and the token given before the handler starts
         insert into tide_lease values
         (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+    const LEASE_AS_WELL: &str = "-- claim, broken: whoever else runs it
+        insert or replace into tide_lease values
+        (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+    let sql = if canary::is(Canary::CheckActStore) { LEASE_AS_WELL } else { LEASE };
     let lease = params![
         id.as_i64(),
         life.lane,
@@ -329,7 +336,7 @@ fn put_lease(
         message.enqueued_at.as_millis(),
         (message.flow != message.id).then(|| message.flow.as_i64()),
     ];
-    seal::execute(&mut group.conn.prepare_cached(LEASE)?, seal::LEASE, lease)?;
+    seal::execute(&mut group.conn.prepare_cached(sql)?, seal::LEASE, lease)?;
     Ok(())
 }
 

@@ -292,6 +292,11 @@ pub(crate) fn groups(conn: &Connection, filter: &Filter) -> Result<Vec<FailureGr
         let mut samples = of_sample.query([sample])?;
         let Some(first) = samples.next()? else { continue };
         seal::check(first, seal::HELD)?;
+        let failures: i64 = row::column(first, "fgroup", table)?;
+        if failures != row::column::<i64>(row, "fgroup", table)? {
+            let what = "the index of groups leads to a message of another one";
+            return Err(StoreError::corrupt(&format!("{table}, row {sample}"), what).into());
+        }
         let code = match row::column::<Option<String>>(first, "code", table)? {
             Some(code) => code,
             None => row::column(first, "reason", table)?,
@@ -302,7 +307,7 @@ pub(crate) fn groups(conn: &Connection, filter: &Filter) -> Result<Vec<FailureGr
         let effect: Option<String> = row::column(first, "effect", table)?;
         let detail: Option<String> = row::column(first, "detail", table)?;
         groups.push(FailureGroup {
-            id: GroupId::from_i64(row::column(row, "fgroup", table)?),
+            id: GroupId::from_i64(failures),
             kind: load_lane(conn, row::column(first, "lane", table)?)?.kind,
             code,
             effect: effect.as_deref().map(EffectName::new).transpose()?,

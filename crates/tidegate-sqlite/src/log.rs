@@ -108,6 +108,15 @@ fn of_this_run(path: &Path) -> bool {
     now.checked_sub(Duration::from_secs_f64(up)).is_some_and(|started| changed >= started)
 }
 
+/// The first frame that is not in order.
+struct Broken {
+    frame: u64,
+    /// It ended a commit.
+    ended: bool,
+    /// Commits in the frames that go on behind it, once they do.
+    commits: Option<u32>,
+}
+
 struct Log {
     file: BufReader<File>,
     page: usize,
@@ -164,26 +173,31 @@ impl Log {
     fn damage(&mut self) -> Option<Found> {
         let mut buffer = vec![0; FRAME_HEADER + self.page];
         let mut before = self.sum;
-        let mut broken = None;
-        let mut commits = 0;
+        let mut broken: Option<Broken> = None;
         for frame in 1.. {
             let (read, fits) = self.next(before, &mut buffer)?;
             before = read.sum;
-            match (broken, fits) {
+            let same_log = read.salt == self.salt;
+            match (&mut broken, fits) {
                 (None, true) => {}
-                (None, false) => broken = Some((frame, false)),
-                // A frame whose own checksum is damaged makes the next one not fit either.
-                (Some((at, false)), true) => {
-                    broken = Some((at, true));
-                    commits = u32::from(read.commit);
-                }
-                (Some((at, false)), false) if frame - at < 2 => {}
-                (Some((at, true)), true) => {
-                    commits += u32::from(read.commit);
-                    if commits == 2 {
-                        return Some(Found::Damaged { frame: at });
+                (None, false) => broken = Some(Broken { frame, ended: read.commit && same_log, commits: None }),
+                (Some(Broken { frame: at, commits: Some(commits), .. }), true) => {
+                    *commits += u32::from(read.commit);
+                    if *commits >= 2 {
+                        return Some(Found::Damaged { frame: *at });
                     }
                 }
+                (Some(broken), true) => {
+                    // What fits the broken frame itself was written after it: then its commit was made as well.
+                    let its_own = broken.ended && frame == broken.frame + 1;
+                    let commits = u32::from(its_own) + u32::from(read.commit);
+                    broken.commits = Some(commits);
+                    if commits >= 2 {
+                        return Some(Found::Damaged { frame: broken.frame });
+                    }
+                }
+                // A frame whose own checksum is damaged makes the next one not fit either.
+                (Some(Broken { frame: at, commits: None, .. }), false) if frame == *at + 1 => {}
                 // What does not go on from here is what a crash left, perhaps on top of what an earlier one left.
                 (Some(_), false) => return None,
             }

@@ -21,6 +21,8 @@ use crate::writer::Synchronous;
 
 /// The first SQLite without the bug by which two connections that write and checkpoint at once can corrupt a WAL file.
 const LEAST_SQLITE: i32 = 3_051_003;
+/// The smallest page of a database. SQLite takes a shorter file for an empty one, and would write over it.
+const LEAST_FILE: u64 = 512;
 /// How long to wait between two tries on a file that another process is just making.
 const STEP: Duration = Duration::from_millis(5);
 /// Statements kept ready on a connection; there are fewer than this.
@@ -130,6 +132,16 @@ struct Opening<'a> {
 impl Opening<'_> {
     fn open(&self) -> Result<Connection, StoreError> {
         let size = fs::metadata(self.path).map_err(|e| unreachable_file(self.path, "looked at", e))?.len();
+        if size == 0 && !self.options.create {
+            return Err(StoreError::new(
+                StoreErrorKind::NotFound,
+                format!("{} is empty, and no store", self.path.display()),
+            )
+            .hint("a store is made by whatever enqueues first; if there was one, restore a backup"));
+        }
+        if (1..LEAST_FILE).contains(&size) {
+            return Err(damaged(self.path, &format!("it has only {size} bytes")));
+        }
         if size > 0 && matches!(self.look_first()?, Kind::Older { .. }) && self.options.migrate == Migrate::Older {
             // Before this process has the file open otherwise.
             self.patiently(|| self.migrate_alone(&self.path.display().to_string()))?;
@@ -157,13 +169,28 @@ impl Opening<'_> {
     /// Looks at a file that has content, read-only: what is refused here was not touched.
     fn look_first(&self) -> Result<Kind, StoreError> {
         let path = self.path.display().to_string();
-        self.patiently(|| {
+        let kind = self.patiently(|| {
             let looked = read_only(self.path).map_err(Looked::from).and_then(|conn| migrate::look(&conn, &path));
             match looked {
                 Err(Looked::Sqlite(error)) if was_interrupted(&error) => self.put_right(&path),
                 looked => looked,
             }
-        })
+        })?;
+        self.refuse_foreign_log()?;
+        Ok(kind)
+    }
+
+    /// A log that lies beside the file and belongs to another one would be played over it.
+    fn refuse_foreign_log(&self) -> Result<(), StoreError> {
+        let with_log = reader(self.path).ok().and_then(|conn| uuid(&conn).ok());
+        // The file as it is without its log; what cannot be read so has no identity yet, or is being written.
+        let without_log = immutable(self.path).ok().and_then(|file| uuid(&file).ok());
+        if without_log.is_some() && with_log.is_some() && without_log != with_log {
+            let what = format!("{} is the log of another store", log::beside(self.path, "-wal").display());
+            return Err(StoreError::new(StoreErrorKind::Corrupt, what)
+                .hint("put the store's own -wal beside it, or move this one away; nothing was changed"));
+        }
+        Ok(())
     }
 
     /// Undoes what was under way when the power failed or the process died while the file was made or turned into a store:
@@ -309,6 +336,8 @@ fn failed(path: &Path, error: rusqlite::Error) -> StoreError {
                 .hint("a process that was stopped inside its write transaction blocks the file until it ends")
                 .source(error)
         }
+        // A statement of ours that does not fit the tables, or text that is none.
+        Some(ErrorCode::Unknown) | None => damaged(path, &error.to_string()).source(error),
         _ => {
             let StoreErrorParts { kind, what, hint } = StoreErrorParts::of(&store_error(error));
             let error = StoreError::new(kind, format!("{}: {what}", path.display()));
@@ -411,6 +440,13 @@ fn read_only(path: &Path) -> rusqlite::Result<Connection> {
     conn.busy_timeout(Duration::from_secs(5))?;
     conn.execute_batch("pragma trusted_schema = off; pragma cell_size_check = on; pragma cache_size = -8192;")?;
     Ok(conn)
+}
+
+/// A connection to the file alone, as if it had no log and nobody wrote to it.
+fn immutable(path: &Path) -> rusqlite::Result<Connection> {
+    let name = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    Connection::open_with_flags(format!("file:{name}?immutable=1"), flags)
 }
 
 /// The identity of a store's file, from a row that agrees with its seal.

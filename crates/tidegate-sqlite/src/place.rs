@@ -244,7 +244,17 @@ pub(crate) fn journal(conn: &Connection, id: MessageId) -> Result<Vec<EffectRow>
 
 /// The journal of a message, read only where its flags say that there is one.
 pub(crate) fn journal_if(conn: &Connection, id: MessageId, flags: i64) -> Result<Vec<EffectRow>, Trouble> {
-    if flags & JOURNALED == 0 { Ok(Vec::new()) } else { journal(conn, id) }
+    if flags & JOURNALED == 0 {
+        return Ok(Vec::new());
+    }
+    let journal = journal(conn, id)?;
+    if journal.is_empty() {
+        // Taken for a message that never sent anything, it would be sent again.
+        let what = "the message has a journal, and no row of it is found";
+        let place = format!("tide_effect, message {}", id.as_i64());
+        return Err(tidegate_core::StoreError::corrupt(&place, what).message_id(id).into());
+    }
+    Ok(journal)
 }
 
 /// When a message is too late, as its body says.

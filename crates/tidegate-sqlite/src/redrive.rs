@@ -1,6 +1,7 @@
 //! Puts ended messages back to ready, at most once under one operation.
 
 use rusqlite::params;
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::effect::JournalFacts;
 use tidegate_core::error::StoreError;
 use tidegate_core::id::MessageId;
@@ -79,7 +80,8 @@ fn one(group: &mut Group<'_>, request: &Redrive, id: MessageId, watch: Watch) ->
     const DONE: &str = "-- redrive: once under an operation
         select 1 from tide_redriven where message = ?1 and operation = ?2";
     const NOTE: &str = "insert into tide_redriven (message, operation, ended) values (?1, ?2, ?3)";
-    if group.conn.prepare_cached(DONE)?.exists(params![id.as_i64(), request.operation])? {
+    let done = group.conn.prepare_cached(DONE)?.exists(params![id.as_i64(), request.operation])?;
+    if done && !canary::is(Canary::RedriveRepeated) {
         return Ok(false);
     }
     let Some(found) = place::find(group.conn, id)? else { return Err(StoreError::not_found(id).into()) };

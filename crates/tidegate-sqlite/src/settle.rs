@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rusqlite::{OptionalExtension, params};
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::effect::EffectRow;
 use tidegate_core::error::{StoreError, StoreErrorKind};
@@ -45,6 +46,7 @@ impl Prepared {
     fn follow_ups(&self, state: State) -> &[Result<enqueue::Prepared, StoreError>] {
         match state {
             State::Completed => &self.then,
+            State::Failed | State::Dead if canary::is(Canary::FollowUpsWithoutCompletion) => &self.then,
             State::Failed | State::Dead => &self.compensate,
             State::Ready | State::Leased | State::Cancelled | State::Parked => &[],
         }
@@ -72,10 +74,15 @@ struct Extent {
 
 fn one(group: &mut Group<'_>, item: &Prepared) -> Result<Settled, Trouble> {
     let settle = &item.settle;
-    let Some(lease) = journal::current(group, settle.id, settle.token)? else {
-        return repeated(group, item);
+    let lease = match journal::current(group, settle.id, settle.token)? {
+        None if canary::is(Canary::NoFence) => place::lease(group.conn, settle.id)?,
+        lease => lease,
     };
+    let Some(lease) = lease else { return repeated(group, item) };
     let lane = group.lane(lease.life.lane)?;
+    if canary::is(Canary::FollowUpsInSecondCommit) {
+        return in_two_commits(group, &lane, &lease, item);
+    }
     let writes_once = settle.journal.is_empty() && item.then.is_empty() && item.compensate.is_empty();
     let all = Extent { lenient: false, follow_ups: true };
     let first = match too_large(group, &settle.outcome) {
@@ -98,6 +105,15 @@ fn one(group: &mut Group<'_>, item: &Prepared) -> Result<Settled, Trouble> {
         }
     }
     Err(error.into())
+}
+
+/// What must never be: the end of the message is durable before what follows from it.
+fn in_two_commits(group: &mut Group<'_>, lane: &Lane, lease: &LeaseRow, item: &Prepared) -> Result<Settled, Trouble> {
+    let first = Extent { lenient: false, follow_ups: false };
+    let settled = end(group, lane, lease, item, &item.settle.outcome, first)?;
+    group.conn.execute_batch("commit; begin immediate")?;
+    let follow_ups = follow(group, lease, item.settle.id, item.follow_ups(settled.state))?;
+    Ok(Settled { follow_ups, ..settled })
 }
 
 fn is_data_error(error: &StoreError) -> bool {
@@ -196,6 +212,15 @@ pub(crate) fn move_on(
 ) -> Result<(), Trouble> {
     remove_lease(group, lane, id, lease.token)?;
     failpoint::reach("settle.after_lease");
+    if canary::is(Canary::CheckActStore) {
+        // It was never taken out of its lane; with an answer it is.
+        let Life { lane, due_at, .. } = lease.life;
+        group.conn.prepare_cached("delete from tide_ready where lane = ?1 and due_at = ?2 and id = ?3")?.execute([
+            lane,
+            due_at.as_millis(),
+            id.as_i64(),
+        ])?;
+    }
     let reported = !matches!(outcome, Outcome::LeaseExpired | Outcome::Released);
     let mut flags = crate::copied::flags_after(lease.life.flags, reported) & row::LASTING & !row::SUSPECT;
     if !rows.is_empty() {
@@ -356,7 +381,7 @@ fn flow_took(group: &Group<'_>, id: MessageId, lease: &LeaseRow) -> Result<Optio
 /// lost. The row that the message moved to says which; once it was claimed again the token is an old one.
 fn repeated(group: &mut Group<'_>, item: &Prepared) -> Result<Settled, Trouble> {
     let (id, token) = (item.settle.id, item.settle.token);
-    let found = place::find(group.conn, id)?;
+    let found = place::find(group.conn, id)?.filter(|_| !canary::is(Canary::RepeatedSettlementRefused));
     let made = |found: &Found| {
         let last = found.last().filter(|last| last.nonce == *token.nonce.as_bytes());
         last.filter(|_| found.counters().claims == token.claims)

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use rusqlite::{Connection, params};
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::{Clock, Timestamp};
 
 use crate::row;
@@ -68,10 +69,10 @@ pub(crate) fn look(conn: &Connection, before: Hands, now: Hands) -> rusqlite::Re
         let unnoted = jump - noted;
         if unnoted.abs() > row::millis(JUMP) {
             shift_leases(conn, unnoted)?;
-            if unnoted > 0 {
-                restart_quarantines(conn, expected, now.wall, unnoted)?;
-            } else {
+            if unnoted < 0 {
                 end_windows_in_time(conn, unnoted)?;
+            } else if !canary::is(Canary::ClockJumpBelieved) {
+                restart_quarantines(conn, expected, now.wall, unnoted)?;
             }
             note(conn, now.wall, unnoted)?;
         }

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode};
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::{Clock, SystemClock};
 use tidegate_core::error::StoreError;
 use tidegate_core::failpoint;
@@ -452,7 +453,13 @@ impl Thread {
         }
         let wrote = self.conn.total_changes() != changes;
         failpoint::reach("group.before_commit");
-        self.commit(wrote, calls.len(), items)?;
+        let grouped = calls.len();
+        if canary::is(Canary::AcknowledgeBeforeCommit) {
+            for call in calls.drain(..) {
+                call.answer();
+            }
+        }
+        self.commit(wrote, grouped, items)?;
         // Only now: what a look noted would be gone with a group that was rolled back.
         (self.hands, self.rested) = (now, false);
         self.shared.seen(now);
@@ -484,6 +491,10 @@ impl Thread {
     fn commit(&mut self, wrote: bool, calls: usize, items: usize) -> Result<(), Failed> {
         let started = self.real.monotonic();
         if let Err(error) = self.conn.prepare_cached("commit").and_then(|mut commit| commit.execute([])) {
+            if canary::is(Canary::FailedCommitIgnored) {
+                let _undone = self.conn.execute_batch("rollback");
+                return Err(Failed::RolledBack(store_error(error)));
+            }
             let full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
             return Err(if full { self.roll_back(error) } else { Failed::Unknown(store_error(error)) });
         }

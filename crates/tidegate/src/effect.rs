@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::effect::{
     self, DEFAULT_QUARANTINE, Decision, EffectId, EffectKey, EffectPolicy, EffectRow, EffectState, IntentTimes,
     MAX_RECONCILE, Reached, reach,
@@ -406,14 +407,16 @@ impl Call {
     {
         let now = self.context.0.clock.monotonic();
         // The intent's commit may have taken longer than the lease: then somebody else may be sending.
-        if now >= self.context.0.held.lapses_at() || now >= give_up_at {
+        let over = now >= self.context.0.held.lapses_at() || now >= give_up_at;
+        if over && !canary::is(Canary::SendAfterDeadline) {
             let why = "the lease or the time to send was over before the request left";
             return self.not_done(&row, why.into(), None).await;
         }
         failpoint::reach("effect.before_send");
         let sending = self.watched_send(&row.key, send(row.key.clone()));
-        let answer = match tokio::time::timeout(give_up_at - now, sending).await {
+        let answer = match tokio::time::timeout(give_up_at.saturating_sub(now), sending).await {
             Ok(answer) => answer,
+            Err(_) if canary::is(Canary::TimeoutReadAsNotDone) => EffectAnswer::not_done("no answer"),
             Err(_) => EffectAnswer::Unknown { why: format!("no answer within {:?}", self.times.send_within) },
         };
         failpoint::reach("effect.after_send");
@@ -497,6 +500,9 @@ impl Call {
 
     async fn intend(&self) -> Result<EffectRow, HandlerError> {
         let write = JournalWrite::Intent { reached: self.reached.clone(), times: self.times };
+        if canary::is(Canary::EffectBeforeIntent) {
+            return self.intend_later(write);
+        }
         match self.wrote(write).await {
             Ok(row) => Ok(row),
             Err(error) if error.kind() == StoreErrorKind::Unavailable => {
@@ -508,6 +514,22 @@ impl Call {
             }
             Err(error) => Err(self.unwritten(&error)),
         }
+    }
+
+    /// What must never be: the row is made up here, and stored when there is something else to store.
+    fn intend_later(&self, write: JournalWrite) -> Result<EffectRow, HandlerError> {
+        let (lease, now) = (&self.context.0.lease, self.context.0.clock.now());
+        let mut progress = self.context.progress();
+        let (token, round) = (lease.token, lease.counters.round);
+        let made_up = effect::intend(&lease.message, &progress.journal, &self.reached, self.times, token, round, now);
+        let Ok(row) = made_up else {
+            drop(progress);
+            return Err(self.stop(Ended::Retryable(Failure::new("journal", "no intent can be made"))));
+        };
+        progress.pending.push(write);
+        drop(progress);
+        self.context.note(row.clone());
+        Ok(row)
     }
 
     /// Writes to the journal now, with what was waiting to be written.

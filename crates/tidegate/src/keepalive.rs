@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::Clock;
 use tidegate_core::error::{StoreError, StoreErrorKind};
 use tidegate_core::failpoint;
@@ -261,7 +262,7 @@ fn extend_due<'a>(shared: &Shared, store: &'a dyn Store) -> Option<Call<'a>> {
         left <= if times.settling { held.lease / 3 } else { held.lease / 3 * 2 }
     };
     let due: Vec<Arc<Held>> = shared.held().values().filter(is_due).cloned().collect();
-    if due.is_empty() {
+    if due.is_empty() || canary::is(Canary::KeepaliveSilent) {
         return None;
     }
     let batch =
@@ -303,7 +304,7 @@ fn watch_deadlines(shared: &Shared) {
             shared.metrics.overdue.inc();
             warn!(message.id = %held.id, "the handler of message {} is over its time and does not yield", held.id);
         }
-        let lapses_soon = now.saturating_add(held.lease / 5) >= times.lapses_at;
+        let lapses_soon = now.saturating_add(held.lease / 5) >= times.lapses_at && !canary::is(Canary::LapseNotWatched);
         drop(times);
         if lapses_soon && held.stopped().is_none_or(|reason| reason == Stopped::CancelRequested) {
             held.stop(Stopped::OutOfTime);

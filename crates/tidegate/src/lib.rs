@@ -81,6 +81,8 @@ pub mod simulation {
     pub use crate::process::{Adopted, Process};
 }
 
+#[doc(hidden)]
+pub use tidegate_core::canary;
 pub use tidegate_core::effect as journal;
 pub use tidegate_core::effect::EffectKey;
 pub use tidegate_core::id::{
@@ -104,9 +106,11 @@ pub use tidegate_sqlite as sqlite;
 /// The programs in the guides are run as tests.
 #[cfg(doctest)]
 mod guides {
+    #[doc = include_str!("../../../docs/guides/idempotent-handlers.md")]
+    struct IdempotentHandlers;
     #[cfg(feature = "reqwest")]
-    #[doc = include_str!("../../../docs/guides/effects.md")]
-    struct Effects;
+    #[doc = include_str!("../../../docs/guides/timeout-after-charge.md")]
+    struct TimeoutAfterCharge;
     #[doc = include_str!("../../../docs/guides/testing.md")]
     struct Testing;
     #[doc = include_str!("../../../docs/guides/payload-versions.md")]

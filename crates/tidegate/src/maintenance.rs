@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::{Clock, Random};
 use tidegate_core::error::StoreError;
 use tidegate_core::failpoint;
@@ -137,7 +138,7 @@ impl Sweeper {
             info!("housekeeping was asleep or had no store for {away:?}: leases are left alone for {lease:?}");
         }
         let request = SweepRequest {
-            take_over: now >= self.stall.hold_until,
+            take_over: now >= self.stall.hold_until || canary::is(Canary::StallSwept),
             retention: self.housekeeping.retention,
             limit: LIMIT,
             unit: self.random.unit(),

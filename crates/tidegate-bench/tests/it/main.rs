@@ -1,5 +1,7 @@
 //! The benchmark, small: that it runs through, and that its figures can be what they say.
 
+mod peer;
+
 use serde_json::Value;
 use tidegate_bench::{KeyOrder, PAYLOAD_BYTES, Parameters};
 

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
-use nix::pty::{OpenptyResult, openpty};
+use nix::pty::{OpenptyResult, Winsize, openpty};
 
 use crate::desk::{Desk, Ran};
 
@@ -23,6 +24,22 @@ const MANY: [&str; 6] = ["enqueue", "--kind", "k", "--key-field", "id", "many.nd
 fn at_a_terminal(mut command: Command) -> Ran {
     let OpenptyResult { master, slave } = openpty(None, None).unwrap();
     command.env("TERM", "xterm").stdout(Stdio::piped()).stderr(slave);
+    let (ran, shown) = run(command, master);
+    Ran { err: shown, ..ran }
+}
+
+/// Runs the command with its standard output on a terminal, without colours; standard error is a pipe, so that no bar is
+/// drawn. The terminal is wide enough that nothing is shortened for it, which would depend on how old things are.
+pub(crate) fn in_front_of_a_person(mut command: Command) -> Ran {
+    let size = Winsize { ws_row: 50, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
+    let OpenptyResult { master, slave } = openpty(&size, None).unwrap();
+    command.env("TERM", "xterm").env("NO_COLOR", "1").stdout(slave).stderr(Stdio::piped());
+    let (ran, shown) = run(command, master);
+    Ran { out: shown.replace("\r\n", "\n"), ..ran }
+}
+
+/// Runs the command; what it shows at the terminal is the second thing.
+fn run(mut command: Command, master: OwnedFd) -> (Ran, String) {
     let child = command.spawn().unwrap();
     // It holds the other end of the terminal, which has no end as long as anybody does.
     drop(command);
@@ -33,7 +50,7 @@ fn at_a_terminal(mut command: Command) -> Ran {
         String::from_utf8_lossy(&shown).into_owned()
     });
     let ran = Ran::of(child.wait_with_output().unwrap());
-    Ran { err: shown.join().unwrap(), ..ran }
+    (ran, shown.join().unwrap())
 }
 
 #[test]

@@ -90,7 +90,17 @@ fn inside_the_small_file_system() {
     let Some(told) = told(INSIDE) else { return };
     let (fills, directory) = told.split_once(' ').unwrap();
     let figures = run(Fill::new(Path::new(directory)).all(fills.parse().unwrap()));
+    read_only(Path::new(directory));
     println!("{figures}");
+}
+
+/// Permissions bind nobody who is root; a file system that is mounted read-only does.
+fn read_only(directory: &Path) {
+    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(directory).status().unwrap();
+    assert!(remounted.success());
+    let error = SqliteStore::open(directory.join("tidegate.db"), Options::default()).unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("tidegate.db") && error.to_string().contains("read-only"), "{error}");
 }
 
 #[test]

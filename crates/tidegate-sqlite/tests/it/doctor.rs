@@ -79,32 +79,36 @@ pub(crate) async fn unanswered(store: &SqliteStore, lease: &Lease) {
 /// A store with a message in every state and every table.
 async fn inhabited(place: &Place) {
     let store = place.open();
-    settle(&store, &started(&store, "completed").await, Outcome::Completed { result: "1".into(), orphans: false })
-        .await;
+    inhabit(&store).await;
+    store.close().await;
+}
+
+/// A message in every state.
+pub(crate) async fn inhabit(store: &SqliteStore) {
+    settle(store, &started(store, "completed").await, Outcome::Completed { result: "1".into(), orphans: false }).await;
     let failure = || Failure::new("declined", "no funds");
-    let lease = started(&store, "failed").await;
-    settle(&store, &lease, Outcome::Permanent { failure: failure(), compensated: false, orphans: false }).await;
-    let lease = started(&store, "dead").await;
-    settle(&store, &lease, Outcome::Exhausted { failure: failure() }).await;
-    let lease = started(&store, "discarded").await;
-    settle(&store, &lease, Outcome::Exhausted { failure: failure() }).await;
+    let lease = started(store, "failed").await;
+    settle(store, &lease, Outcome::Permanent { failure: failure(), compensated: false, orphans: false }).await;
+    let lease = started(store, "dead").await;
+    settle(store, &lease, Outcome::Exhausted { failure: failure() }).await;
+    let lease = started(store, "discarded").await;
+    settle(store, &lease, Outcome::Exhausted { failure: failure() }).await;
     let act = Act { actor: "tester".into(), reason: "a test".into() };
     let discard = Discard { ids: vec![lease.message.id], act };
     store.discard(discard).await.unwrap().remove(0).unwrap();
-    let lease = started(&store, "parked").await;
-    unanswered(&store, &lease).await;
-    settle(&store, &lease, Outcome::Unknown { failure: failure() }).await;
-    let lease = started(&store, "retried").await;
-    settle(&store, &lease, Outcome::Retryable { failure: failure(), after: Some(Duration::from_secs(3600)) }).await;
+    let lease = started(store, "parked").await;
+    unanswered(store, &lease).await;
+    settle(store, &lease, Outcome::Unknown { failure: failure() }).await;
+    let lease = started(store, "retried").await;
+    settle(store, &lease, Outcome::Retryable { failure: failure(), after: Some(Duration::from_secs(3600)) }).await;
     let later = NewMessage { due: Due::In(Duration::from_secs(3600)), ..message("later") };
     store.enqueue(vec![later, message("leased")]).await.unwrap();
-    assert_eq!(claim(&store, 1).await.len(), 1);
+    assert_eq!(claim(store, 1).await.len(), 1);
     let called_off = store.enqueue(vec![message("called-off")]).await.unwrap().remove(0).unwrap();
     let tidegate_core::store::Enqueued::New { id } = called_off else { panic!("it is new") };
     let act = Act { actor: "tester".into(), reason: "a test".into() };
     store.cancel(Cancel { ids: vec![id], release_key: true, act }).await.unwrap().remove(0).unwrap();
     store.enqueue(vec![message("ready")]).await.unwrap();
-    store.close().await;
 }
 
 fn doctor(largest_wal: u64) -> Doctor {

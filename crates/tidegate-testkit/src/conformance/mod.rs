@@ -143,6 +143,9 @@ macro_rules! __cases {
                 each_answer_leaves_its_state
                 open_effects_are_counted
                 after_a_takeover_nothing_is_written_under_the_old_token
+                nothing_is_written_under_a_token_with_another_nonce_or_count
+                an_effect_has_one_key_over_all_attempts_and_generations
+                one_message_key_on_two_queues_makes_two_effect_keys
                 a_late_confirmation_is_kept_as_evidence_and_not_applied
                 a_late_confirmation_among_other_writes_is_evidence_too
                 after_the_deadline_no_effect_begins_unless_one_is_open_or_confirmed
@@ -198,6 +201,7 @@ macro_rules! __cases {
                 repeating_the_settlement_of_a_retried_parked_or_dead_message_is_harmless
                 another_settlement_under_the_same_token_is_a_conflict
                 an_older_token_is_a_lost_lease
+                a_token_with_another_nonce_or_count_settles_nothing
                 after_a_takeover_no_settlement_of_the_old_holder_lands
                 the_confirmations_of_a_late_settlement_are_kept_as_evidence
                 after_a_redrive_no_settlement_of_the_old_generation_lands

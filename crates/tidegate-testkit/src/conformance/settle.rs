@@ -7,7 +7,7 @@ use tidegate_core::lifecycle::{Counters, DeadReason, Outcome, ParkReason, State}
 use tidegate_core::message::{Answer, DEFAULT_MAX_PAYLOAD, NewMessage};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{Counted, Enqueued, JournalWrite, Lease, QueueChange, Settle};
-use tidegate_core::{StoreErrorKind, Timestamp};
+use tidegate_core::{LeaseToken, StoreErrorKind, Timestamp};
 
 use super::stage::*;
 use crate::Engine;
@@ -502,6 +502,20 @@ pub async fn after_a_takeover_no_settlement_of_the_old_holder_lands(engine: &dyn
     assert_eq!(stage.view(new.message.id).await.answer, Some(Answer::Failed(failure("declined"))));
     assert_eq!(stage.all().await.len(), 1, "no follow-up");
     assert_eq!(stage.tally(Counted::RejectedLateWrites).await, 3);
+}
+
+/// The token is both: how often the message was claimed, and the nonce of the claim.
+pub async fn a_token_with_another_nonce_or_count_settles_nothing(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let lease = stage.started("m").await;
+    let other_nonce = LeaseToken { nonce: stage.nonce(), ..lease.token };
+    let other_count = LeaseToken { claims: lease.token.claims + 1, ..lease.token };
+    for token in [other_nonce, other_count] {
+        let forged = Settle { token, ..settlement(&lease, completed()) };
+        assert_eq!(refused(stage.settle(forged).await), StoreErrorKind::LeaseLost);
+    }
+    assert_eq!(stage.state(lease.message.id).await, State::Leased);
+    stage.end(&lease, completed()).await;
 }
 
 /// What a late settlement confirms is evidence.

@@ -238,6 +238,31 @@ async fn a_handler_that_is_cut_off_in_the_middle_of_a_send_leaves_an_open_effect
 }
 
 #[tokio::test]
+async fn a_send_that_is_not_answered_in_time_may_have_happened() {
+    let stage = Stage::new().await;
+    let remote = Remote::default();
+    let shared = remote.clone();
+    let handler = move |context: Context, _: Work| {
+        let remote = shared.clone();
+        async move {
+            let effect = context.effect("capture").send_within(Duration::from_millis(30)).at_most_once();
+            let send = |key: EffectKey| async move {
+                if remote.sent(&key) == 1 {
+                    std::future::pending::<()>().await;
+                }
+                EffectAnswer::confirmed(1_u32)
+            };
+            effect.call(send).await
+        }
+    };
+    let worker = stage.tide.worker().handle_with(handler, at_once(3)).start().await.unwrap();
+    let sent = stage.tide.enqueue(Work { n: 1 }).await.unwrap();
+    assert_eq!(sent.answer(SOON).await.unwrap(), Answer::Parked { reason: "outcome_unknown".into() });
+    assert_eq!(remote.keys().len(), 1);
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn an_effect_name_may_be_used_once_in_an_attempt_unless_an_item_tells_them_apart() {
     let stage = Stage::new().await;
     let handler = |context: Context, work: Work| async move {
