@@ -177,6 +177,16 @@ impl Campaign {
         }
     }
 
+    /// What the first life of a chain does to its files, without the contents: the same for the same seed.
+    ///
+    /// # Errors
+    /// As a chain that is broken before any cut.
+    pub fn operations(&self, chain: u64) -> Result<Vec<String>, String> {
+        let base = Base { image: Image::default(), step: None, restored: false };
+        let recorded = self.record(&base, At { chain, link: 0 }.seed(self.settings.seed, u64::MAX), None)?;
+        Ok(recorded.ops.iter().map(Op::shape).collect())
+    }
+
     fn link(&mut self, at: At, base: &Base) -> Result<Option<Base>, String> {
         let seed = at.seed(self.settings.seed, u64::MAX);
         let recorded = self.record(base, seed, None)?;
@@ -443,7 +453,8 @@ struct At {
 impl At {
     /// A seed for one use at this place.
     fn seed(self, seed: u64, purpose: u64) -> u64 {
-        let mut mixed = seed;
+        // Above every number of a chain: or else two seeds would have the same chains, in another order.
+        let mut mixed = (seed.wrapping_sub(1) << 32) ^ 1;
         for part in [self.chain, u64::from(self.link), purpose] {
             mixed = (mixed ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             mixed ^= mixed >> 29;
@@ -476,5 +487,19 @@ impl Base {
     /// What may be found: what was there before, then each step.
     fn with(&self, steps: &[Step]) -> Vec<Step> {
         self.step.iter().chain(steps).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_chain_of_one_seed_is_one_of_another() {
+        let seeds = 1..9_u64;
+        let chains = seeds.flat_map(|seed| (0..500).map(move |chain| At { chain, link: 0 }.seed(seed, u64::MAX)));
+        assert_eq!(chains.collect::<HashSet<_>>().len(), 8 * 500);
     }
 }

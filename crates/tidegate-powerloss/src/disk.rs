@@ -474,7 +474,7 @@ fn tear(content: &mut Vec<u8>, at: usize, bytes: &[u8], chance: f64, grows: bool
             0 => sector < cut,
             1 => sector >= cut,
             2 => random.random_bool(chance),
-            _ => random.next_u32() % 8 != 0,
+            _ => !random.next_u32().is_multiple_of(8),
         };
         let from = ((first + sector) * SECTOR).max(at);
         let to = ((first + sector + 1) * SECTOR).min(end);
@@ -530,4 +530,120 @@ fn ordered_names(directory: &Directory, loss: Loss, random: &mut ChaCha8Rng) -> 
     let mut names = directory.durable.clone();
     directory.pending[..kept].iter().for_each(|pending| name(&mut names, &pending.change));
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng as _;
+
+    use super::*;
+
+    const FILE: FileId = FileId(0);
+
+    fn disk(ops: &[Op]) -> Disk {
+        let mut disk = Disk::default();
+        ops.iter().for_each(|op| disk.apply(op));
+        disk
+    }
+
+    fn create() -> Op {
+        Op::Create { name: "f".into(), file: FILE }
+    }
+
+    fn write(at: u64, bytes: Vec<u8>) -> Op {
+        Op::Write { file: FILE, at, bytes }
+    }
+
+    /// All that is found over many cuts.
+    fn found(disk: &Disk, entries: Entries, losses: &[Loss]) -> Vec<Image> {
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let cuts = losses.iter().flat_map(|loss| std::iter::repeat_n(*loss, 40));
+        cuts.map(|loss| disk.cut(entries, loss, &mut random)).collect()
+    }
+
+    fn content(text: &[u8]) -> Image {
+        Image([("f".to_owned(), text.to_vec())].into())
+    }
+
+    #[test]
+    fn what_was_synced_is_there_whatever_is_lost() {
+        let disk = disk(&[create(), write(0, b"abc".to_vec()), Op::Sync { file: FILE }, Op::SyncDirectory]);
+        for entries in [Entries::Strict, Entries::Journalled] {
+            for image in found(&disk, entries, &Loss::ALL) {
+                assert_eq!(image, content(b"abc"));
+            }
+        }
+        assert!(!disk.at_risk());
+    }
+
+    #[test]
+    fn a_name_needs_the_directory_unless_the_file_system_keeps_a_journal() {
+        let disk = disk(&[create(), write(0, b"abc".to_vec()), Op::Sync { file: FILE }]);
+        assert!(found(&disk, Entries::Strict, &[Loss::Everything]).contains(&Image::default()));
+        assert!(found(&disk, Entries::Journalled, &Loss::ALL).iter().all(|image| *image == content(b"abc")));
+    }
+
+    #[test]
+    fn a_removed_name_may_come_back_until_the_directory_is_synced() {
+        let mut disk = disk(&[create(), Op::SyncDirectory, Op::Unlink { name: "f".into() }]);
+        assert!(found(&disk, Entries::Strict, &[Loss::Some]).contains(&content(b"")));
+        disk.apply(&Op::SyncDirectory);
+        assert!(found(&disk, Entries::Strict, &Loss::ALL).iter().all(|image| *image == Image::default()));
+    }
+
+    #[test]
+    fn of_two_writes_the_later_one_may_be_there_alone() {
+        let disk = disk(&[
+            create(),
+            write(0, vec![0; 1024]),
+            Op::Sync { file: FILE },
+            Op::SyncDirectory,
+            write(0, vec![1; 512]),
+            write(512, vec![2; 512]),
+        ]);
+        let alone = content(&[vec![0; 512], vec![2; 512]].concat());
+        assert!(found(&disk, Entries::Strict, &[Loss::Some]).contains(&alone));
+        assert!(found(&disk, Entries::Strict, &[Loss::Nothing]).iter().all(|image| image.0["f"][0] == 1));
+    }
+
+    #[test]
+    fn a_torn_write_is_torn_at_sectors() {
+        let ops =
+            [create(), write(0, vec![0; 4096]), Op::Sync { file: FILE }, Op::SyncDirectory, write(100, vec![1; 2000])];
+        let images = found(&disk(&ops), Entries::Strict, &[Loss::Torn]);
+        let mut torn = 0;
+        for image in images {
+            let content = &image.0["f"];
+            for (number, sector) in content.chunks(SECTOR).enumerate() {
+                let written = &sector[if number == 0 { 100 } else { 0 }..if number == 4 { 52 } else { SECTOR }];
+                assert!(written.iter().all(|byte| *byte == written[0]) || number > 4, "sector {number} is torn inside");
+            }
+            torn += u32::from(content.contains(&1) && content.iter().filter(|byte| **byte == 1).count() < 2000);
+        }
+        assert!(torn > 10, "{torn} of 40 were torn");
+    }
+
+    #[test]
+    fn a_sync_after_one_that_failed_saves_nothing() {
+        let failed = Op::SyncFailed { file: FILE };
+        let sync = Op::Sync { file: FILE };
+        let disk = disk(&[create(), Op::SyncDirectory, write(0, b"abc".to_vec()), failed, sync]);
+        assert!(found(&disk, Entries::Strict, &[Loss::Everything]).contains(&content(b"")));
+        assert!(found(&disk, Entries::Strict, &[Loss::Nothing]).contains(&content(b"abc")));
+    }
+
+    #[test]
+    fn a_change_that_was_not_recorded_is_named() {
+        let disk = disk(&[create(), write(0, b"abc".to_vec())]);
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("f"), b"abc").unwrap();
+        assert_eq!(disk.differences(directory.path()).unwrap(), Vec::<String>::new());
+        fs::write(directory.path().join("f"), b"abd").unwrap();
+        fs::write(directory.path().join("g"), b"").unwrap();
+        let mut differences = disk.differences(directory.path()).unwrap();
+        differences.sort();
+        assert_eq!(differences, ["f was changed unseen", "g was made unseen"]);
+        fs::remove_file(directory.path().join("f")).unwrap();
+        assert!(disk.differences(directory.path()).unwrap().contains(&"f was removed unseen".to_owned()));
+    }
 }

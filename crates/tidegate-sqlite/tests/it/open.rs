@@ -3,8 +3,8 @@
 use std::fs;
 use std::sync::{Arc, Barrier};
 
-use tidegate_core::{Store as _, StoreErrorKind};
-use tidegate_sqlite::{Migrate, Options, SqliteStore};
+use tidegate_core::{Store as _, StoreErrorKind, Timestamp};
+use tidegate_sqlite::{Doctor, Migrate, Options, SqliteStore};
 
 use crate::fixture::{Place, message, run};
 
@@ -195,4 +195,51 @@ fn a_closed_store_refuses_and_another_opens_it() {
     assert_eq!(run(store.enqueue(vec![message("n")])).expect_err("closed").kind(), StoreErrorKind::Unavailable);
     assert_eq!(fs::read_dir(place.directory.path()).expect("read").count(), 1, "the log is tidied up");
     assert_eq!(run(place.open().stats()).expect("answered").queues[0].ready, 1);
+}
+
+/// What lies on the disk when the power fails while SQLite writes a file with a rollback journal: both, half done.
+fn interrupted(conn: &rusqlite::Connection, path: &std::path::Path, into: &std::path::Path) {
+    conn.execute_batch(
+        "pragma journal_mode = delete; pragma cache_size = 1; pragma cache_spill = 1; begin immediate;
+         create table half (n integer primary key, filler blob);
+         with recursive n(i) as (select 1 union all select i + 1 from n where i < 300)
+            insert into half select i, zeroblob(900) from n;",
+    )
+    .expect("it is written, and not committed");
+    let journal = path.with_extension("db-journal");
+    assert!(fs::metadata(&journal).expect("there is a journal").len() > 512, "it has something to undo");
+    fs::copy(path, into).expect("copied");
+    fs::copy(&journal, into.with_extension("db-journal")).expect("copied");
+    conn.execute_batch("rollback").expect("this one ends well");
+}
+
+#[test]
+fn a_file_that_was_being_made_or_restored_when_the_power_failed_is_put_right() {
+    let place = Place::new();
+    let store = place.open();
+    run(store.enqueue(vec![message("m")])).expect("answered");
+    // A backup is no WAL file yet: turning it into one is what was interrupted.
+    let backup = place.directory.path().join("backup.db");
+    run(store.backup(&backup)).expect("made");
+    let restored = Place::new();
+    let conn = rusqlite::Connection::open(&backup).expect("opened");
+    interrupted(&conn, &backup, &restored.path());
+    let seen = SqliteStore::doctor(restored.path(), Doctor { now: Timestamp::EPOCH, largest_wal: Doctor::LARGEST_WAL });
+    assert!(seen.expect_err("it cannot be read yet").to_string().contains("put right by whatever opens it to write"));
+    assert_eq!(run(restored.open().stats()).expect("answered").queues[0].ready, 1);
+    assert!(!restored.path().with_extension("db-journal").exists());
+}
+
+#[test]
+fn somebody_elses_interrupted_database_is_refused_and_left_as_it_is() {
+    let theirs = Place::new();
+    let conn = rusqlite::Connection::open(theirs.path()).expect("opened");
+    conn.execute_batch("pragma application_id = 7; create table theirs (n);").expect("made");
+    let place = Place::new();
+    interrupted(&conn, &theirs.path(), &place.path());
+    let files = || [place.path(), place.path().with_extension("db-journal")].map(|path| fs::read(path).expect("there"));
+    let before = files();
+    let refused = place.refused(Options::default());
+    assert!(refused.to_string().contains("of another program"), "{refused}");
+    assert_eq!(files(), before);
 }
