@@ -115,4 +115,6 @@ mod guides {
     struct Testing;
     #[doc = include_str!("../../../docs/guides/payload-versions.md")]
     struct PayloadVersions;
+    #[doc = include_str!("../../../docs/operations/disk-full.md")]
+    struct DiskFull;
 }

@@ -139,6 +139,7 @@ type Typed = fn(&str);
 const TYPED: [(&str, Typed); 4] = [
     ("docs/operations/parked-and-dead.md", each_by_itself),
     ("docs/operations/backup-and-restore.md", in_their_order),
+    ("docs/operations/disk-full.md", in_their_order),
     ("docs/operations/doctor.md", in_their_order),
     ("docs/operations/disk-full.md", in_their_order),
 ];
@@ -207,6 +208,12 @@ fn bare(code: &str) -> String {
     code.collect::<String>().split_whitespace().collect()
 }
 
+/// Reports of campaigns that take from minutes to hours: the command, and what it printed on a day. A small one of each
+/// is a test of the crate that runs it.
+fn is_report(path: &str) -> bool {
+    path.starts_with("docs/reliability/") || path == "docs/reference/benchmarks.md"
+}
+
 /// Who runs a block, or why nobody has to; an error for one that nobody runs.
 fn runner(path: &str, block: &Block) -> Result<(), String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -231,8 +238,7 @@ fn runner(path: &str, block: &Block) -> Result<(), String> {
             let is_tested = page("crates/tidegate/src/lib.rs").contains(&included);
             if is_tested { Ok(()) } else { Err(format!("crates/tidegate/src/lib.rs has no {included}")) }
         }
-        // Reports of campaigns that take from minutes to hours: the command, and what it printed on a day.
-        "text" if path.starts_with("docs/reliability/") => Ok(()),
+        "text" | "sh" if is_report(path) => Ok(()),
         "console" if WITH_TRANSCRIPTS.contains(&path) => Ok(()),
         "sh" if !TYPED.iter().any(|(typed, _)| *typed == path) => Err("TYPED does not have the page".to_owned()),
         "sh" => match block.text.lines().find(|line| !line.trim().starts_with("tidegate ")) {
