@@ -2,6 +2,8 @@
 //!
 //! The rules stand in [`rule`]; the facts come from `cargo metadata`, so a dependency that is optional, renamed or only
 //! for one platform counts as well. A crate without a rule is an error: whoever adds one decides where it stands.
+//!
+//! The same facts show that no program that is shipped can have its rules broken: see [`canaries`].
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -38,8 +40,12 @@ fn rule(member: &Member) -> Option<Rule> {
         "tidegate-core" | "xtask" => (&[], &[]),
         "tidegate-testkit" => (&["tidegate-core"], &[]),
         "tidegate-sqlite" | "tidegate-postgres" => (&["tidegate-core"], &["tidegate-testkit"]),
+        // Proves the engine with the means of its tests; nothing depends on it.
+        "tidegate-powerloss" => (&["tidegate-core", "tidegate-sqlite", "tidegate-testkit"], &[]),
         "tidegate" => (&["tidegate-core", "tidegate-sqlite", "tidegate-postgres"], &["tidegate-testkit"]),
+        "tidegate-sim" => (&["tidegate", "tidegate-core", "tidegate-testkit"], &[]),
         "tidegate-server" | "tidegate-bench" => (&["tidegate"], &[]),
+        "tidegate-canaries" => (&["tidegate-core"], &["tidegate-sqlite", "tidegate-testkit", "tidegate"]),
         // `deposits` is an example, and the one that is a load as well: the demo and the torture runs drive it.
         "tidegate-torture" => (&["tidegate", "deposits"], &[]),
         "tidegate-cli" => (&["tidegate", "tidegate-bench", "tidegate-server", "tidegate-torture", "deposits"], &[]),
@@ -50,10 +56,12 @@ fn rule(member: &Member) -> Option<Rule> {
 
 /// Fails if one of our crates depends on one it should not know.
 pub(crate) fn check(root: &Path) -> Result<(), String> {
-    let members = members(root)?;
-    let violations = violations(&members);
+    let metadata = metadata(root)?;
+    let members = members_in(&metadata)?;
+    let mut violations = violations(&members);
+    violations.extend(canaries(&metadata));
     if violations.is_empty() {
-        println!("{} crates, every dependency points down", members.len());
+        println!("{} crates, every dependency points down, no canary in what is shipped", members.len());
         return Ok(());
     }
     Err(format!(
@@ -64,9 +72,46 @@ pub(crate) fn check(root: &Path) -> Result<(), String> {
 
 /// The crates of this workspace, by name.
 pub(crate) fn members(root: &Path) -> Result<Vec<Member>, String> {
+    members_in(&metadata(root)?)
+}
+
+fn metadata(root: &Path) -> Result<Value, String> {
     let text = Program::cargo(&["metadata", "--format-version", "1", "--no-deps"]).output(root)?;
-    let metadata = serde_json::from_str(&text).map_err(|e| format!("cargo metadata printed no JSON: {e}"))?;
-    members_in(&metadata)
+    serde_json::from_str(&text).map_err(|e| format!("cargo metadata printed no JSON: {e}"))
+}
+
+/// The feature by which the rules of the protocol can be broken.
+const CANARIES: &str = "canaries";
+/// Who may have it: the core, what hands it on to the core, and what breaks rules with it.
+const HAVE_CANARIES: [&str; 6] =
+    ["tidegate-core", "tidegate-sqlite", "tidegate-testkit", "tidegate", "tidegate-canaries", "tidegate-sim"];
+
+/// One sentence for each way in which a program could be built with its rules breakable without anybody asking for it: by a
+/// default, by another feature, by a dependency; or at all, where it is shipped.
+fn canaries(metadata: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let name = package["name"].as_str().unwrap_or_default();
+        let switches = |item: &str| item == CANARIES || item.rsplit('/').next() == Some(CANARIES);
+        for (feature, items) in package["features"].as_object().into_iter().flatten() {
+            if feature == CANARIES && !HAVE_CANARIES.contains(&name) {
+                found.push(format!("{name} must not have a feature {CANARIES}: it is for tests of the protocol only"));
+            }
+            let on = items.as_array().into_iter().flatten().filter_map(Value::as_str).any(switches);
+            if on && feature != CANARIES {
+                found.push(format!("feature {feature} of {name} must not switch {CANARIES} on"));
+            }
+        }
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            if dependency["features"].as_array().into_iter().flatten().any(|feature| feature == CANARIES) {
+                let used = dependency["name"].as_str().unwrap_or_default();
+                found.push(format!(
+                    "{name} must not switch {CANARIES} of {used} on; a feature {CANARIES} of its own may"
+                ));
+            }
+        }
+    }
+    found
 }
 
 fn members_in(metadata: &Value) -> Result<Vec<Member>, String> {
@@ -187,6 +232,38 @@ mod tests {
         for (name, directory, dependency, expected) in table {
             let found = violations_of(&[(name, directory, &[dependency]), (dependency.0, "crates", &[])]);
             assert!(found.contains(&expected.to_owned()), "{name} → {dependency:?}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn canaries_are_switched_on_by_nobody_but_a_feature_of_that_name_where_it_may_be() {
+        let package = |name: &str, features: Value, dependencies: Value| json!({ "packages": [{ "name": name, "features": features, "dependencies": dependencies }] });
+        let none = json!([]);
+        let fine = package(
+            "tidegate",
+            json!({ "default": ["sqlite"], "canaries": ["tidegate-core/canaries", "tidegate-sqlite?/canaries"] }),
+            none.clone(),
+        );
+        assert_eq!(canaries(&fine), Vec::<String>::new());
+        for (found, expected) in [
+            (
+                package("tidegate-core", json!({ "default": ["canaries"], "canaries": [] }), none.clone()),
+                "feature default of tidegate-core must not switch canaries on",
+            ),
+            (
+                package("tidegate", json!({ "reqwest": ["tidegate-sqlite?/canaries"] }), none.clone()),
+                "feature reqwest of tidegate must not switch canaries on",
+            ),
+            (
+                package("tidegate-cli", json!({ "canaries": [] }), none),
+                "tidegate-cli must not have a feature canaries: it is for tests of the protocol only",
+            ),
+            (
+                package("tidegate-cli", json!({}), json!([{ "name": "tidegate", "features": ["canaries"] }])),
+                "tidegate-cli must not switch canaries of tidegate on; a feature canaries of its own may",
+            ),
+        ] {
+            assert_eq!(canaries(&found), [expected]);
         }
     }
 

@@ -19,20 +19,23 @@ pub(crate) fn fill(path: &Path, keys: &[Key]) -> anyhow::Result<()> {
     let mut conn = Connection::open(path).context("the new store cannot be opened for filling")?;
     // Nothing is lost but the time to do it again.
     conn.execute_batch("pragma synchronous = off; pragma cache_size = -524288;")?;
+    SqliteStore::teach(&conn)?;
     let now = SystemClock::new().now().as_millis();
     let transaction = conn.transaction()?;
-    transaction.execute("insert into tide_queue (id, tenant, name) values (1, '', ?1)", [KIND])?;
-    transaction
-        .execute("insert into tide_lane (id, queue, kind, version, priority) values (1, 1, ?1, 1, 5)", [KIND])?;
+    const QUEUE: &str = "insert into tide_queue (id, tenant, name, seal)
+        values (1, '', ?1, tide_seal(0, 1, '', ?1, 0, null))";
+    const LANE: &str = "insert into tide_lane values (1, 1, ?1, 1, 5, tide_seal(0, 1, 1, ?1, 1, 5))";
+    const KEY_ROW: &str = "insert into tide_key values (1, ?1, ?2, ?3, tide_seal(0, 1, ?1, ?2, ?3))";
+    const MESSAGE: &str = "insert into tide_message values (?1, 1, ?2, '0', ?3, null, null, 1000, null, null, null,
+        tide_seal(0, ?1, 1, ?2, '0', ?3, null, null, 1000, null, null, null))";
+    const RESULT: &str = "insert into tide_result
+        values (?1, 'completed', ?2, 1, 1, 1, 0, 0, 0, 0, null, '0', null, null, null,
+            tide_seal(0, ?1, 'completed', ?2, 1, 1, 1, 0, 0, 0, 0, null, '0', null, null, null))";
+    transaction.execute(QUEUE, [KIND])?;
+    transaction.execute(LANE, [KIND])?;
     {
-        let mut key_row =
-            transaction.prepare("insert into tide_key (queue, hash, id, fingerprint) values (1, ?1, ?2, ?3)")?;
-        let mut message_row = transaction.prepare(
-            "insert into tide_message (id, lane, key, payload, enqueued_at, max_age_ms) values (?1, 1, ?2, '0', ?3, 1000)",
-        )?;
-        let mut result_row = transaction.prepare(
-            "insert into tide_result (id, state, at, lane, claims, attempt, body) values (?1, 'completed', ?2, 1, 1, 1, '0')",
-        )?;
+        let (mut key_row, mut message_row, mut result_row) =
+            (transaction.prepare(KEY_ROW)?, transaction.prepare(MESSAGE)?, transaction.prepare(RESULT)?);
         for (id, key) in (FIRST_ID..).zip(keys) {
             key_row.execute(params![key.hash, id, key.hash])?;
             message_row.execute(params![id, key.text, now])?;

@@ -36,20 +36,23 @@ const CHECKPOINT_FRAMES: u64 = (16 << 20) / FRAME;
 /// Bytes of a page in the log, with its header.
 const FRAME: u64 = 4096 + 24;
 
-const TAKE_KEY: &str = "insert into tide_key (queue, hash, id, fingerprint) values (1, ?1, ?2, ?3)
+// The same rows, so the seals as well: the bytes of one, without the work of computing it.
+const TAKE_KEY: &str = "insert into tide_key (queue, hash, id, fingerprint, seal)
+    values (1, ?1, ?2, ?3, 6148914691236517205)
     on conflict (queue, hash) do nothing";
-const BODY: &str =
-    "insert into tide_message (id, lane, key, payload, enqueued_at, max_age_ms) values (?1, 1, ?2, ?3, ?4, ?5)";
-const READY: &str = "insert into tide_ready (lane, due_at, id) values (1, ?1, ?2)";
+const BODY: &str = "insert into tide_message (id, lane, key, payload, enqueued_at, max_age_ms, seal)
+    values (?1, 1, ?2, ?3, ?4, ?5, 6148914691236517205)";
+const READY: &str = "insert into tide_ready (lane, due_at, id, seal) values (1, ?1, ?2, 6148914691236517205)";
 const HEAD: &str = "select due_at, id from tide_ready where lane = 1 order by due_at, id limit ?1";
 const REMOVE: &str = "delete from tide_ready where lane = 1 and (due_at, id) <= (?1, ?2)";
 const READ_BODY: &str = "select key, payload, enqueued_at from tide_message where id = ?1";
 const LEASE: &str =
     "insert into tide_lease (id, lane, due_at, claims, attempt, crashes, generation, round, flags, nonce,
-    until, worker, enqueued_at) values (?1, 1, ?2, 1, 1, 0, 0, 0, 0, ?3, ?4, 'raw', ?2)";
+    until, worker, enqueued_at, seal)
+    values (?1, 1, ?2, 1, 1, 0, 0, 0, 0, ?3, ?4, 'raw', ?2, 6148914691236517205)";
 const END: &str = "delete from tide_lease where id = ?1 and claims = 1 and nonce = ?2";
-const RESULT: &str = "insert into tide_result (id, state, at, lane, claims, attempt, body, last_nonce, last_digest)
-    values (?1, 'completed', ?2, 1, 1, 1, '0', ?3, ?3)";
+const RESULT: &str = "insert into tide_result (id, state, at, lane, claims, attempt, body, last_nonce, last_digest,
+    seal) values (?1, 'completed', ?2, 1, 1, 1, '0', ?3, ?3, 6148914691236517205)";
 
 const MAX_AGE_MS: i64 = 3 * 24 * 3600 * 1000;
 const LEASE_MS: i64 = 30_000;

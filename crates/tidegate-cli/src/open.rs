@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::unistd::{AccessFlags, Uid, User, access};
 use tidegate::sqlite::{Options, SqliteStore};
@@ -56,6 +57,7 @@ where
     let path = place(named)?;
     check(&path, access)?;
     let options = Options { create: access == Access::Create, ..Options::default() };
+    let options = Options { busy_timeout: busy_timeout()?.unwrap_or(options.busy_timeout), ..options };
     // Opening waits for the disk and for other processes; Ctrl-C has to get through meanwhile.
     let opened = tokio::task::spawn_blocking(move || SqliteStore::open(path, options)).await;
     let opened = opened.map_err(|e| Problem::new(Code::Failed, format!("opening the store panicked: {e}")))?;
@@ -68,6 +70,18 @@ where
     let ended = work(store.clone()).await;
     store.close().await;
     ended
+}
+
+/// How long a file that another process holds is tried again, if the environment says so.
+#[expect(clippy::disallowed_methods, reason = "the command is the one place that reads the environment")]
+fn busy_timeout() -> Result<Option<Duration>, Problem> {
+    let Some(value) = std::env::var_os("TIDEGATE_BUSY_MS") else { return Ok(None) };
+    match value.to_str().and_then(|text| text.parse().ok()) {
+        Some(milliseconds) => Ok(Some(Duration::from_millis(milliseconds))),
+        None => {
+            Err(Problem::usage(format!("TIDEGATE_BUSY_MS is {value:?}")).hint("a number of milliseconds, such as 5000"))
+        }
+    }
 }
 
 /// What can be known about the place without opening it.

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use tidegate::Store;
+use serde::Serialize;
+use tidegate::Store as _;
+use tidegate::sqlite::{Disk, RoomFor, SqliteStore};
+use tidegate::store::Stats;
 
 use crate::exit::{Code, Problem};
-use crate::open::{Access, with_store};
+use crate::open::{Access, with_sqlite};
 use crate::output::{Output, Paint};
 use crate::queue;
 
@@ -16,18 +19,26 @@ Examples:
 
 const COLUMNS: &str = "\
 When piped: the lines of `queue list`, then the counters (queue, kind, what, code, how often), then
-`open effects` and their number; blank lines between.";
+`open effects` and their number, the disk, and what it has room for; blank lines between.";
 
 /// Show depths, ages and counters
 #[derive(Debug, clap::Args)]
 #[command(before_help = EXAMPLES, after_help = COLUMNS)]
 pub(crate) struct Args {}
 
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    stats: &'a Stats,
+    disk: Disk,
+}
+
 pub(crate) async fn run(_: Args, store: &str, output: &Output) -> Result<Code, Problem> {
-    with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
+    with_sqlite(store, Access::Existing, |store: Arc<SqliteStore>| async move {
         let stats = store.stats().await?;
+        let (disk, room) = (store.disk(), store.room());
         if output.json {
-            output.object(&stats)?;
+            output.object(&Shown { stats: &stats, disk })?;
             return Ok(Code::Done);
         }
         queue::print(&stats.queues, output)?;
@@ -47,7 +58,18 @@ pub(crate) async fn run(_: Args, store: &str, output: &Output) -> Result<Code, P
         output.data("\n")?;
         let open = stats.open_effects.to_string();
         let open = if stats.open_effects > 0 { output.paint(Paint::Waits, &open) } else { open };
-        output.fields(&[("open effects", open)])?;
+        let scarce = disk.room_for != RoomFor::Accepting;
+        let room_for = disk.room_for.as_str();
+        let room_for = if scarce { output.paint(Paint::Waits, room_for) } else { room_for.to_owned() };
+        let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+        let disk = format!("{} free, {} in reserve", mib(disk.free), mib(disk.reserve));
+        output.fields(&[("open effects", open), ("disk", disk), ("room for", room_for)])?;
+        if scarce {
+            let (accept, claim) = (mib(room.accept), mib(room.claim));
+            output.next(format!(
+                "nothing new is accepted below {accept}, nothing claimed below {claim}: docs/operations/disk-full.md"
+            ));
+        }
         Ok(Code::Done)
     })
     .await

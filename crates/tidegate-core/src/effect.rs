@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::canary::{self, Canary};
 use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::id::{EffectName, Hex, LeaseToken, digest16};
@@ -51,9 +52,10 @@ impl EffectKey {
     /// The key of an effect in a round: H(tenant, queue, idempotency key, effect, item, round), 32 hexadecimal digits.
     #[must_use]
     pub fn of(message: &Message, effect: &EffectId, round: u32) -> Self {
+        let queue = if canary::is(Canary::QueueNotInEffectKey) { "" } else { message.queue.as_str() };
         let hash = digest16(&[
             message.tenant.as_str().as_bytes(),
-            message.queue.as_str().as_bytes(),
+            queue.as_bytes(),
             message.key.as_str().as_bytes(),
             effect.name.as_str().as_bytes(),
             effect.item.as_deref().unwrap_or_default().as_bytes(),
@@ -260,6 +262,9 @@ impl EffectRow {
     /// From when "it did not happen" can be believed.
     #[must_use]
     pub fn quarantined_until(&self) -> Timestamp {
+        if canary::is(Canary::LookUpWithoutQuarantine) {
+            return self.first_intent_at;
+        }
         self.last_possible_send.after(self.quarantine)
     }
 }
@@ -316,19 +321,22 @@ pub fn reach(rows: &[EffectRow], reached: &Reached, round: u32, now: Timestamp) 
     // Begin nothing beside an effect that may have happened, not even what was tried and not done before: the answer that
     // is missing may forbid it, as that of one gateway forbids the charge at another.
     let begin = || {
-        let another_is_open = open_rows(rows).any(|row| row.effect != reached.effect);
+        let another_is_open =
+            open_rows(rows).any(|row| row.effect != reached.effect) && !canary::is(Canary::EffectBesideOpenEffect);
         if another_is_open { Decision::Park(ParkReason::EffectOrphaned) } else { Decision::Send }
     };
     let Some(row) = latest(rows, &reached.effect) else { return begin() };
     match &row.state {
         EffectState::Confirmed { value } => Decision::Replay(value.clone()),
+        EffectState::Rejected { .. } if canary::is(Canary::RejectedSentAgain) => begin(),
         EffectState::Rejected { .. } if row.round < round && !is_passed(rows, row) => begin(),
         EffectState::Rejected { code, detail } => {
             Decision::ReplayRejected { code: code.clone(), detail: detail.clone() }
         }
         EffectState::NotDone => begin(),
         EffectState::Intent | EffectState::Unknown { .. } => {
-            if row.request_hash != reached.request_hash || !row.policy.is_stored_as(&reached.policy) {
+            let changed = row.request_hash != reached.request_hash || !row.policy.is_stored_as(&reached.policy);
+            if changed && !canary::is(Canary::ChangedEffectResent) {
                 return Decision::Park(ParkReason::EffectChanged);
             }
             reconcile(row, now)
@@ -356,6 +364,7 @@ fn reconcile(row: &EffectRow, now: Timestamp) -> Decision {
     let exhausted = now >= row.reconcile_until;
     let unless_exhausted = |decision| if exhausted { Decision::Park(ParkReason::ReconcileExhausted) } else { decision };
     match row.policy {
+        EffectPolicy::Keyed { .. } if canary::is(Canary::WindowIgnored) => Decision::Send,
         EffectPolicy::Keyed { .. } if row.valid_until.is_some_and(|until| now < until) => {
             unless_exhausted(Decision::Send)
         }
@@ -363,6 +372,7 @@ fn reconcile(row: &EffectRow, now: Timestamp) -> Decision {
         EffectPolicy::Keyed { or_lookup: true, .. } | EffectPolicy::Lookup => {
             unless_exhausted(Decision::LookUp { not_before: row.quarantined_until() })
         }
+        EffectPolicy::AtMostOnce if canary::is(Canary::AtMostOnceResent) => Decision::Send,
         EffectPolicy::AtMostOnce => Decision::Park(ParkReason::OutcomeUnknown),
         // Neither writes an intent, so neither can be open; a row that says so is not guessed about.
         EffectPolicy::Transactional | EffectPolicy::Natural => Decision::Park(ParkReason::EffectChanged),
@@ -442,7 +452,19 @@ pub fn intend(
     if let Some(open) = previous.filter(|row| row.state.is_open()) {
         let resend =
             EffectRow { token, sends: open.sends + 1, last_possible_send, state: EffectState::Intent, ..open.clone() };
-        return Ok(resend);
+        return Ok(match reached.policy {
+            _ if canary::is(Canary::AttemptInEffectKey) => {
+                EffectRow { key: EffectKey::of(message, &reached.effect, token.claims), ..resend }
+            }
+            EffectPolicy::Keyed { window, .. } if canary::is(Canary::WindowExtended) => {
+                EffectRow { valid_until: Some(now.after(window)), ..resend }
+            }
+            EffectPolicy::Keyed { .. }
+            | EffectPolicy::Lookup
+            | EffectPolicy::Transactional
+            | EffectPolicy::Natural
+            | EffectPolicy::AtMostOnce => resend,
+        });
     }
     if too_late(message, rows, now) {
         let what = format!("effect {} of {} would begin after the deadline", reached.effect, message.id);
@@ -467,6 +489,7 @@ fn first_intent(
     let asks_the_same = |row: &&EffectRow| row.round == round || row.request_hash == reached.request_hash;
     let same_key = previous.filter(|row| row.state == EffectState::NotDone).filter(asks_the_same);
     let (key, round) = match same_key {
+        _ if canary::is(Canary::AttemptInEffectKey) => (EffectKey::of(message, &reached.effect, token.claims), round),
         Some(row) => (row.key.clone(), row.round),
         None => (EffectKey::of(message, &reached.effect, round), round),
     };
@@ -570,6 +593,7 @@ pub fn answered(row: &EffectRow, answer: &EffectAnswer, now: Timestamp) -> Resul
         EffectAnswer::Rejected { code, detail } => {
             Ok(EffectState::Rejected { code: code.clone(), detail: detail.clone() })
         }
+        EffectAnswer::NotDone if canary::is(Canary::NotDoneClosesLostSend) => Ok(EffectState::NotDone),
         EffectAnswer::NotDone if row.sends == 1 && row.state == EffectState::Intent => Ok(EffectState::NotDone),
         EffectAnswer::NotDone => Ok(EffectState::Unknown { why: "not done now; an earlier send may have been".into() }),
         EffectAnswer::Unknown { why } => Ok(EffectState::Unknown { why: why.clone() }),

@@ -19,7 +19,7 @@ pub enum StoreErrorKind {
     KeyConflict,
     /// The message is in a state that does not allow this.
     Conflict,
-    /// The queue is at its `max_depth`: nothing was stored; slow down.
+    /// The queue is at its `max_depth`, or the store's disk has no room for new messages: nothing was stored; slow down.
     QueueFull,
     /// No such message, queue or effect.
     NotFound,

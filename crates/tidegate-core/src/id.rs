@@ -132,7 +132,8 @@ impl<'de> Deserialize<'de> for Tenant {
     }
 }
 
-/// The caller's name for one intended effect, for ever.
+/// The caller's name for one intended effect: to the caller for ever, to the store until the retention after the message's
+/// end is over. From then on the key is unknown, and using it again is new work.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IdempotencyKey(String);
 

@@ -8,11 +8,13 @@
 //! This crate decides; it performs no I/O. [`lifecycle`] alone chooses a next state, [`effect`] alone decides about a row
 //! of the journal, [`store`] states what an engine must do with those decisions. Time and randomness are passed in.
 
+pub mod canary;
 pub mod canonical;
 pub mod clock;
 pub mod effect;
 pub mod error;
 pub mod explain;
+pub mod failpoint;
 pub mod group;
 pub mod id;
 pub mod lifecycle;

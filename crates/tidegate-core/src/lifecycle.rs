@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::canary::{self, Canary};
 use crate::clock::Timestamp;
 use crate::effect::{EffectRow, EffectState, Fate, JournalFacts};
 use crate::error::StoreError;
@@ -333,12 +334,14 @@ pub fn admit(facts: &Facts, now: Timestamp) -> Admission {
     if facts.cancel_requested && !reconciling && !facts.journal.confirmed {
         return Admission::Cancelled;
     }
-    if let Some(reason) = too_late(facts, now).filter(|_| !reconciling) {
+    let suspended = reconciling && !canary::is(Canary::DeadlineDespiteOpenEffect);
+    if let Some(reason) = too_late(facts, now).filter(|_| !suspended) {
         return Admission::Dead(reason);
     }
+    let counted = !reconciling && !canary::is(Canary::AttemptsCountedAtFailure);
     let counters = Counters {
         claims: facts.counters.claims + 1,
-        attempt: facts.counters.attempt + u32::from(!reconciling),
+        attempt: facts.counters.attempt + u32::from(counted),
         ..facts.counters
     };
     Admission::Start { counters, reconciling }
@@ -414,7 +417,8 @@ enum Wish {
 /// Decides at the end of a run. `unit` is uniform in `0.0..1.0`, for the jitter.
 #[must_use]
 pub fn settle(facts: &Facts, outcome: &Outcome, policy: &Policy, now: Timestamp, unit: f64) -> Transition {
-    let crashed_alone = facts.alone && matches!(outcome, Outcome::LeaseExpired);
+    let convicts = facts.alone || canary::is(Canary::InnocentsConvicted);
+    let crashed_alone = convicts && matches!(outcome, Outcome::LeaseExpired);
     let crashes = facts.counters.crashes + u32::from(crashed_alone);
     // A run that was not alone may be innocent: it becomes a suspect, and only a crash while alone convicts it.
     let suspect = match outcome {
@@ -440,10 +444,15 @@ pub fn settle(facts: &Facts, outcome: &Outcome, policy: &Policy, now: Timestamp,
         Wish::Terminal(Next::Dead(_)) => free,
         Wish::Terminal(_) | Wish::Park(_) => false,
     };
-    let counters = Counters { attempt: counted_attempts(facts, uncounted), crashes, ..facts.counters };
+    let attempt = if canary::is(Canary::AttemptsCountedAtFailure) {
+        facts.counters.attempt + u32::from(!uncounted && !matches!(outcome, Outcome::LeaseExpired))
+    } else {
+        counted_attempts(facts, uncounted)
+    };
+    let counters = Counters { attempt, crashes, ..facts.counters };
     let facts = &Facts { counters, ..facts.clone() };
 
-    let next = if facts.journal.open.is_empty() {
+    let next = if facts.journal.open.is_empty() || canary::is(Canary::TerminalWithOpenEffect) {
         when_decided(facts, wish, policy, now, unit)
     } else {
         while_open(facts, outcome, &wish, policy, now, unit)
@@ -457,6 +466,8 @@ pub fn settle(facts: &Facts, outcome: &Outcome, policy: &Policy, now: Timestamp,
 pub fn take_over(facts: &Facts, policy: Option<&Policy>, now: Timestamp, unit: f64) -> Transition {
     // Asked without limits, not bent afterwards: a run that never began must not be counted either.
     let unlimited = Policy { max_attempts: u32::MAX, crash_limit: u32::MAX, ..Policy::default() };
+    let usual = Policy::default();
+    let policy = policy.or_else(|| canary::is(Canary::SweepWithoutPolicy).then_some(&usual));
     let declared = settle(facts, &Outcome::LeaseExpired, policy.unwrap_or(&unlimited), now, unit);
     match declared.next {
         // Only its time can be over; the next claim says so.
@@ -502,12 +513,17 @@ fn wish(facts: &Facts, outcome: &Outcome, policy: &Policy, crashes: u32, now: Ti
     let aged = now >= facts.expires_at;
     match outcome {
         Outcome::Completed { .. } => Wish::Terminal(Next::Completed),
-        Outcome::Permanent { compensated: false, .. } if facts.journal.confirmed => {
+        Outcome::Permanent { compensated: false, .. }
+            if facts.journal.confirmed && !canary::is(Canary::PermanentAfterEffectFails) =>
+        {
             dead(DeadReason::PermanentAfterEffect)
         }
         Outcome::Permanent { .. } => Wish::Terminal(Next::Failed),
         Outcome::Retryable { after, .. } => Wish::Again { after: *after, backoff: true, counted: true },
-        Outcome::NotDone { after, .. } => Wish::Again { after: *after, backoff: true, counted: aged },
+        Outcome::NotDone { after, .. } => {
+            let counted = aged || canary::is(Canary::NotDoneCounted);
+            Wish::Again { after: *after, backoff: true, counted }
+        }
         Outcome::Unknown { .. } => Wish::Again { after: None, backoff: true, counted: true },
         Outcome::Snooze { after } => Wish::Again { after: Some(*after), backoff: false, counted: aged },
         Outcome::Park { reason, .. } => Wish::Park(*reason),
@@ -587,7 +603,7 @@ pub fn cancel(state: State, journal: &JournalFacts) -> Result<Cancellation, Stor
         State::Ready | State::Leased if journal.confirmed => {
             refused("an effect of it is confirmed", "let it finish, and undo it with a message of its own")
         }
-        State::Ready if journal.open.is_empty() => Ok(Cancellation::Now),
+        State::Ready if journal.open.is_empty() || canary::is(Canary::CancelDespiteOpenEffect) => Ok(Cancellation::Now),
         State::Ready | State::Leased => Ok(Cancellation::Requested),
         State::Parked => {
             refused("it is parked, its effect may have happened", "resolve it first: tidegate parked resolve")
@@ -601,7 +617,7 @@ pub fn cancel(state: State, journal: &JournalFacts) -> Result<Cancellation, Stor
 /// Whether cancelling may free the key for another message.
 #[must_use]
 pub fn may_release_key(journal: &JournalFacts) -> bool {
-    !journal.intents
+    !journal.intents || canary::is(Canary::KeyReleasedAfterIntent)
 }
 
 /// The counters of a dead letter whose payload an operator changes: its effects get another round, and with it other keys.
@@ -666,6 +682,7 @@ pub fn redrive(
 ) -> Result<Counters, StoreError> {
     let refused = |why: String, hint: &str| Err(StoreError::conflict(format!("cannot be redriven: {why}")).hint(hint));
     match state {
+        State::Parked if canary::is(Canary::ParkedRedriven) => {}
         _ if !journal.open.is_empty() => {
             return refused("an effect of it is open".into(), "resolve it first: tidegate parked resolve");
         }
@@ -741,6 +758,7 @@ pub fn resolve(
             row.effect
         ))
         .hint("resolve it as happened, with a value the running code decodes")),
+        (Resolution::DidNotHappen, _) if canary::is(Canary::ResolveInQuarantine) => Ok(EffectState::NotDone),
         (Resolution::DidNotHappen, _) if now < row.quarantined_until() => Err(StoreError::conflict(format!(
             "effect {} may still arrive until {}",
             row.effect,

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::canary::{self, Canary};
+
 /// Exponential backoff with full jitter.
 ///
 /// The delay after attempt *n* is uniform in `0..=min(cap, base × 2ⁿ⁻¹)` ("full jitter": it spreads a herd of messages
@@ -32,6 +34,7 @@ impl Backoff {
     #[must_use]
     pub fn delay(&self, attempt: u32, floor: Option<Duration>, unit: f64) -> Duration {
         let ceiling = self.base.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1).min(31))).min(self.cap);
+        let floor = floor.filter(|_| !canary::is(Canary::RetryAfterIgnored));
         floor.unwrap_or_default().min(MAX_FLOOR).saturating_add(ceiling.mul_f64(unit.clamp(0.0, 1.0)))
     }
 }

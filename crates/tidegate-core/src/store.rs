@@ -649,7 +649,7 @@ pub struct FailureGroup {
     pub id: GroupId,
     /// The kind of its messages.
     pub kind: Kind,
-    /// The code of the last failure, or the reason where there was none.
+    /// The code of the failure they ended with, or the reason where they ended without one: in a crash, or out of time.
     pub code: String,
     /// The effect they failed at, if they failed at one.
     pub effect: Option<EffectName>,

@@ -1,15 +1,19 @@
+-- `seal` is a checksum over the columns before it (seal.rs): SQLite's pages carry none. What a row says is served or
+-- decided upon only if its seal agrees. Counters that every commit changes stand behind it and are recounted by the doctor.
+
 -- One row: what the whole store agrees on. Read and written only inside write transactions.
 create table tide_store (
     one          integer primary key check (one = 1),
     uuid         blob    not null,              -- this file's identity; enqueue_in compares it
     created_at   integer not null,
-    last_id      integer not null default 0,    -- ids only grow, whatever the clock does
-    last_tick    integer not null default 0,    -- store time of the last sweep
-    steady_since integer not null default 0,    -- when the wall clock was last set; 0: never
-    incarnation  integer not null default 1,    -- one more for every copy that `backup` made
+    incarnation  integer not null,              -- one more for every copy that `backup` made
     copied_at    integer,                       -- a copy: when the first of the copies between it and the original was made
     copied_id    integer,                       -- the last id it was copied with: flows up to it may have gone on elsewhere
-    begun_at     integer                        -- when the copy was first put to work
+    begun_at     integer,                       -- when the copy was first put to work
+    seal         integer not null,
+    last_id      integer not null default 0,    -- ids only grow, whatever the clock does
+    last_tick    integer not null default 0,    -- store time of the last sweep
+    steady_since integer not null default 0     -- when the wall clock was last set; 0: never
 ) strict;
 
 -- How often and how far the wall clock was set: each process learns here what another one put right already, and
@@ -17,7 +21,8 @@ create table tide_store (
 create table tide_jump (
     seq   integer primary key autoincrement,
     at    integer not null,                     -- by the clock as it was after
-    by_ms integer not null
+    by_ms integer not null,
+    seal  integer not null
 ) strict;
 
 -- A queue of a tenant: the scope of keys. Its counts are increments of the commits that caused them.
@@ -27,6 +32,7 @@ create table tide_queue (
     name      text    not null,
     paused    integer not null default 0,
     max_depth integer,
+    seal      integer not null,
     ready     integer not null default 0,
     scheduled integer not null default 0,
     leased    integer not null default 0,
@@ -42,6 +48,7 @@ create table tide_lane (
     kind     text    not null,
     version  integer not null,
     priority integer not null,
+    seal     integer not null,
     unique (queue, kind, version, priority)
 ) strict;
 
@@ -57,7 +64,8 @@ create table tide_message (
     max_age_ms   integer not null,
     flow         integer,                       -- null: the first of its flow
     parent       integer,
-    headers      text                           -- null: none; else a JSON object
+    headers      text,                          -- null: none; else a JSON object
+    seal         integer not null
 ) strict;
 create index tide_message_by_flow on tide_message (flow) where flow is not null;
 
@@ -67,6 +75,7 @@ create table tide_key (
     hash        blob    not null,
     id          integer not null,
     fingerprint blob    not null,
+    seal        integer not null,
     primary key (queue, hash)
 ) strict, without rowid;
 
@@ -86,6 +95,7 @@ create table tide_ready (
     expires_at  integer,                        -- set by redrive and resolve: max_age starts anew, the deadline is waived
     last_nonce  blob,                           -- who settled it last, and how: a repeated settlement is recognised
     last_digest blob,
+    seal        integer not null,
     primary key (lane, due_at, id)
 ) strict, without rowid;
 
@@ -104,6 +114,7 @@ create table tide_sched (
     expires_at  integer,
     last_nonce  blob,
     last_digest blob,
+    seal        integer not null,
     primary key (lane, due_at, id)
 ) strict, without rowid;
 
@@ -123,7 +134,8 @@ create table tide_lease (
     until       integer not null,
     worker      text    not null,
     enqueued_at integer not null,
-    flow        integer
+    flow        integer,
+    seal        integer not null
 ) strict;
 -- A claim that is repeated under its nonce finds its leases.
 create index tide_lease_by_nonce on tide_lease (nonce);
@@ -144,7 +156,8 @@ create table tide_result (
     body        text,                           -- completed: the result; failed: the detail
     last_nonce  blob,
     last_digest blob,
-    expires_at  integer
+    expires_at  integer,
+    seal        integer not null
 ) strict;
 create index tide_result_by_time on tide_result (at);
 
@@ -168,7 +181,8 @@ create table tide_held (
     expires_at  integer,
     fgroup      integer not null,               -- what it has in common with other failures
     effect      text,                           -- the effect it failed at
-    discarded_at integer                        -- dead: given up for good; its retention counts from here
+    discarded_at integer,                       -- dead: given up for good; its retention counts from here
+    seal        integer not null
 ) strict;
 create index tide_held_parked on tide_held (lane, at) where state = 'parked';
 create index tide_held_dead on tide_held (lane, at) where state = 'dead' and discarded_at is null;
@@ -196,6 +210,7 @@ create table tide_effect (
     state              text    not null,
     value              text,                    -- confirmed: the value; rejected: the code; unknown: what was seen
     detail             text,
+    seal               integer not null,
     primary key (message, name, item, seq)
 ) strict, without rowid;
 create index tide_effect_open on tide_effect (message) where state in ('intent', 'unknown');
@@ -207,7 +222,8 @@ create table tide_evidence (
     at      integer not null,
     name    text    not null,
     item    text    not null,
-    value   text    not null
+    value   text    not null,
+    seal    integer not null
 ) strict;
 create index tide_evidence_by_message on tide_evidence (message);
 
@@ -223,6 +239,7 @@ create table tide_history (
     code       text    not null,
     detail     text    not null,
     due_at     integer,
+    seal       integer not null,
     primary key (message, seq)
 ) strict, without rowid;
 
@@ -235,7 +252,8 @@ create table tide_audit (
     reason  text    not null,
     message integer,
     queue   integer,
-    detail  text    not null
+    detail  text    not null,
+    seal    integer not null
 ) strict;
 
 -- Which messages an operation redrove: repeating a chunk does nothing twice.
@@ -269,7 +287,8 @@ create table tide_operation (
     judged_badly_from integer not null default 0,
     last_id           integer not null,         -- the last message it came to
     watched_id        integer not null,         -- the last message it looked after
-    next_at           integer not null          -- its rate allows the next step then
+    next_at           integer not null,         -- its rate allows the next step then
+    seal              integer not null
 ) strict;
 
 -- Counters that survive, as increments of the commits that caused them.
@@ -286,5 +305,6 @@ create table tide_tally (
 create table tide_policy (
     kind        text    primary key,
     policy      text    not null,               -- JSON
-    declared_at integer not null
+    declared_at integer not null,
+    seal        integer not null
 ) strict, without rowid;

@@ -14,6 +14,7 @@ use tidegate_core::clock::{Random, SystemRandom, Timestamp};
 use tidegate_core::error::{StoreError, StoreErrorKind};
 
 use crate::open;
+use crate::seal;
 use crate::trouble::store_error;
 
 /// A copy that was made.
@@ -132,9 +133,12 @@ fn write(source: &Path, partial: &Path, now: Timestamp) -> Result<u32, StoreErro
 fn mark(copy: &Connection, now: Timestamp) -> rusqlite::Result<u32> {
     const MARK: &str = "-- backup: of a copy's copy, what the first one lacked is still unknown, so its time stays
         update tide_store set uuid = ?1, incarnation = incarnation + 1, copied_at = coalesce(copied_at, ?2),
-            copied_id = last_id, begun_at = null
+            copied_id = last_id, begun_at = null,
+            seal = tide_reseal(seal, 1, uuid, ?1, 3, incarnation, incarnation + 1,
+                4, copied_at, coalesce(copied_at, ?2), 5, copied_id, last_id, 6, begun_at, null)
         returning incarnation";
     // One file, without a log beside it. It becomes a WAL file again when it is opened as a store.
+    seal::teach(copy)?;
     copy.execute_batch("pragma journal_mode = delete; pragma synchronous = full;")?;
     let mut uuid = [0; 16];
     SystemRandom.fill(&mut uuid);

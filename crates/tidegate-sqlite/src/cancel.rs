@@ -58,11 +58,13 @@ fn one(group: &mut Group<'_>, request: &Cancel, id: MessageId) -> Result<Cancell
 /// Keeps the wish until the run ends or the open effect is decided.
 fn note(group: &Group<'_>, id: MessageId, found: &Found, flags: i64) -> Result<(), Trouble> {
     const LEASE: &str = "-- cancel: told to the worker with its next extension
-        update tide_lease set flags = flags | ?2 where id = ?1";
+        update tide_lease set flags = flags | ?2, seal = tide_reseal(seal, 8, flags, flags | ?2) where id = ?1";
     const READY: &str = "-- cancel: kept until its open effect is decided
-        update tide_ready set flags = flags | ?4 where lane = ?1 and due_at = ?2 and id = ?3";
+        update tide_ready set flags = flags | ?4, seal = tide_reseal(seal, 8, flags, flags | ?4)
+        where lane = ?1 and due_at = ?2 and id = ?3";
     const SCHED: &str = "-- cancel: kept until its open effect is decided
-        update tide_sched set flags = flags | ?4 where lane = ?1 and due_at = ?2 and id = ?3";
+        update tide_sched set flags = flags | ?4, seal = tide_reseal(seal, 8, flags, flags | ?4)
+        where lane = ?1 and due_at = ?2 and id = ?3";
     match found {
         Found::Leased(_) => group.conn.prepare_cached(LEASE)?.execute([id.as_i64(), flags])?,
         Found::Ready { life, scheduled } => group
@@ -115,7 +117,7 @@ pub(crate) fn release_key(group: &Group<'_>, lane: &Lane, id: MessageId) -> Resu
 
 /// The key of a message.
 pub(crate) fn key(group: &Group<'_>, id: MessageId) -> Result<IdempotencyKey, Trouble> {
-    let mut statement = group.conn.prepare_cached("select id, key from tide_message where id = ?1")?;
+    let mut statement = group.conn.prepare_cached(place::BODY)?;
     let mut rows = statement.query([id.as_i64()])?;
     match rows.next()? {
         Some(found) => row::key(found),

@@ -1,8 +1,10 @@
 //! Takes due messages under a lease. Its cost does not depend on how many wait: it reads the heads of the lanes it serves.
 
 use rusqlite::{OptionalExtension, params};
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::{LeaseToken, MessageId, WorkerId};
 use tidegate_core::lifecycle::{self, Admission, Next};
 use tidegate_core::message::{Failure, Message};
@@ -10,9 +12,11 @@ use tidegate_core::store::{ClaimRequest, Claimed, Lease};
 
 use crate::cancel;
 use crate::copied;
-use crate::group::{Group, Lane, Place};
+use crate::group::{self, Group, Lane, Place};
 use crate::place::{self, Ending, Limits};
+use crate::room::RoomFor;
 use crate::row::{self, JOURNALED, LeaseRow, Life, RECONCILING};
+use crate::seal;
 use crate::trouble::Trouble;
 
 /// The most messages one claim ends instead of leasing: a backlog that is too late must not hold up the group.
@@ -25,17 +29,31 @@ struct Head {
     life: Life,
 }
 
+/// The heads of some lanes.
+#[derive(Default)]
+struct Heads {
+    read: Vec<Head>,
+    /// A row that cannot be read stays where it is, for a person. Nobody can say which message it is about.
+    unreadable: Option<StoreError>,
+}
+
 /// Claims for one worker.
 pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Claimed, Trouble> {
     copied::begin(group)?;
     let repeated = leases_of(group, request)?;
-    if !repeated.is_empty() {
+    if !repeated.is_empty() && !canary::is(Canary::ClaimRepeatTakesMore) {
         return Ok(Claimed { leases: repeated, next_due: None, ended: 0 });
     }
+    if group.room_for == RoomFor::Settling {
+        // A run that could not be settled is not begun. The worker asks again when it polls.
+        return Ok(Claimed::default());
+    }
     let mut claimed = Claimed::default();
+    let mut unreadable = None;
     for slots in &request.queues {
         let Some(queue_id) = group.known_queue(&request.tenant, &slots.queue)? else { continue };
-        if paused(group, queue_id)? {
+        // Another process may have paused it, so it is read here and now.
+        if group::queue_row(group.conn, queue_id)?.paused {
             continue;
         }
         let lanes = served(group, request, queue_id)?;
@@ -43,8 +61,20 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
         while free > 0 && claimed.ended < MOST_ENDED {
             promote_heads(group, &lanes, free)?;
             let heads = heads(group, &lanes, free)?;
+            let Heads { read: heads, unreadable: found } = heads;
+            let by_range = found.is_none();
+            unreadable = unreadable.or(found);
             let drained = heads.len() < usize::try_from(free).unwrap_or(usize::MAX);
-            remove_heads(group, &lanes, &heads)?;
+            if canary::is(Canary::CheckActStore) {
+                // It only looks.
+            } else if by_range {
+                remove_heads(group, &lanes, &heads)?;
+            } else {
+                remove_each(group, &lanes, &heads)?;
+            }
+            if !heads.is_empty() {
+                failpoint::reach("claim.after_removal");
+            }
             for head in heads {
                 match start(group, request, &lanes[head.lane], head.id, head.life)? {
                     Some(lease) => {
@@ -61,8 +91,15 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
         let next = if claimed.ended < MOST_ENDED { next_due(group, &lanes)? } else { Some(group.now) };
         claimed.next_due = [claimed.next_due, next].into_iter().flatten().min();
     }
+    // Heard of when there is nothing better to do: what can be read comes first.
+    if let Some(error) = unreadable.filter(|_| claimed.leases.is_empty() && claimed.ended == 0) {
+        return Err(error.into());
+    }
     group.items += claimed.leases.len();
     claimed.leases.sort_by_key(|lease| (lease.message.priority, lease.due_at, lease.message.id));
+    if !claimed.leases.is_empty() {
+        failpoint::reach("claim.before_commit");
+    }
     Ok(claimed)
 }
 
@@ -92,12 +129,6 @@ fn leases_of(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Vec<Lease>
     }
     leases.sort_by_key(|lease| (lease.message.priority, lease.due_at, lease.message.id));
     Ok(leases)
-}
-
-fn paused(group: &Group<'_>, queue_id: i64) -> Result<bool, Trouble> {
-    const PAUSED: &str = "-- claim: another process may have paused it, so it is read here and now
-        select paused from tide_queue where id = ?1";
-    Ok(group.conn.prepare_cached(PAUSED)?.query_row([queue_id], |row| row.get(0))?)
 }
 
 /// The lanes of a queue that the worker has handlers for, first priority first.
@@ -141,30 +172,41 @@ pub(crate) fn promote(group: &mut Group<'_>, lane: &Lane, most: u32) -> Result<u
 }
 
 /// The heads of the lanes merged by (priority, due_at, id). `lanes` come in the order of their priorities.
-fn heads(group: &Group<'_>, lanes: &[Lane], most: u32) -> Result<Vec<Head>, Trouble> {
+fn heads(group: &Group<'_>, lanes: &[Lane], most: u32) -> Result<Heads, Trouble> {
     const HEADS: &str = "-- claim: the head of one lane
-        select * from tide_ready where lane = ?1 order by due_at, id limit ?2";
+        select * from tide_ready where lane = ?1 order by due_at, id";
     let most = usize::try_from(most).unwrap_or(usize::MAX);
-    let mut heads: Vec<Head> = Vec::new();
+    let mut heads = Heads::default();
     let mut at = 0;
-    while at < lanes.len() && heads.len() < most {
+    while at < lanes.len() && heads.read.len() < most {
         let priority = lanes[at].priority;
         let peers = lanes[at..].iter().take_while(|lane| lane.priority == priority).count();
         let mut of_this: Vec<Head> = Vec::new();
         for (lane, of) in lanes.iter().enumerate().skip(at).take(peers) {
             let mut statement = group.conn.prepare_cached(HEADS)?;
-            let left = i64::try_from(most - heads.len()).unwrap_or(i64::MAX);
-            let mut rows = statement.query([of.id, left])?;
-            while let Some(row) = rows.next()? {
-                let id = MessageId::from_i64(row::column(row, (2, "id"), "tide_ready")?);
-                of_this.push(Head { lane, id, life: row::life(row, "tide_ready")? });
+            let left = most - heads.read.len();
+            // Without a limit of its own: what cannot be read is stepped over, and takes nobody's place.
+            let mut rows = statement.query([of.id])?;
+            let mut good = 0;
+            while good < left
+                && let Some(row) = rows.next()?
+            {
+                match row::life(row, "tide_ready") {
+                    Ok(life) => {
+                        let id = MessageId::from_i64(row::column(row, (2, "id"), "tide_ready")?);
+                        of_this.push(Head { lane, id, life });
+                        good += 1;
+                    }
+                    Err(Trouble::Item(error)) => heads.unreadable = heads.unreadable.take().or(Some(error)),
+                    Err(trouble) => return Err(trouble),
+                }
             }
         }
         if peers > 1 {
             of_this.sort_by_key(|head| (head.life.due_at, head.id));
         }
-        of_this.truncate(most - heads.len());
-        heads.append(&mut of_this);
+        of_this.truncate(most - heads.read.len());
+        heads.read.append(&mut of_this);
         at += peers;
     }
     Ok(heads)
@@ -188,6 +230,25 @@ fn remove_heads(group: &mut Group<'_>, lanes: &[Lane], heads: &[Head]) -> Result
             )));
         }
         group.count(lane.queue_id, Place::Ready, -taken);
+    }
+    Ok(())
+}
+
+/// The same one by one, where a row that cannot be read stands between them.
+fn remove_each(group: &mut Group<'_>, lanes: &[Lane], heads: &[Head]) -> Result<(), Trouble> {
+    const REMOVE: &str = "-- claim: leaves its lane, and what stands beside it stays
+        delete from tide_ready where lane = ?1 and due_at = ?2 and id = ?3";
+    for head in heads {
+        let lane = &lanes[head.lane];
+        let removed =
+            group.conn.prepare_cached(REMOVE)?.execute([lane.id, head.life.due_at.as_millis(), head.id.as_i64()])?;
+        if removed != 1 {
+            return Err(Trouble::Group(rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
+                Some(format!("a row of lane {} was read and is not there", lane.id)),
+            )));
+        }
+        group.count(lane.queue_id, Place::Ready, -1);
     }
     Ok(())
 }
@@ -253,8 +314,12 @@ fn put_lease(
 ) -> Result<(), Trouble> {
     const LEASE: &str = "-- claim: the attempt is counted and the token given before the handler starts
         insert into tide_lease values
-        (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
-    group.conn.prepare_cached(LEASE)?.execute(params![
+        (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+    const LEASE_AS_WELL: &str = "-- claim, broken: whoever else runs it
+        insert or replace into tide_lease values
+        (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+    let sql = if canary::is(Canary::CheckActStore) { LEASE_AS_WELL } else { LEASE };
+    let lease = params![
         id.as_i64(),
         life.lane,
         life.due_at.as_millis(),
@@ -270,7 +335,8 @@ fn put_lease(
         worker.as_str(),
         message.enqueued_at.as_millis(),
         (message.flow != message.id).then(|| message.flow.as_i64()),
-    ])?;
+    ];
+    seal::execute(&mut group.conn.prepare_cached(sql)?, seal::LEASE, lease)?;
     Ok(())
 }
 

@@ -21,32 +21,36 @@ pub(crate) fn begin(group: &Group<'_>) -> Result<(), Trouble> {
     const UNBEGUN: &str = "-- restored: whether this is a copy that has not worked yet
         select 1 from tide_store where copied_id is not null and begun_at is null";
     const BEGIN: &str = "-- restored, once: whatever the other store sent was sent before this
-        update tide_store set begun_at = ?1, last_tick = ?1, steady_since = ?1";
+        update tide_store set begun_at = ?1, seal = tide_reseal(seal, 6, begun_at, ?1), last_tick = ?1, steady_since = ?1";
     const RELEASE_LEASES: &str =
         "-- restored, once: nobody holds a lease of this store; the run is given back as if it was not begun
-        insert into tide_ready select lane, due_at, id, claims, attempt - (attempt > 0 and flags & ?1 = 0), crashes,
-            generation, round, flags & ?2, expires_at, null, null from tide_lease";
+        insert into tide_ready select *, null, null,
+            tide_seal(0, lane, due_at, id, claims, attempt, crashes, generation, round, flags, expires_at, null, null)
+        from (select lane, due_at, id, claims, attempt - (attempt > 0 and flags & ?1 = 0) attempt, crashes, generation,
+            round, flags & ?2 flags, expires_at from tide_lease)";
     const RELEASED: &str = "-- restored, once: counted where they are now
         update tide_queue set leased = 0, ready = ready + leased";
     const NO_LEASES: &str = "delete from tide_lease";
     const UNSURE: [&str; 2] = [
         "-- restored, once: it may have gone on elsewhere; that it is late is not its fault, and its key stays its own
-        update tide_ready set flags = (flags | ?1) & ~?2, expires_at = ?3 +
-            (select max_age_ms from tide_message m where m.id = tide_ready.id)
-        where exists (select 1 from tide_message m, tide_store s
+        update tide_ready set flags = (flags | ?1) & ~?2, expires_at = u.until,
+            seal = tide_reseal(seal, 8, flags, (flags | ?1) & ~?2, 9, expires_at, u.until)
+        from (select id message, ?3 + max_age_ms until from tide_message) u where u.message = tide_ready.id and exists (select 1 from tide_message m, tide_store s
             where m.id = tide_ready.id and coalesce(m.flow, m.id) <= s.copied_id)",
         "-- restored, once: the same for what is due later
-        update tide_sched set flags = (flags | ?1) & ~?2, expires_at = ?3 +
-            (select max_age_ms from tide_message m where m.id = tide_sched.id)
-        where exists (select 1 from tide_message m, tide_store s
+        update tide_sched set flags = (flags | ?1) & ~?2, expires_at = u.until,
+            seal = tide_reseal(seal, 8, flags, (flags | ?1) & ~?2, 9, expires_at, u.until)
+        from (select id message, ?3 + max_age_ms until from tide_message) u where u.message = tide_sched.id and exists (select 1 from tide_message m, tide_store s
             where m.id = tide_sched.id and coalesce(m.flow, m.id) <= s.copied_id)",
     ];
     const DECIDED: &str = "-- restored, once: what was decided before the copy may have been begun anew since
-        update tide_effect set claims = 0 where state in ('not_done', 'rejected')";
+        update tide_effect set claims = 0, seal = tide_reseal(seal, 8, claims, 0) where state in ('not_done', 'rejected')";
     const OPEN: &str =
         "-- restored, once: an open effect may have been sent again until now; it is reconciled for as long as before
         update tide_effect set last_possible_send = max(last_possible_send, ?1),
-            reconcile_until = ?1 + max(0, reconcile_until - first_intent_at)
+            reconcile_until = ?1 + max(0, reconcile_until - first_intent_at),
+            seal = tide_reseal(seal, 12, last_possible_send, max(last_possible_send, ?1),
+                15, reconcile_until, ?1 + max(0, reconcile_until - first_intent_at))
         where state in ('intent', 'unknown')";
     let conn = group.conn;
     if !conn.prepare_cached(UNBEGUN)?.exists([])? {

@@ -49,12 +49,13 @@ pub(crate) fn reason_of(act: &Act, what: &str) -> Result<(), StoreError> {
 /// Whether it was discarded now; if not, it had been before.
 fn one(group: &mut Group<'_>, request: &Discard, id: MessageId) -> Result<bool, Trouble> {
     const DISCARD: &str = "-- discard: its retention begins
-        update tide_held set discarded_at = ?2 where id = ?1 and state = 'dead' and discarded_at is null";
+        update tide_held set discarded_at = ?2, seal = tide_reseal(seal, 18, discarded_at, ?2)
+        where id = ?1 and state = 'dead' and discarded_at is null";
     let Some(found) = place::find(group.conn, id)? else { return Err(StoreError::not_found(id).into()) };
     let lane = group.lane(found.lane())?;
     let journal = place::journal_if(group.conn, id, found.flags())?;
     lifecycle::discard(found.state(), &JournalFacts::of(&journal, group.now))?;
-    if matches!(&found, Found::Ended(ended) if ended.discarded) {
+    if matches!(&found, Found::Ended(ended) if ended.discarded_at.is_some()) {
         return Ok(false);
     }
     group.conn.prepare_cached(DISCARD)?.execute(params![id.as_i64(), group.now.as_millis()])?;

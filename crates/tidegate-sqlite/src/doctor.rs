@@ -20,7 +20,9 @@ use crate::group::{Lane, load_lane};
 use crate::migrate::{self, Kind, Looked};
 use crate::open;
 use crate::place;
+use crate::room::{self, Disk, RoomFor};
 use crate::row::{self, JOURNALED};
+use crate::seal::{self, EFFECT, HELD, LEASE, MESSAGE, READY, RESULT, SCHED, SEALED};
 use crate::trouble::{Trouble, store_error};
 
 /// So many findings of a check are listed; the others are counted.
@@ -84,10 +86,10 @@ struct Patient<'a> {
 }
 
 /// Every check: its name, what it looks at, and the look itself.
-const CHECKS: [(&str, &str, Look); 16] = [
+const CHECKS: [(&str, &str, Look); 17] = [
     ("pages", "the file's pages and indexes are whole (integrity_check)", pages),
     ("migrations", "the tables were made by the steps this program knows", migrations),
-    ("decode", "every row can be read", decode),
+    ("decode", "every row can be read and agrees with its seal", decode),
     ("one_state", "every message is in exactly one of the tables of its states", one_state),
     ("bodies", "every row of a state has the body of its message", bodies),
     ("keys", "every key names a message, and every message has its key", keys),
@@ -100,6 +102,7 @@ const CHECKS: [(&str, &str, Look); 16] = [
     ("tallies", "counters count at least what is there", tallies),
     ("leases", "leases that ran out are taken over", leases),
     ("wal", "the write-ahead log is of a bearable size", wal),
+    ("room", "the disk has room for new messages, and for those that wait", room),
     ("clock", "the wall clock was not set of late, and is not behind the store", clock),
 ];
 
@@ -188,7 +191,10 @@ fn pages(patient: &Patient<'_>) -> Result<Found, Trouble> {
 
 fn migrations(patient: &Patient<'_>) -> Result<Found, Trouble> {
     let what = match migrate::look(patient.conn, &patient.path.display().to_string()) {
-        Ok(Kind::Current) => return Ok(Vec::new()),
+        Ok(Kind::Current) => match migrate::altered(patient.conn)? {
+            Some(what) => what,
+            None => return Ok(Vec::new()),
+        },
         Ok(Kind::Empty) => "the file has no tables yet".to_owned(),
         Ok(Kind::Older { has }) => format!("the store is at step {has}, of an older tidegate"),
         Err(Looked::Refused(error)) => error.what().to_owned(),
@@ -239,6 +245,12 @@ fn decode(patient: &Patient<'_>) -> Result<Found, Trouble> {
     each("select * from tide_held", "tide_held", &mut |row| place::ended_held(row).map(drop))?;
     each("select * from tide_effect", "tide_effect", &mut |row| row::effect(row).map(drop))?;
     each("select * from tide_history", "tide_history", &mut |row| row::state(row, "tide_history").map(drop))?;
+    for sealed in SEALED {
+        // Those above were held against their seals as they were read.
+        if ![MESSAGE, READY, SCHED, LEASE, RESULT, HELD, EFFECT].contains(&sealed) {
+            each(&format!("select * from {}", sealed.table), sealed.table, &mut |row| seal::check(row, sealed))?;
+        }
+    }
     Ok(found)
 }
 
@@ -453,6 +465,12 @@ fn wal(patient: &Patient<'_>) -> Result<Found, Trouble> {
     }
     let what = format!("the log has {size} bytes: a reader that never ends keeps it from beginning anew");
     Ok(vec![finding("", Path::new(&name).display(), what)])
+}
+
+fn room(patient: &Patient<'_>) -> Result<Found, Trouble> {
+    let found = room::look_once(patient.path).filter(|disk| disk.room_for < RoomFor::Accepting);
+    let what = |disk: Disk| format!("{} bytes are free: there is room for {} only", disk.free, disk.room_for.as_str());
+    Ok(found.map(|disk| finding("", patient.path.display(), what(disk))).into_iter().collect())
 }
 
 fn clock(patient: &Patient<'_>) -> Result<Found, Trouble> {

@@ -19,9 +19,9 @@ use crate::trouble::Trouble;
 /// Replaces the payload, and opens another round for its effects.
 pub(crate) fn edit(group: &mut Group<'_>, request: &Edit) -> Result<Edited, Trouble> {
     const PAYLOAD: &str = "-- edit: the one change a body ever sees
-        update tide_message set payload = ?2 where id = ?1";
+        update tide_message set payload = ?2, seal = tide_reseal(seal, 3, payload, ?2) where id = ?1";
     const ROUND: &str = "-- edit: the keys of its effects stand for the payload they were sent with
-        update tide_held set round = ?2 where id = ?1 and state = 'dead'";
+        update tide_held set round = ?2, seal = tide_reseal(seal, 8, round, ?2) where id = ?1 and state = 'dead'";
     reason_of(&request.act, "an edit")?;
     copied::begin(group)?;
     let id = request.id;

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, params};
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::MessageId;
 use tidegate_core::lifecycle::Counters;
 use tidegate_core::message::{DEFAULT_MAX_AGE, Due, NewMessage};
@@ -12,7 +14,9 @@ use tidegate_core::store::{Counted, Enqueued, Verdicts};
 
 use crate::group::{Group, Lane};
 use crate::place;
+use crate::room;
 use crate::row::{self, Life};
+use crate::seal;
 use crate::trouble::{Trouble, verdict};
 
 /// How long a caller waits before it tries a full queue again.
@@ -63,25 +67,28 @@ pub(crate) fn enqueue(
             Err(refused) => Err(refused),
         });
     }
+    failpoint::reach("enqueue.before_commit");
     Ok(verdicts)
 }
 
 /// Stores one message, or finds what its key means already.
 pub(crate) fn one(group: &mut Group<'_>, new: &Prepared, origin: Origin) -> Result<Enqueued, Trouble> {
     const TAKE_KEY: &str = "-- enqueue: the key is the gate, one row for ever
-        insert into tide_key (queue, hash, id, fingerprint) values (?1, ?2, ?3, ?4)
+        insert into tide_key values (?1, ?2, ?3, ?4, ?5)
         on conflict (queue, hash) do nothing";
     let message = &new.message;
     let queue_id = group.queue(&message.tenant, &message.queue)?;
     let outside = matches!(origin, Origin::Outside);
     let (depth, limit) = if outside { group.depth(queue_id)? } else { (0, None) };
     let full = limit.is_some_and(|limit| depth >= limit);
+    let needed = room::needs(message.payload.text().len() + new.headers.as_ref().map_or(0, String::len));
+    let no_room = outside && needed > group.allowance;
     let retained_from = group.now.before(group.limits.retention);
-    let stale = message.key_time.is_some_and(|made| made < retained_from);
+    let stale = message.key_time.is_some_and(|made| made < retained_from) && !canary::is(Canary::StaleKeyExecuted);
     let due_at = due_at(group.now, message.due);
     let late = message.deadline.is_some_and(|deadline| deadline <= due_at);
     // A known key is answered whatever else is the matter; only an unknown one can be too old or one too many.
-    if full || stale || late {
+    if full || stale || late || no_room {
         if let Some(known) = known(group, queue_id, new)? {
             return Ok(known);
         }
@@ -92,19 +99,22 @@ pub(crate) fn one(group: &mut Group<'_>, new: &Prepared, origin: Origin) -> Resu
             let what = format!("the deadline {deadline} is over before the message is due at {due_at}");
             return Err(StoreError::invalid(what).hint("give it a later deadline, or none").into());
         }
-        return Err(refuse_full(group, message, limit.unwrap_or_default())?.into());
+        // A refusal for want of room writes nothing, not even that it happened.
+        return Err(if full { refuse_full(group, message, limit.unwrap_or_default())? } else { room::refuse() }.into());
     }
     let id = group.next_id()?;
-    let taken =
-        group.conn.prepare_cached(TAKE_KEY)?.execute(params![queue_id, new.hash, id.as_i64(), new.fingerprint])?;
+    let key = params![queue_id, new.hash, id.as_i64(), new.fingerprint];
+    let taken = seal::execute(&mut group.conn.prepare_cached(TAKE_KEY)?, seal::KEY, key)?;
     if taken == 0 {
         return match known(group, queue_id, new)? {
             Some(known) => Ok(known),
             None => Err(StoreError::corrupt("tide_key", "a key is taken and cannot be read").into()),
         };
     }
+    failpoint::reach("enqueue.after_key");
     let lane = group.lane_for(&message.tenant, &message.queue, &message.kind, message.version, message.priority)?;
     insert(group, new, &lane, id, due_at, origin)?;
+    group.allowance = group.allowance.saturating_sub(needed);
     Ok(Enqueued::New { id })
 }
 
@@ -117,7 +127,7 @@ fn insert(
     origin: Origin,
 ) -> Result<(), Trouble> {
     const BODY: &str = "-- enqueue: the body, written once
-        insert into tide_message values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+        insert into tide_message values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
     let message = &new.message;
     let max_age =
         message.max_age.unwrap_or_else(|| message.deadline.map_or(DEFAULT_MAX_AGE, |deadline| deadline.since(due_at)));
@@ -125,7 +135,7 @@ fn insert(
         Origin::Outside => (None, None),
         Origin::Follows { flow, parent } => (Some(flow.as_i64()), Some(parent.as_i64())),
     };
-    group.conn.prepare_cached(BODY)?.execute(params![
+    let body = params![
         id.as_i64(),
         lane.id,
         message.key.as_str(),
@@ -137,7 +147,8 @@ fn insert(
         flow,
         parent,
         new.headers,
-    ])?;
+    ];
+    seal::execute(&mut group.conn.prepare_cached(BODY)?, seal::MESSAGE, body)?;
     let life = Life { lane: lane.id, due_at, counters: Counters::default(), flags: 0, expires_at: None, last: None };
     place::put_ready(group, lane, id, &life)?;
     group.tally(lane, Counted::Enqueued, "");
@@ -155,31 +166,32 @@ fn due_at(now: Timestamp, due: Due) -> Timestamp {
 
 /// Which message has the key of this one.
 pub(crate) fn whose(group: &mut Group<'_>, new: &Prepared) -> Result<Option<MessageId>, Trouble> {
-    const WHOSE: &str = "-- settle, repeated: the messages that were enqueued with it
-        select id from tide_key where queue = ?1 and hash = ?2";
     let Some(queue_id) = group.known_queue(&new.message.tenant, &new.message.queue)? else { return Ok(None) };
-    let id: Option<i64> =
-        group.conn.prepare_cached(WHOSE)?.query_row(params![queue_id, new.hash], |row| row.get(0)).optional()?;
-    Ok(id.map(MessageId::from_i64))
+    Ok(key_row(group.conn, queue_id, new.hash)?.map(|(id, _)| id))
+}
+
+/// The row of a key: its message, and the fingerprint of the payload it came with.
+pub(crate) fn key_row(
+    conn: &Connection,
+    queue_id: i64,
+    hash: [u8; 16],
+) -> Result<Option<(MessageId, [u8; 16])>, Trouble> {
+    const KEY: &str = "-- enqueue, settle repeated, redrive, find: whose key it is
+        select * from tide_key where queue = ?1 and hash = ?2";
+    let mut statement = conn.prepare_cached(KEY)?;
+    let mut rows = statement.query(params![queue_id, hash])?;
+    rows.next()?.map(row::known_key).transpose()
 }
 
 /// What a known key means for this call.
 fn known(group: &mut Group<'_>, queue_id: i64, new: &Prepared) -> Result<Option<Enqueued>, Trouble> {
-    const KNOWN: &str = "-- enqueue: whose key it is
-        select id, fingerprint from tide_key where queue = ?1 and hash = ?2";
-    let found: Option<(i64, Vec<u8>)> = group
-        .conn
-        .prepare_cached(KNOWN)?
-        .query_row(params![queue_id, new.hash], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let Some((id, fingerprint)) = found else { return Ok(None) };
-    let id = MessageId::from_i64(id);
+    let Some((id, fingerprint)) = key_row(group.conn, queue_id, new.hash)? else { return Ok(None) };
     let Some(found) = place::find(group.conn, id)? else {
         let what = "the key names a message that is not there";
         return Err(StoreError::corrupt(&format!("tide_key, message {}", id.as_i64()), what).message_id(id).into());
     };
     let lane = group.lane(found.lane())?;
-    if fingerprint != new.fingerprint {
+    if fingerprint != new.fingerprint && !canary::is(Canary::KeyConflictIgnored) {
         group.tally(&lane, Counted::KeyConflicts, "");
         let what = format!("key {:?} is known in queue {} with another payload: {id}", new.message.key, lane.queue);
         return Err(StoreError::new(StoreErrorKind::KeyConflict, what)

@@ -76,18 +76,24 @@ pub(crate) fn erase(group: &mut Group<'_>, request: &Erase) -> Result<Verdicts<(
 
 fn one(group: &mut Group<'_>, request: &Erase, id: MessageId) -> Result<(), Trouble> {
     const PAYLOAD: &str = "-- erase: its fingerprint stays with the key, so that a duplicate is still recognised
-        update tide_message set payload = ?2 where id = ?1";
-    const HEADERS: &str = "update tide_message set headers = null where id = ?1";
+        update tide_message set payload = ?2, seal = tide_reseal(seal, 3, payload, ?2) where id = ?1";
+    const HEADERS: &str =
+        "update tide_message set headers = null, seal = tide_reseal(seal, 10, headers, null) where id = ?1";
     const RESULT: &str = "-- erase: noted in the row, so that nobody takes the tombstone for an answer or runs it
-        update tide_result set flags = flags | ?2 where id = ?1";
-    const HELD: &str = "update tide_held set flags = flags | ?2 where id = ?1";
-    const ANSWER: &str = "update tide_result set body = null where id = ?1";
+        update tide_result set flags = flags | ?2, seal = tide_reseal(seal, 9, flags, flags | ?2) where id = ?1";
+    const HELD: &str =
+        "update tide_held set flags = flags | ?2, seal = tide_reseal(seal, 9, flags, flags | ?2) where id = ?1";
+    const ANSWER: &str = "update tide_result set body = null, seal = tide_reseal(seal, 11, body, null) where id = ?1";
     const EFFECTS: &str = "-- erase: that it happened stays
-        update tide_effect set value = iif(state = 'rejected', value, ?2), detail = iif(detail is null, null, ?2)
+        update tide_effect set value = iif(state = 'rejected', value, ?2), detail = iif(detail is null, null, ?2),
+            seal = tide_reseal(seal, 17, value, iif(state = 'rejected', value, ?2),
+                18, detail, iif(detail is null, null, ?2))
         where message = ?1 and value is not null";
-    const EVIDENCE: &str = "update tide_evidence set value = ?2 where message = ?1";
-    const HISTORY: &str = "update tide_history set detail = '' where message = ?1";
-    const DETAIL: &str = "update tide_held set detail = null where id = ?1";
+    const EVIDENCE: &str =
+        "update tide_evidence set value = ?2, seal = tide_reseal(seal, 5, value, ?2) where message = ?1";
+    const HISTORY: &str =
+        "update tide_history set detail = '', seal = tide_reseal(seal, 8, detail, '') where message = ?1";
+    const DETAIL: &str = "update tide_held set detail = null, seal = tide_reseal(seal, 12, detail, null) where id = ?1";
     let Some(found) = place::find(group.conn, id)? else { return Err(StoreError::not_found(id).into()) };
     let ended = match &found {
         Found::Ended(ended) if ended.state.is_terminal() => ended,

@@ -14,7 +14,9 @@ use tidegate_core::message::Priority;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{Act, Counted, News};
 
+use crate::room::RoomFor;
 use crate::row;
+use crate::seal;
 use crate::trouble::Trouble;
 
 /// A row of `tide_lane` with the names of its queue.
@@ -75,6 +77,10 @@ pub(crate) struct Group<'c> {
     pub(crate) now: Timestamp,
     pub(crate) limits: Limits,
     pub(crate) news: News,
+    /// What there is room for on the disk.
+    pub(crate) room_for: RoomFor,
+    /// How many bytes of new messages there is room for.
+    pub(crate) allowance: u64,
     /// How much was done: messages, leases, settlements and so on.
     pub(crate) items: usize,
     interned: &'c mut Interned,
@@ -94,6 +100,8 @@ impl<'c> Group<'c> {
             now,
             limits,
             news: News::default(),
+            room_for: RoomFor::Accepting,
+            allowance: u64::MAX,
             items: 0,
             interned,
             last_id: None,
@@ -165,10 +173,13 @@ impl<'c> Group<'c> {
         if let Some(id) = self.known_queue(tenant, queue)? {
             return Ok(id);
         }
-        let id = self
-            .conn
-            .prepare_cached("insert into tide_queue (tenant, name) values (?1, ?2) returning id")?
-            .query_row(params![tenant.as_str(), queue.as_str()], |row| row.get(0))?;
+        const INSERT: &str = "insert into tide_queue (tenant, name, seal) values (?1, ?2, 0) returning id";
+        // The row's number is under its seal, and not known before there is a row.
+        const SEAL: &str = "update tide_queue set seal = ?2 where id = ?1";
+        let (tenant_name, name) = (tenant.as_str(), queue.as_str());
+        let id: i64 = self.conn.prepare_cached(INSERT)?.query_row([tenant_name, name], |row| row.get(0))?;
+        let seal = seal::of(seal::QUEUE, params![id, tenant_name, name, 0, None::<i64>])?;
+        self.conn.prepare_cached(SEAL)?.execute([id, seal])?;
         self.interned.queues.insert((tenant.clone(), queue.clone()), id);
         Ok(id)
     }
@@ -179,11 +190,7 @@ impl<'c> Group<'c> {
         if let Some(id) = self.interned.queues.get(&name) {
             return Ok(Some(*id));
         }
-        let id: Option<i64> = self
-            .conn
-            .prepare_cached("select id from tide_queue where tenant = ?1 and name = ?2")?
-            .query_row(params![tenant.as_str(), queue.as_str()], |row| row.get(0))
-            .optional()?;
+        let id = find_queue(self.conn, tenant, queue)?;
         if let Some(id) = id {
             self.interned.queues.insert(name, id);
         }
@@ -206,13 +213,24 @@ impl<'c> Group<'c> {
         if let Some(lane) = self.interned.lanes.values().find(fits) {
             return Ok(lane.clone());
         }
-        const INTERN: &str = "-- the update changes nothing, but lets the known row be returned
-            insert into tide_lane (queue, kind, version, priority) values (?1, ?2, ?3, ?4)
-            on conflict (queue, kind, version, priority) do update set kind = excluded.kind returning id";
-        let id = self
-            .conn
-            .prepare_cached(INTERN)?
-            .query_row(params![queue_id, kind.as_str(), version, priority.get()], |row| row.get(0))?;
+        const KNOWN: &str = "-- another process may have made it
+            select id from tide_lane where queue = ?1 and kind = ?2 and version = ?3 and priority = ?4";
+        const INSERT: &str = "insert into tide_lane (queue, kind, version, priority, seal) values (?1, ?2, ?3, ?4, 0)
+            returning id";
+        const SEAL: &str = "update tide_lane set seal = ?2 where id = ?1";
+        let columns = params![queue_id, kind.as_str(), version, priority.get()];
+        let known = self.conn.prepare_cached(KNOWN)?.query_row(columns, |row| row.get(0)).optional()?;
+        if let Some(id) = known {
+            let lane = self.lane(id)?;
+            if fits(&&lane) {
+                return Ok(lane);
+            }
+            let what = "the index of lanes leads to another lane";
+            return Err(Trouble::Item(StoreError::corrupt(&format!("tide_lane, row {id}"), what)));
+        }
+        let id: i64 = self.conn.prepare_cached(INSERT)?.query_row(columns, |row| row.get(0))?;
+        let seal = seal::of(seal::LANE, params![id, queue_id, kind.as_str(), version, priority.get()])?;
+        self.conn.prepare_cached(SEAL)?.execute([id, seal])?;
         let lane =
             Lane { id, queue_id, tenant: tenant.clone(), queue: queue.clone(), kind: kind.clone(), version, priority };
         self.interned.lanes.insert(id, lane.clone());
@@ -271,10 +289,9 @@ impl<'c> Group<'c> {
         let (stored, limit) = match known {
             Some(known) => known,
             None => {
-                let read: (i64, Option<i64>) = self
-                    .conn
-                    .prepare_cached("select ready + scheduled + leased, max_depth from tide_queue where id = ?1")?
-                    .query_row([queue_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                const DEPTH: &str = "select ready + scheduled + leased from tide_queue where id = ?1";
+                let depth: i64 = self.conn.prepare_cached(DEPTH)?.query_row([queue_id], |row| row.get(0))?;
+                let read = (depth, queue_row(self.conn, queue_id)?.max_depth);
                 self.depths.insert(queue_id, read);
                 read
             }
@@ -305,9 +322,9 @@ impl<'c> Group<'c> {
         queue_id: Option<i64>,
         detail: &str,
     ) -> Result<(), Trouble> {
-        const AUDIT: &str = "insert into tide_audit (at, actor, act, reason, message, queue, detail)
-            values (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-        self.conn.prepare_cached(AUDIT)?.execute(params![
+        const AUDIT: &str = "insert into tide_audit (at, actor, act, reason, message, queue, detail, seal)
+            values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        let entry = params![
             self.now.as_millis(),
             act.actor,
             what,
@@ -315,7 +332,8 @@ impl<'c> Group<'c> {
             message.map(MessageId::as_i64),
             queue_id,
             detail
-        ])?;
+        ];
+        seal::execute(&mut self.conn.prepare_cached(AUDIT)?, seal::AUDIT, entry)?;
         Ok(())
     }
 
@@ -340,34 +358,76 @@ impl<'c> Group<'c> {
 
 /// Reads a lane with the names of its queue.
 pub(crate) fn load_lane(conn: &Connection, id: i64) -> Result<Lane, Trouble> {
-    const LANE: &str = "select l.id, l.queue, q.tenant, q.name, l.kind, l.version, l.priority
-        from tide_lane l join tide_queue q on q.id = l.queue where l.id = ?1";
+    const LANE: &str = "select * from tide_lane where id = ?1";
     let mut statement = conn.prepare_cached(LANE)?;
     let mut rows = statement.query([id])?;
     let Some(row) = rows.next()? else {
         return Err(Trouble::Item(StoreError::corrupt(&format!("tide_lane, row {id}"), "no such lane")));
     };
     let table = "tide_lane";
-    let tenant: String = row::column(row, "tenant", table)?;
+    seal::check(row, seal::LANE)?;
+    let queue_id = row::column(row, "queue", table)?;
+    let queue = queue_row(conn, queue_id)?;
     let priority: u8 = row::column(row, "priority", table)?;
     Ok(Lane {
         id,
-        queue_id: row::column(row, "queue", table)?,
-        tenant: Tenant::new(&tenant)?,
-        queue: row::parsed(row, "name", table)?,
+        queue_id,
+        tenant: queue.tenant,
+        queue: queue.name,
         kind: row::parsed(row, "kind", table)?,
         version: row::column(row, "version", table)?,
         priority: Priority::new(priority)?,
     })
 }
 
+/// What is under the seal of a row of `tide_queue`.
+pub(crate) struct QueueRow {
+    pub(crate) tenant: Tenant,
+    pub(crate) name: QueueName,
+    pub(crate) paused: bool,
+    pub(crate) max_depth: Option<i64>,
+}
+
+/// A queue by its number.
+pub(crate) fn queue_row(conn: &Connection, id: i64) -> Result<QueueRow, Trouble> {
+    const QUEUE: &str = "select * from tide_queue where id = ?1";
+    let table = "tide_queue";
+    let mut statement = conn.prepare_cached(QUEUE)?;
+    let mut rows = statement.query([id])?;
+    let Some(row) = rows.next()? else {
+        return Err(Trouble::Item(StoreError::corrupt(&format!("{table}, row {id}"), "no such queue")));
+    };
+    seal::check(row, seal::QUEUE)?;
+    let tenant: String = row::column(row, "tenant", table)?;
+    Ok(QueueRow {
+        tenant: Tenant::new(&tenant)?,
+        name: row::parsed(row, "name", table)?,
+        paused: row::column(row, "paused", table)?,
+        max_depth: row::column(row, "max_depth", table)?,
+    })
+}
+
+/// The number of a queue, if anybody ever used it.
+pub(crate) fn find_queue(conn: &Connection, tenant: &Tenant, name: &QueueName) -> Result<Option<i64>, Trouble> {
+    const FIND: &str = "select id from tide_queue where tenant = ?1 and name = ?2";
+    let names = params![tenant.as_str(), name.as_str()];
+    let id: Option<i64> = conn.prepare_cached(FIND)?.query_row(names, |row| row.get(0)).optional()?;
+    let Some(id) = id else { return Ok(None) };
+    let found = queue_row(conn, id)?;
+    if found.tenant == *tenant && found.name == *name {
+        return Ok(Some(id));
+    }
+    let what = "the index of queues leads to another queue";
+    Err(Trouble::Item(StoreError::corrupt(&format!("tide_queue, row {id}"), what)))
+}
+
 /// What a kind allows; `None` when no worker ever declared it.
 pub(crate) fn policy(conn: &Connection, kind: &Kind) -> Result<Option<Policy>, Trouble> {
-    let text: Option<String> = conn
-        .prepare_cached("select policy from tide_policy where kind = ?1")?
-        .query_row([kind.as_str()], |row| row.get(0))
-        .optional()?;
-    let Some(text) = text else { return Ok(None) };
+    let mut statement = conn.prepare_cached("select * from tide_policy where kind = ?1")?;
+    let mut rows = statement.query([kind.as_str()])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    seal::check(row, seal::POLICY)?;
+    let text: String = row::column(row, "policy", "tide_policy")?;
     serde_json::from_str(&text)
         .map(Some)
         .map_err(|e| Trouble::Item(StoreError::corrupt(&format!("tide_policy.policy, kind {kind}"), &e.to_string())))

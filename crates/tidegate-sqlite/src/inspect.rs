@@ -1,6 +1,6 @@
 //! Everything about messages, read beside the writer.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, Row, params};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::StoreError;
 use tidegate_core::group::{GroupId, pattern};
@@ -11,9 +11,11 @@ use tidegate_core::store::{
     AuditEntry, Ending, Evidence, ExplainFacts, FailureGroup, Filter, MessageView, Progress, Summary,
 };
 
+use crate::enqueue;
 use crate::group::{self, load_lane};
 use crate::place::{self, Ended, Found};
 use crate::row::{self, id_list};
+use crate::seal;
 use crate::trouble::Trouble;
 
 /// Messages ahead of an explained one are counted up to here.
@@ -76,6 +78,7 @@ fn history(conn: &Connection, id: MessageId) -> Result<Vec<Ending>, Trouble> {
     let mut rows = statement.query([id.as_i64()])?;
     let mut history = Vec::new();
     while let Some(row) = rows.next()? {
+        seal::check(row, seal::HISTORY)?;
         history.push(Ending {
             at: row::time(row, "at", table)?,
             attempt: row::column(row, "attempt", table)?,
@@ -98,6 +101,7 @@ fn evidence(conn: &Connection, id: MessageId) -> Result<Vec<Evidence>, Trouble> 
     let mut rows = statement.query([id.as_i64()])?;
     let mut evidence = Vec::new();
     while let Some(row) = rows.next()? {
+        seal::check(row, seal::EVIDENCE)?;
         let value: String = row::column(row, "value", table)?;
         evidence.push(Evidence {
             at: row::time(row, "at", table)?,
@@ -115,14 +119,8 @@ pub(crate) fn find(
     queue: &QueueName,
     key: &IdempotencyKey,
 ) -> Result<Option<MessageId>, Trouble> {
-    const FIND: &str = "-- find
-        select k.id from tide_queue q join tide_key k on k.queue = q.id and k.hash = ?3
-        where q.tenant = ?1 and q.name = ?2";
-    let id: Option<i64> = conn
-        .prepare_cached(FIND)?
-        .query_row(params![tenant.as_str(), queue.as_str(), key.hash()], |row| row.get(0))
-        .optional()?;
-    Ok(id.map(MessageId::from_i64))
+    let Some(queue_id) = group::find_queue(conn, tenant, queue)? else { return Ok(None) };
+    Ok(enqueue::key_row(conn, queue_id, key.hash())?.map(|(id, _)| id))
 }
 
 /// Where messages stand.
@@ -131,19 +129,13 @@ pub(crate) fn progress(conn: &Connection, ids: &[MessageId]) -> Result<Vec<Optio
 }
 
 fn progress_of(conn: &Connection, id: MessageId) -> Result<Option<Progress>, Trouble> {
-    const THERE: &str = "-- progress: ready, or unknown
-        select 1 from tide_message where id = ?1";
-    const LEASED: &str = "-- progress: running
-        select 1 from tide_lease where id = ?1";
-    let live = |state| Some(Progress { state, reason: None, answer: None });
     if let Some(ended) = place::ended(conn, id)? {
         let answer = ended.answer();
         return Ok(Some(Progress { state: ended.state, reason: ended.reason, answer }));
     }
-    if conn.prepare_cached(LEASED)?.exists([id.as_i64()])? {
-        return Ok(live(State::Leased));
-    }
-    Ok(if conn.prepare_cached(THERE)?.exists([id.as_i64()])? { live(State::Ready) } else { None })
+    // That it has not ended is believed only if it is found where a message is that has not.
+    let found = place::find(conn, id)?;
+    Ok(found.map(|found| Progress { state: found.state(), reason: None, answer: None }))
 }
 
 /// All messages of a flow, the first one first.
@@ -204,13 +196,14 @@ fn why(ended: &Ended) -> (Option<String>, Option<String>) {
 
 fn last_failure(conn: &Connection, id: MessageId) -> Result<(Option<String>, Option<String>), Trouble> {
     const LAST: &str = "-- list: the last attempt's failure
-        select code, detail from tide_history where message = ?1 order by seq desc limit 1";
-    let last: Option<(String, String)> =
-        conn.prepare_cached(LAST)?.query_row([id.as_i64()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-    Ok(match last {
-        Some((code, detail)) if !code.is_empty() => (Some(code), Some(detail)),
-        Some(_) | None => (None, None),
-    })
+        select * from tide_history where message = ?1 order by seq desc limit 1";
+    let table = "tide_history";
+    let mut statement = conn.prepare_cached(LAST)?;
+    let mut rows = statement.query([id.as_i64()])?;
+    let Some(row) = rows.next()? else { return Ok((None, None)) };
+    seal::check(row, seal::HISTORY)?;
+    let (code, detail): (String, String) = (row::column(row, "code", table)?, row::column(row, "detail", table)?);
+    Ok(if code.is_empty() { (None, None) } else { (Some(code), Some(detail)) })
 }
 
 /// Messages by filter, by ascending id.
@@ -282,8 +275,7 @@ pub(crate) fn groups(conn: &Connection, filter: &Filter) -> Result<Vec<FailureGr
           and discarded_at is null
         group by fgroup";
     const SAMPLE: &str = "-- groups: one of each
-        select h.id, l.kind, coalesce(h.code, h.reason) code, h.effect, h.detail
-        from tide_held h join tide_lane l on l.id = h.lane where h.id = ?1";
+        select * from tide_held where id = ?1";
     let wanted = |state: &State| match filter.states[..] {
         [] => *state == State::Dead,
         [..] => filter.states.contains(state),
@@ -299,15 +291,24 @@ pub(crate) fn groups(conn: &Connection, filter: &Filter) -> Result<Vec<FailureGr
         let mut of_sample = conn.prepare_cached(SAMPLE)?;
         let mut samples = of_sample.query([sample])?;
         let Some(first) = samples.next()? else { continue };
-        let code: String = row::column(first, "code", table)?;
+        seal::check(first, seal::HELD)?;
+        let failures: i64 = row::column(first, "fgroup", table)?;
+        if failures != row::column::<i64>(row, "fgroup", table)? {
+            let what = "the index of groups leads to a message of another one";
+            return Err(StoreError::corrupt(&format!("{table}, row {sample}"), what).into());
+        }
+        let code = match row::column::<Option<String>>(first, "code", table)? {
+            Some(code) => code,
+            None => row::column(first, "reason", table)?,
+        };
         if filter.code.as_ref().is_some_and(|wanted| *wanted != code) {
             continue;
         }
         let effect: Option<String> = row::column(first, "effect", table)?;
         let detail: Option<String> = row::column(first, "detail", table)?;
         groups.push(FailureGroup {
-            id: GroupId::from_i64(row::column(row, "fgroup", table)?),
-            kind: row::parsed(first, "kind", "tide_lane")?,
+            id: GroupId::from_i64(failures),
+            kind: load_lane(conn, row::column(first, "lane", table)?)?.kind,
             code,
             effect: effect.as_deref().map(EffectName::new).transpose()?,
             pattern: pattern(&detail.unwrap_or_default()),
@@ -337,14 +338,12 @@ pub(crate) fn lanes(conn: &Connection, filter: &Filter) -> Result<rusqlite::type
 
 /// What an explanation needs to know.
 pub(crate) fn explain(conn: &Connection, id: MessageId, now: Timestamp) -> Result<Option<ExplainFacts>, Trouble> {
-    const PAUSED: &str = "-- explain: as the claim asks it
-        select paused from tide_queue where id = ?1";
     const AHEAD: &str = "-- explain: in the order of the claim
         select count(*) from (select 1 from tide_ready where lane = ?1 and (due_at, id) < (?2, ?3) limit ?4)";
     let Some(view) = view(conn, id)? else { return Ok(None) };
     let Some(found) = place::find(conn, id)? else { return Ok(None) };
     let lane = load_lane(conn, found.lane())?;
-    let paused = conn.prepare_cached(PAUSED)?.query_row([lane.queue_id], |row| row.get(0))?;
+    let paused = group::queue_row(conn, lane.queue_id)?.paused;
     let ahead = match view.due_at.filter(|due_at| *due_at <= now) {
         Some(due_at) => conn
             .prepare_cached(AHEAD)?
@@ -372,6 +371,7 @@ pub(crate) fn audit(conn: &Connection, after: u64, limit: u32) -> Result<Vec<Aud
 
 fn entry(row: &Row<'_>) -> Result<AuditEntry, Trouble> {
     let table = "tide_audit";
+    seal::check(row, seal::AUDIT)?;
     let queue: Option<String> = row::column(row, "queue_name", table)?;
     let queue = queue.map(|name| QueueName::new(&name)).transpose().map_err(|e: StoreError| Trouble::Item(e))?;
     let message: Option<i64> = row::column(row, "message", table)?;

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 
 use rusqlite::params;
-use tidegate_core::effect::{self, EffectAnswer, EffectRow, EffectState};
+use tidegate_core::canary::{self, Canary};
+use tidegate_core::effect::{self, EffectAnswer, EffectKey, EffectRow, EffectState};
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::message::Message;
 use tidegate_core::store::{Journal, JournalWrite, Verdicts};
@@ -15,6 +17,7 @@ use crate::extend;
 use crate::group::Group;
 use crate::place;
 use crate::row::{self, JOURNALED, LeaseRow};
+use crate::seal;
 use crate::trouble::{Trouble, verdict};
 
 /// Writes a batch.
@@ -24,12 +27,17 @@ pub(crate) fn journal(group: &mut Group<'_>, batch: &[Journal]) -> Result<Verdic
     for item in batch {
         verdicts.push(verdict(one(group, item))?);
     }
+    failpoint::reach("journal.before_commit");
     Ok(verdicts)
 }
 
 fn one(group: &mut Group<'_>, item: &Journal) -> Result<EffectRow, Trouble> {
     let writes = || item.before.iter().chain([&item.write]);
-    let Some(lease) = current(group, item.id, item.token)? else {
+    let lease = match current(group, item.id, item.token)? {
+        None if canary::is(Canary::JournalWithoutFence) => place::lease(group.conn, item.id)?,
+        lease => lease,
+    };
+    let Some(lease) = lease else {
         keep_evidence(group, item.id, writes())?;
         return Err(extend::lost(group, item.id)?.into());
     };
@@ -53,7 +61,14 @@ fn written(row: Option<EffectRow>, item: &Journal) -> Result<EffectRow, Trouble>
 
 /// The lease, if this token holds it.
 pub(crate) fn current(group: &Group<'_>, id: MessageId, token: LeaseToken) -> Result<Option<LeaseRow>, Trouble> {
-    Ok(place::lease(group.conn, id)?.filter(|lease| lease.token == token))
+    let lease = place::lease(group.conn, id)?;
+    if canary::is(Canary::TokenWithoutNonce) {
+        return Ok(lease.filter(|lease| lease.token.claims == token.claims));
+    }
+    if canary::is(Canary::LeaseLostAtExpiry) {
+        return Ok(lease.filter(|lease| lease.token == token && group.now <= lease.until));
+    }
+    Ok(lease.filter(|lease| lease.token == token))
 }
 
 /// Applies writes in order.
@@ -84,6 +99,10 @@ fn apply(
             check_unlapsed(group, lease, message.id)?;
             match copied::assumed(group, message, rows, reached, *times, lease)? {
                 Some(open) => open,
+                None if canary::is(Canary::GenerationInEffectKey) => {
+                    let row = effect::intend(message, rows, reached, *times, token, round, group.now)?;
+                    EffectRow { key: EffectKey::of(message, &reached.effect, lease.life.counters.generation), ..row }
+                }
                 None => effect::intend(message, rows, reached, *times, token, round, group.now)?,
             }
         }
@@ -119,7 +138,7 @@ fn apply(
 
 /// Nothing new may leave once the lease lapsed: a sweep may be about to give the message to another worker.
 pub(crate) fn check_unlapsed(group: &Group<'_>, lease: &LeaseRow, id: MessageId) -> Result<(), StoreError> {
-    if group.now <= lease.until {
+    if group.now <= lease.until || canary::is(Canary::IntentAfterLapse) {
         return Ok(());
     }
     let what = format!("the lease of {id} lapsed at {}; no effect may begin", lease.until);
@@ -135,7 +154,7 @@ pub(crate) fn put(
     row: &EffectRow,
 ) -> Result<(), Trouble> {
     const NOTE: &str = "-- journal: from now on the journal is read before any decision
-        update tide_lease set flags = flags | ?2 where id = ?1";
+        update tide_lease set flags = flags | ?2, seal = tide_reseal(seal, 8, flags, flags | ?2) where id = ?1";
     row::put_effect(group.conn, id, row)?;
     if !lease.life.has(JOURNALED) && rows.is_empty() {
         group.conn.prepare_cached(NOTE)?.execute([id.as_i64(), JOURNALED])?;
@@ -174,17 +193,16 @@ pub(crate) fn keep_evidence<'a>(
     writes: impl Iterator<Item = &'a JournalWrite>,
 ) -> Result<(), Trouble> {
     const EVIDENCE: &str = "-- journal: a late confirmation, as it came
-        insert into tide_evidence (message, at, name, item, value)
-        select ?1, ?2, ?3, ?4, ?5 where exists (select 1 from tide_message where id = ?1)";
+        insert into tide_evidence (message, at, name, item, value, seal)
+        select ?1, ?2, ?3, ?4, ?5, ?6 where exists (select 1 from tide_message where id = ?1)";
     for write in writes {
         let JournalWrite::Answer { effect, answer: EffectAnswer::Confirmed { value }, .. } = write else { continue };
-        group.conn.prepare_cached(EVIDENCE)?.execute(params![
-            id.as_i64(),
-            group.now.as_millis(),
-            effect.name.as_str(),
-            row::stored_item(effect),
-            &**value,
-        ])?;
+        if canary::is(Canary::EvidenceDropped) {
+            continue;
+        }
+        let item = row::stored_item(effect);
+        let evidence = params![id.as_i64(), group.now.as_millis(), effect.name.as_str(), item, &**value];
+        seal::execute(&mut group.conn.prepare_cached(EVIDENCE)?, seal::EVIDENCE, evidence)?;
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ mod extend;
 mod group;
 mod inspect;
 mod journal;
+mod log;
 mod migrate;
 mod open;
 mod operate;
@@ -30,7 +31,9 @@ mod policy;
 mod read;
 mod redrive;
 mod resolve;
+mod room;
 mod row;
+mod seal;
 mod settle;
 mod stats;
 mod sweep;
@@ -47,6 +50,7 @@ use async_trait::async_trait;
 use tidegate_core::clock::{Clock, SystemClock};
 use tidegate_core::effect::{EffectRow, Reached};
 use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
 use tidegate_core::id::{IdempotencyKey, Kind, LeaseToken, MessageId, QueueName, Tenant};
 use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
@@ -61,10 +65,16 @@ pub use backup::Copied;
 pub use doctor::{Check, Doctor, Finding};
 pub use erase::{Also, Erase, TOMBSTONE};
 pub use open::Migrate;
+pub use room::{Disk, Room, RoomFor};
 /// The version of rusqlite whose connections [`SqliteStore::enqueue_in`] and [`SqliteStore::effect_in`] take.
 pub use rusqlite;
 pub use within::{EffectInError, Work};
 pub use writer::GroupStats;
+#[cfg(not(feature = "power-loss"))]
+use writer::Tuning;
+#[cfg(feature = "power-loss")]
+#[doc(hidden)]
+pub use writer::{Synchronous, Tuning};
 
 use crate::group::Limits;
 
@@ -83,6 +93,11 @@ pub struct Options {
     pub create: bool,
     /// How long a file that another process holds is tried again.
     pub busy_timeout: Duration,
+    /// Files up to this many bytes are checked page by page, with their indexes, when they are opened. Larger ones would keep
+    /// a service from starting for too long: have `tidegate doctor` look at a backup of them.
+    pub check_up_to: u64,
+    /// How much room is left on the disk.
+    pub room: Room,
 }
 
 impl Default for Options {
@@ -94,6 +109,8 @@ impl Default for Options {
             migrate: Migrate::NewFile,
             create: true,
             busy_timeout: Duration::from_secs(30),
+            check_up_to: 8 << 20,
+            room: Room::default(),
         }
     }
 }
@@ -119,10 +136,31 @@ impl SqliteStore {
     /// not there and may not be made; `Conflict` when it is a store of an older version and may not be migrated now. The
     /// file was not changed then.
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Arc<Self>, StoreError> {
-        let opened = open::open(path.as_ref(), &options)?;
+        Self::open_with(path.as_ref(), options, Tuning::default())
+    }
+
+    /// Opens a store with other sizes of its log, or with less than durable commits. For the power-loss harness, which has to
+    /// show that it sees what such a store loses; no feature of the product leads here.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`].
+    #[cfg(feature = "power-loss")]
+    #[doc(hidden)]
+    pub fn open_tuned(path: impl AsRef<Path>, options: Options, tuning: Tuning) -> Result<Arc<Self>, StoreError> {
+        Self::open_with(path.as_ref(), options, tuning)
+    }
+
+    fn open_with(path: &Path, options: Options, tuning: Tuning) -> Result<Arc<Self>, StoreError> {
+        options.room.check()?;
+        let opened = open::open(path, &options, tuning.synchronous)?;
         let limits = Limits { max_payload: options.max_payload, retention: options.retention };
-        let settings =
-            writer::Settings { clock: Arc::clone(&options.clock), limits, busy_timeout: options.busy_timeout };
+        let settings = writer::Settings {
+            clock: Arc::clone(&options.clock),
+            limits,
+            busy_timeout: options.busy_timeout,
+            room: options.room,
+            tuning,
+        };
         let writer = writer::Writer::start(opened.conn, &opened.path, settings)?;
         Ok(Arc::new(Self {
             readers: Arc::new(read::Readers::new(opened.path.clone())),
@@ -156,7 +194,7 @@ impl SqliteStore {
         batch: Vec<NewMessage>,
     ) -> Result<Verdicts<Enqueued>, StoreError> {
         self.writer.shared.check()?;
-        within::enqueue_in(tx, &self.uuid, self.clock.now(), self.limits, batch)
+        within::enqueue_in(tx, &self.uuid, self.clock.now(), self.limits, self.writer.shared.allowance(), batch)
     }
 
     /// Runs `work` as a transactional effect of a running message: its writes and its confirmation are one commit, under
@@ -180,7 +218,10 @@ impl SqliteStore {
         work: Work,
     ) -> Result<Arc<str>, EffectInError> {
         let item = within::EffectIn { id, token, reached, work };
-        self.writer.call(1, move |group| within::effect_in(group, item)).await?
+        self.writer
+            .call(1, move |group| within::effect_in(group, item))
+            .await?
+            .inspect(|_| failpoint::reach("transactional.after_commit"))
     }
 
     /// Copies the store into a new file, beside everybody who uses it. The copy appears under its name when it is complete,
@@ -215,6 +256,16 @@ impl SqliteStore {
         self.writer.call(request.ids.len(), move |group| erase::erase(group, &request)).await
     }
 
+    /// Gives a connection of your own the SQL functions with which this engine seals rows: a statement that changes a row by
+    /// hand, in a repair or a test, brings the row's seal along with `tide_reseal(seal, place, old, new)`, the place of the
+    /// column counted from 0. A row whose seal does not agree is refused as `Corrupt`.
+    ///
+    /// # Errors
+    /// When SQLite refuses them, such as on a connection in the middle of a statement.
+    pub fn teach(conn: &rusqlite::Connection) -> rusqlite::Result<()> {
+        seal::teach(conn)
+    }
+
     /// Looks the store at `path` over without changing it; services may be using it. Blocks while it reads all of it.
     ///
     /// # Errors
@@ -226,6 +277,19 @@ impl SqliteStore {
     /// The names of the doctor's checks.
     pub fn doctor_checks() -> impl Iterator<Item = &'static str> {
         doctor::names()
+    }
+
+    /// The disk as this store last looked at it, which it does with the writes it makes: `free` is `u64::MAX` before the
+    /// first of them, and stays so where nothing is watched.
+    #[must_use]
+    pub fn disk(&self) -> Disk {
+        self.writer.shared.disk()
+    }
+
+    /// The room that this store was opened with.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        self.writer.room
     }
 
     /// What this process's writer did since the store was opened.
@@ -265,12 +329,19 @@ impl Store for SqliteStore {
     async fn enqueue(&self, batch: Vec<NewMessage>) -> Result<Verdicts<Enqueued>, StoreError> {
         let max_payload = self.limits.max_payload;
         let batch: Vec<_> = batch.into_iter().map(|message| enqueue::Prepared::of(message, max_payload)).collect();
-        self.writer.call(batch.len(), move |group| enqueue::enqueue(group, batch)).await
+        self.writer
+            .call(batch.len(), move |group| enqueue::enqueue(group, batch))
+            .await
+            .inspect(|_| failpoint::reach("enqueue.after_commit"))
     }
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StoreError> {
+        self.writer.shared.works();
         let slots = request.queues.iter().map(|queue| queue.slots as usize).sum();
-        self.writer.call(slots, move |group| claim::claim(group, &request)).await
+        self.writer
+            .call(slots, move |group| claim::claim(group, &request))
+            .await
+            .inspect(|_| failpoint::reach("claim.after_commit"))
     }
 
     async fn declare(&self, policies: Vec<(Kind, Policy)>) -> Result<(), StoreError> {
@@ -278,21 +349,33 @@ impl Store for SqliteStore {
     }
 
     async fn extend(&self, batch: Vec<Extend>) -> Result<Verdicts<Extended>, StoreError> {
-        self.writer.call(batch.len(), move |group| extend::extend(group, &batch)).await
+        self.writer
+            .call(batch.len(), move |group| extend::extend(group, &batch))
+            .await
+            .inspect(|_| failpoint::reach("extend.after_commit"))
     }
 
     async fn journal(&self, batch: Vec<Journal>) -> Result<Verdicts<EffectRow>, StoreError> {
-        self.writer.call(batch.len(), move |group| journal::journal(group, &batch)).await
+        self.writer
+            .call(batch.len(), move |group| journal::journal(group, &batch))
+            .await
+            .inspect(|_| failpoint::reach("journal.after_commit"))
     }
 
     async fn settle(&self, batch: Vec<Settle>) -> Result<Verdicts<Settled>, StoreError> {
         let max_payload = self.limits.max_payload;
         let batch: Vec<_> = batch.into_iter().map(|settle| settle::Prepared::of(settle, max_payload)).collect();
-        self.writer.call(batch.len(), move |group| settle::settle(group, &batch)).await
+        self.writer
+            .call(batch.len(), move |group| settle::settle(group, &batch))
+            .await
+            .inspect(|_| failpoint::reach("settle.after_commit"))
     }
 
     async fn sweep(&self, request: SweepRequest) -> Result<Swept, StoreError> {
-        self.writer.call(1, move |group| sweep::sweep(group, &request)).await
+        self.writer
+            .call(1, move |group| sweep::sweep(group, &request))
+            .await
+            .inspect(|_| failpoint::reach("sweep.after_commit"))
     }
 
     async fn redrive(&self, request: Redrive) -> Result<Verdicts<MessageId>, StoreError> {

@@ -3,10 +3,14 @@
 //! Each step's text is known by its SHA-256: a store made by other steps than this program's is refused, not guessed
 //! about. All missing steps are one transaction, with the mark that makes the file a store.
 
+use std::collections::HashSet;
+
 use rusqlite::{Connection, params};
 use tidegate_core::clock::{Random, SystemRandom, Timestamp};
 use tidegate_core::error::StoreError;
 use tidegate_core::id::Hex;
+
+use crate::seal;
 
 use sha2::{Digest, Sha256};
 
@@ -47,9 +51,7 @@ pub(crate) fn look(conn: &Connection, path: &str) -> Result<Kind, Looked> {
         if id == 0 && tables == 0 {
             return Ok(Kind::Empty);
         }
-        return Err(StoreError::invalid(format!("{path} is an SQLite database of another program"))
-            .hint("give the path of a tidegate store, or of a file that does not exist yet; this one was left as it is")
-            .into());
+        return Err(foreign(path).into());
     }
     let mut statement = conn.prepare("select number, name, checksum from tide_migration order by number")?;
     let applied = statement
@@ -80,6 +82,12 @@ pub(crate) fn look(conn: &Connection, path: &str) -> Result<Kind, Looked> {
         has += 1;
     }
     Ok(if has == MIGRATIONS.len() { Kind::Current } else { Kind::Older { has } })
+}
+
+/// Refuses somebody else's database.
+pub(crate) fn foreign(path: &str) -> StoreError {
+    StoreError::invalid(format!("{path} is an SQLite database of another program"))
+        .hint("give the path of a tidegate store, or of a file that does not exist yet; this one was left as it is")
 }
 
 /// A refusal, or SQLite's own error.
@@ -128,13 +136,36 @@ pub(crate) fn apply(conn: &Connection, has: usize, now: Timestamp) -> rusqlite::
     if has == 0 {
         let mut uuid = [0; 16];
         SystemRandom.fill(&mut uuid);
-        conn.execute(
-            "insert into tide_store (one, uuid, created_at) values (1, ?1, ?2)",
-            params![uuid, now.as_millis()],
-        )?;
+        const STORE: &str =
+            "insert into tide_store (one, uuid, created_at, incarnation, copied_at, copied_id, begun_at, seal)
+            values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        let store = params![1, uuid, now.as_millis(), 1, None::<i64>, None::<i64>, None::<i64>];
+        seal::execute(&mut conn.prepare_cached(STORE)?, seal::STORE, store)?;
         conn.pragma_update(None, "application_id", APPLICATION_ID)?;
     }
     conn.pragma_update(None, "user_version", MIGRATIONS.len() as i64)
+}
+
+/// Type, name, table and text of a table or index.
+type Made = (String, String, String, Option<String>);
+
+/// What of the tables and indexes is not as the steps make it: a flipped bit in their texts would change what they mean.
+/// An application may have tables of its own in the file.
+pub(crate) fn altered(conn: &Connection) -> rusqlite::Result<Option<String>> {
+    let expected = {
+        let fresh = Connection::open_in_memory()?;
+        apply(&fresh, 0, Timestamp::EPOCH)?;
+        made(&fresh)?
+    };
+    let there = made(conn)?;
+    let missing = expected.into_iter().find(|made| !there.contains(made));
+    Ok(missing.map(|(kind, name, ..)| format!("{kind} {name} is not as the steps of this program make it")))
+}
+
+fn made(conn: &Connection) -> rusqlite::Result<HashSet<Made>> {
+    let mut statement = conn.prepare("select type, name, tbl_name, sql from sqlite_schema")?;
+    let made = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+    made.collect()
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::group::Group;
 use crate::inspect;
 use crate::redrive::{self, Watch};
 use crate::row;
+use crate::seal;
 use crate::trouble::Trouble;
 
 /// A row of `tide_operation`.
@@ -379,6 +380,7 @@ pub(crate) fn operations(
 
 fn known(row: &Row<'_>) -> Result<Known, Trouble> {
     let table = "tide_operation";
+    seal::check(row, seal::OPERATION)?;
     let name: String = row::column(row, "name", table)?;
     let corrupt = |column: &str, what: &str| StoreError::corrupt(&format!("{table}.{column}, {name:?}"), what);
     let count = |column: &'static str| row::column::<i64>(row, column, table).map(|n| u64::try_from(n).unwrap_or(0));
@@ -421,12 +423,12 @@ fn store(group: &Group<'_>, known: &Known) -> Result<(), Trouble> {
     const STORE: &str = "-- operate: all of it, read and written in one transaction
         insert or replace into tide_operation (name, selection, again, canary, per_second, stop_over_percent, state,
           selected, redriven, refused, ended_well, ended_badly, actor, reason, created_at, canary_until, judged_from,
-          judged_badly_from, last_id, watched_id, next_at)
-        values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)";
+          judged_badly_from, last_id, watched_id, next_at, seal)
+        values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)";
     let Known { shown, canary_until, judged_from, last, watched, next_at } = known;
     let selection = serde_json::to_string(&shown.selection).expect("a selection is plain data");
     let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    group.conn.prepare_cached(STORE)?.execute(params![
+    let operation = params![
         shown.name,
         selection,
         shown.again,
@@ -448,6 +450,7 @@ fn store(group: &Group<'_>, known: &Known) -> Result<(), Trouble> {
         last.as_i64(),
         watched.as_i64(),
         next_at.as_millis(),
-    ])?;
+    ];
+    seal::execute(&mut group.conn.prepare_cached(STORE)?, seal::OPERATION, operation)?;
     Ok(())
 }

@@ -9,9 +9,9 @@ use crate::trouble::Trouble;
 /// Changes a queue, which need not have been used yet.
 pub(crate) fn pause(group: &mut Group<'_>, request: &ChangeQueue) -> Result<(), Trouble> {
     const PAUSE: &str = "-- pause
-        update tide_queue set paused = ?2 where id = ?1";
+        update tide_queue set paused = ?2, seal = tide_reseal(seal, 3, paused, ?2) where id = ?1";
     const LIMIT: &str = "-- limit
-        update tide_queue set max_depth = ?2 where id = ?1";
+        update tide_queue set max_depth = ?2, seal = tide_reseal(seal, 4, max_depth, ?2) where id = ?1";
     let queue_id = group.queue(&request.tenant, &request.queue)?;
     let (act, detail) = match request.change {
         QueueChange::Pause => ("pause", String::new()),

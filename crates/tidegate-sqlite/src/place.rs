@@ -15,6 +15,7 @@ use tidegate_core::store::Counted;
 
 use crate::group::{Group, Lane, Place};
 use crate::row::{self, JOURNALED, LastSettlement, LeaseRow, Life};
+use crate::seal;
 use crate::trouble::Trouble;
 
 /// A message wherever it is.
@@ -44,8 +45,8 @@ pub(crate) struct Ended {
     pub(crate) last: Option<LastSettlement>,
     /// As in [`Life::expires_at`].
     pub(crate) expires_at: Option<Timestamp>,
-    /// Dead, and given up for good: it waits for nobody.
-    pub(crate) discarded: bool,
+    /// Dead, and given up for good at this time: it waits for nobody.
+    pub(crate) discarded_at: Option<Timestamp>,
 }
 
 impl Ended {
@@ -160,6 +161,7 @@ pub(crate) fn ended(conn: &Connection, id: MessageId) -> Result<Option<Ended>, T
 /// A row of `tide_result`, selected with `*`.
 pub(crate) fn ended_result(row: &rusqlite::Row<'_>) -> Result<Ended, Trouble> {
     let table = "tide_result";
+    seal::check(row, seal::RESULT)?;
     let state = row::state(row, table)?;
     let code: Option<String> = row::column(row, "code", table)?;
     let body: Option<String> = row::column(row, "body", table)?;
@@ -175,13 +177,14 @@ pub(crate) fn ended_result(row: &rusqlite::Row<'_>) -> Result<Ended, Trouble> {
         body: body.filter(|_| state == State::Completed),
         last: row::last_settlement(row, table)?,
         expires_at: row::maybe_time(row, "expires_at", table)?,
-        discarded: false,
+        discarded_at: None,
     })
 }
 
 /// A row of `tide_held`, selected with `*`.
 pub(crate) fn ended_held(row: &rusqlite::Row<'_>) -> Result<Ended, Trouble> {
     let table = "tide_held";
+    seal::check(row, seal::HELD)?;
     let code: Option<String> = row::column(row, "code", table)?;
     let detail: Option<String> = row::column(row, "detail", table)?;
     Ok(Ended {
@@ -195,7 +198,7 @@ pub(crate) fn ended_held(row: &rusqlite::Row<'_>) -> Result<Ended, Trouble> {
         body: None,
         last: row::last_settlement(row, table)?,
         expires_at: row::maybe_time(row, "expires_at", table)?,
-        discarded: row::maybe_time(row, "discarded_at", table)?.is_some(),
+        discarded_at: row::maybe_time(row, "discarded_at", table)?,
     })
 }
 
@@ -206,9 +209,12 @@ pub(crate) fn lease(conn: &Connection, id: MessageId) -> Result<Option<LeaseRow>
     rows.next()?.map(row::lease).transpose()
 }
 
+/// All of it even where a part would do: only a whole row can be held against its seal.
+pub(crate) const BODY: &str = "select * from tide_message where id = ?1";
+
 /// The body of a message.
 pub(crate) fn body(conn: &Connection, id: MessageId, lane: &Lane) -> Result<Message, Trouble> {
-    let mut statement = conn.prepare_cached("select * from tide_message where id = ?1")?;
+    let mut statement = conn.prepare_cached(BODY)?;
     let mut rows = statement.query([id.as_i64()])?;
     match rows.next()? {
         Some(row) => row::message(row, lane),
@@ -238,7 +244,17 @@ pub(crate) fn journal(conn: &Connection, id: MessageId) -> Result<Vec<EffectRow>
 
 /// The journal of a message, read only where its flags say that there is one.
 pub(crate) fn journal_if(conn: &Connection, id: MessageId, flags: i64) -> Result<Vec<EffectRow>, Trouble> {
-    if flags & JOURNALED == 0 { Ok(Vec::new()) } else { journal(conn, id) }
+    if flags & JOURNALED == 0 {
+        return Ok(Vec::new());
+    }
+    let journal = journal(conn, id)?;
+    if journal.is_empty() {
+        // Taken for a message that never sent anything, it would be sent again.
+        let what = "the message has a journal, and no row of it is found";
+        let place = format!("tide_effect, message {}", id.as_i64());
+        return Err(tidegate_core::StoreError::corrupt(&place, what).message_id(id).into());
+    }
+    Ok(journal)
 }
 
 /// When a message is too late, as its body says.
@@ -255,22 +271,12 @@ impl Limits {
         Self { deadline: message.deadline, expires_at: message.expires_at, max_age }
     }
 
-    /// Reads no more of the body than a decision needs: a settlement is made far more often than a payload is looked at.
+    /// Reads the row without making a message of it: a settlement is made far more often than a payload is looked at.
     pub(crate) fn read(conn: &Connection, id: MessageId) -> Result<Self, Trouble> {
-        const LIMITS: &str = "select id, coalesce(first_due_at, enqueued_at) due_at, deadline, max_age_ms
-            from tide_message where id = ?1";
-        let mut statement = conn.prepare_cached(LIMITS)?;
+        let mut statement = conn.prepare_cached(BODY)?;
         let mut rows = statement.query([id.as_i64()])?;
         match rows.next()? {
-            Some(row) => {
-                let table = "tide_message";
-                let max_age = row::duration(row, "max_age_ms", table)?;
-                Ok(Self {
-                    deadline: row::maybe_time(row, "deadline", table)?,
-                    expires_at: row::time(row, "due_at", table)?.after(max_age),
-                    max_age,
-                })
-            }
+            Some(row) => row::limits(row),
             None => Err(bodiless(id).into()),
         }
     }
@@ -299,11 +305,12 @@ pub(crate) fn facts(life: &Life, limits: Limits, journal: &[EffectRow], now: Tim
 
 /// Puts a message where it can be claimed, now or when it is due.
 pub(crate) fn put_ready(group: &mut Group<'_>, lane: &Lane, id: MessageId, life: &Life) -> Result<(), Trouble> {
-    const READY: &str = "insert into tide_ready values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
-    const SCHED: &str = "insert into tide_sched values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+    const READY: &str = "insert into tide_ready values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+    const SCHED: &str = "insert into tide_sched values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
     let due = life.due_at <= group.now;
     let Counters { claims, attempt, crashes, generation, round } = life.counters;
-    group.conn.prepare_cached(if due { READY } else { SCHED })?.execute(params![
+    let (sql, sealed) = if due { (READY, seal::READY) } else { (SCHED, seal::SCHED) };
+    let ready = params![
         life.lane,
         life.due_at.as_millis(),
         id.as_i64(),
@@ -316,7 +323,8 @@ pub(crate) fn put_ready(group: &mut Group<'_>, lane: &Lane, id: MessageId, life:
         life.expires_at.map(Timestamp::as_millis),
         life.last.map(|last| last.nonce),
         life.last.map(|last| last.digest),
-    ])?;
+    ];
+    seal::execute(&mut group.conn.prepare_cached(sql)?, sealed, ready)?;
     group.count(lane.queue_id, if due { Place::Ready } else { Place::Scheduled }, 1);
     // A scheduled one is announced as well: whoever waits for the next due time must wait for this one instead.
     group.announce(&lane.queue);
@@ -348,7 +356,7 @@ pub(crate) fn remove(group: &mut Group<'_>, lane: &Lane, id: MessageId, found: &
             State::Parked | State::Dead => {
                 group.conn.prepare_cached("delete from tide_held where id = ?1")?.execute([id.as_i64()])?;
                 let place = if ended.state == State::Parked { Place::Parked } else { Place::Dead };
-                Some(place).filter(|_| !ended.discarded)
+                Some(place).filter(|_| ended.discarded_at.is_none())
             }
             State::Completed | State::Failed | State::Cancelled | State::Ready | State::Leased => {
                 group.conn.prepare_cached("delete from tide_result where id = ?1")?.execute([id.as_i64()])?;
@@ -388,9 +396,9 @@ pub(crate) fn put(
             const RESULT: &str =
                 "-- the commit that stores the result removes the claimable row: nothing with an answer can be
                 -- claimed, so no attempt needs to consult the result first
-                insert into tide_result values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+                insert into tide_result values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
             let failed = failure.filter(|_| ending.next == Next::Failed);
-            group.conn.prepare_cached(RESULT)?.execute(params![
+            let ended = params![
                 id.as_i64(),
                 ending.next.state().as_str(),
                 group.now.as_millis(),
@@ -406,7 +414,8 @@ pub(crate) fn put(
                 nonce,
                 digest,
                 life.expires_at.map(Timestamp::as_millis),
-            ])?;
+            ];
+            seal::execute(&mut group.conn.prepare_cached(RESULT)?, seal::RESULT, ended)?;
             match ending.next {
                 Next::Completed => (Counted::Completed, ""),
                 Next::Failed => (Counted::Failed, failure.map_or("", |failure| failure.code.as_str())),
@@ -416,7 +425,7 @@ pub(crate) fn put(
         Next::Dead(_) | Next::Parked(_) => {
             const HELD: &str =
                 "insert into tide_held values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,
-                    ?17, ?18, null)";
+                    ?17, ?18, ?19, ?20)";
             let (reason, counted, place) = match ending.next {
                 Next::Dead(reason) => (reason.as_str(), Counted::Dead, Place::Dead),
                 Next::Parked(reason) => (reason.as_str(), Counted::Parked, Place::Parked),
@@ -426,7 +435,7 @@ pub(crate) fn put(
             let effect = group::failed_effect(&journal);
             let (code, detail) = failure.map_or((reason, ""), |failure| (&failure.code, &failure.detail));
             let failures = GroupId::of(&lane.kind, code, effect, detail);
-            group.conn.prepare_cached(HELD)?.execute(params![
+            let held = params![
                 id.as_i64(),
                 ending.next.state().as_str(),
                 group.now.as_millis(),
@@ -446,7 +455,9 @@ pub(crate) fn put(
                 life.expires_at.map(Timestamp::as_millis),
                 failures.as_i64(),
                 effect.map(EffectName::as_str),
-            ])?;
+                None::<i64>,
+            ];
+            seal::execute(&mut group.conn.prepare_cached(HELD)?, seal::HELD, held)?;
             group.count(lane.queue_id, place, 1);
             (counted, reason)
         }
@@ -458,10 +469,12 @@ pub(crate) fn put(
 
 /// Adds a line to the history of a message.
 pub(crate) fn history(group: &Group<'_>, id: MessageId, ending: &tidegate_core::store::Ending) -> Result<(), Trouble> {
-    const HISTORY: &str = "insert into tide_history select ?1,
-        coalesce((select max(seq) from tide_history where message = ?1), 0) + 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9";
-    group.conn.prepare_cached(HISTORY)?.execute(params![
+    const NEXT: &str = "select coalesce(max(seq), 0) + 1 from tide_history where message = ?1";
+    const HISTORY: &str = "insert into tide_history values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+    let seq: i64 = group.conn.prepare_cached(NEXT)?.query_row([id.as_i64()], |row| row.get(0))?;
+    let line = params![
         id.as_i64(),
+        seq,
         ending.at.as_millis(),
         ending.attempt,
         ending.generation,
@@ -470,6 +483,7 @@ pub(crate) fn history(group: &Group<'_>, id: MessageId, ending: &tidegate_core::
         ending.code,
         ending.detail,
         ending.due_at.map(Timestamp::as_millis),
-    ])?;
+    ];
+    seal::execute(&mut group.conn.prepare_cached(HISTORY)?, seal::HISTORY, line)?;
     Ok(())
 }

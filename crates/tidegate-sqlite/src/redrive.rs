@@ -1,6 +1,7 @@
 //! Puts ended messages back to ready, at most once under one operation.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::params;
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::effect::JournalFacts;
 use tidegate_core::error::StoreError;
 use tidegate_core::id::MessageId;
@@ -9,9 +10,11 @@ use tidegate_core::message::Payload;
 use tidegate_core::store::{self, Counted, REDRIVE_CHUNK, Redrive, Verdicts};
 
 use crate::cancel;
+use crate::enqueue;
 use crate::group::{Group, Lane};
 use crate::place::{self, Found};
 use crate::row::{COMPENSATED, JOURNALED, Life};
+use crate::seal;
 use crate::trouble::{Trouble, verdict};
 
 /// Redrives one chunk.
@@ -77,7 +80,8 @@ fn one(group: &mut Group<'_>, request: &Redrive, id: MessageId, watch: Watch) ->
     const DONE: &str = "-- redrive: once under an operation
         select 1 from tide_redriven where message = ?1 and operation = ?2";
     const NOTE: &str = "insert into tide_redriven (message, operation, ended) values (?1, ?2, ?3)";
-    if group.conn.prepare_cached(DONE)?.exists(params![id.as_i64(), request.operation])? {
+    let done = group.conn.prepare_cached(DONE)?.exists(params![id.as_i64(), request.operation])?;
+    if done && !canary::is(Canary::RedriveRepeated) {
         return Ok(false);
     }
     let Some(found) = place::find(group.conn, id)? else { return Err(StoreError::not_found(id).into()) };
@@ -134,13 +138,9 @@ fn put_back(
 
 /// A cancelled message may have given its key away; two live messages never share one.
 fn take_key_back(group: &Group<'_>, lane: &Lane, id: MessageId) -> Result<(), Trouble> {
-    const WHOSE: &str = "-- redrive: whose key it is now
-        select id from tide_key where queue = ?1 and hash = ?2";
-    const TAKE: &str = "insert into tide_key (queue, hash, id, fingerprint) values (?1, ?2, ?3, ?4)";
+    const TAKE: &str = "insert into tide_key values (?1, ?2, ?3, ?4, ?5)";
     let hash = cancel::key(group, id)?.hash();
-    let owner: Option<i64> =
-        group.conn.prepare_cached(WHOSE)?.query_row(params![lane.queue_id, hash], |row| row.get(0)).optional()?;
-    match owner.map(MessageId::from_i64) {
+    match enqueue::key_row(group.conn, lane.queue_id, hash)?.map(|(owner, _)| owner) {
         Some(owner) if owner == id => Ok(()),
         Some(owner) => {
             let what = format!("cannot be redriven: its key was released and is now that of {owner}");
@@ -150,7 +150,8 @@ fn take_key_back(group: &Group<'_>, lane: &Lane, id: MessageId) -> Result<(), Tr
             let message = place::body(group.conn, id, lane)?;
             let payload = Payload::from_json(message.payload)?;
             let fingerprint = tidegate_core::canonical::Fingerprint::of(&lane.kind, payload.canonical()).0;
-            group.conn.prepare_cached(TAKE)?.execute(params![lane.queue_id, hash, id.as_i64(), fingerprint])?;
+            let key = params![lane.queue_id, hash, id.as_i64(), fingerprint];
+            seal::execute(&mut group.conn.prepare_cached(TAKE)?, seal::KEY, key)?;
             Ok(())
         }
     }

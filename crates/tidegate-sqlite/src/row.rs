@@ -15,6 +15,8 @@ use tidegate_core::lifecycle::{Counters, State};
 use tidegate_core::message::Message;
 
 use crate::group::Lane;
+use crate::place::Limits;
+use crate::seal::{self, EFFECT, KEY, LEASE, MESSAGE, READY, SCHED};
 use crate::trouble::Trouble;
 
 /// An intent or answer was written for the message.
@@ -173,6 +175,8 @@ fn last_at(
 
 /// A row of `tide_ready` or `tide_sched`, selected with `*`.
 pub(crate) fn life(row: &Row<'_>, table: &str) -> Result<Life, Trouble> {
+    // Both tables have the same columns, so that rows move between them as they are.
+    seal::check(row, if table == SCHED.table { SCHED } else { READY })?;
     Ok(Life {
         lane: column(row, (0, "lane"), table)?,
         due_at: time(row, (1, "due_at"), table)?,
@@ -197,6 +201,7 @@ fn hot_counters(row: &Row<'_>, table: &str) -> Result<Counters, Trouble> {
 /// A row of `tide_lease`, selected with `*`.
 pub(crate) fn lease(row: &Row<'_>) -> Result<LeaseRow, Trouble> {
     let table = "tide_lease";
+    seal::check(row, LEASE)?;
     let counters = hot_counters(row, table)?;
     Ok(LeaseRow {
         life: Life {
@@ -219,6 +224,7 @@ pub(crate) fn lease(row: &Row<'_>) -> Result<LeaseRow, Trouble> {
 /// A row of `tide_message`, selected with `*`.
 pub(crate) fn message(row: &Row<'_>, lane: &Lane) -> Result<Message, Trouble> {
     let table = "tide_message";
+    seal::check(row, MESSAGE)?;
     let id = MessageId::from_i64(column(row, (0, "id"), table)?);
     let enqueued_at = time(row, (4, "enqueued_at"), table)?;
     let first_due_at = maybe_time(row, (5, "first_due_at"), table)?.unwrap_or(enqueued_at);
@@ -249,9 +255,29 @@ pub(crate) fn message(row: &Row<'_>, lane: &Lane) -> Result<Message, Trouble> {
     })
 }
 
-/// The key of a row of `tide_message`.
+/// When a message is too late, from a row of `tide_message`, selected with `*`.
+pub(crate) fn limits(row: &Row<'_>) -> Result<Limits, Trouble> {
+    let table = "tide_message";
+    seal::check(row, MESSAGE)?;
+    let due_at = match maybe_time(row, (5, "first_due_at"), table)? {
+        Some(due_at) => due_at,
+        None => time(row, (4, "enqueued_at"), table)?,
+    };
+    let max_age = duration(row, (7, "max_age_ms"), table)?;
+    Ok(Limits { deadline: maybe_time(row, (6, "deadline"), table)?, expires_at: due_at.after(max_age), max_age })
+}
+
+/// The key of a row of `tide_message`, selected with `*`.
 pub(crate) fn key(row: &Row<'_>) -> Result<IdempotencyKey, Trouble> {
+    seal::check(row, MESSAGE)?;
     key_at(row, "key")
+}
+
+/// A row of `tide_key`, selected with `*`: the message and the fingerprint of its payload.
+pub(crate) fn known_key(row: &Row<'_>) -> Result<(MessageId, [u8; 16]), Trouble> {
+    let table = "tide_key";
+    seal::check(row, KEY)?;
+    Ok((MessageId::from_i64(column(row, "id", table)?), column(row, "fingerprint", table)?))
 }
 
 fn key_at(row: &Row<'_>, place: impl Into<Column>) -> Result<IdempotencyKey, Trouble> {
@@ -278,6 +304,7 @@ pub(crate) fn effect_id(row: &Row<'_>, table: &str) -> Result<EffectId, Trouble>
 /// A row of `tide_effect`, selected with `*`.
 pub(crate) fn effect(row: &Row<'_>) -> Result<EffectRow, Trouble> {
     let table = "tide_effect";
+    seal::check(row, EFFECT)?;
     let policy: String = column(row, "policy", table)?;
     let policy: EffectPolicy =
         serde_json::from_str(&policy).map_err(|e| corrupt(row, "policy", table, &e.to_string()))?;
@@ -330,10 +357,11 @@ pub(crate) fn effect_values(state: &EffectState) -> (Option<&str>, Option<&str>)
 /// Writes a row of the journal, over the one of the same effect and number.
 pub(crate) fn put_effect(conn: &rusqlite::Connection, id: MessageId, row: &EffectRow) -> Result<(), Trouble> {
     const PUT: &str = "-- journal: one row for each intent, replaced by its own later states
-        insert or replace into tide_effect values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)";
+        insert or replace into tide_effect values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
+            ?20)";
     let policy = serde_json::to_string(&row.policy).expect("a policy is plain data");
     let (value, detail) = effect_values(&row.state);
-    conn.prepare_cached(PUT)?.execute(params![
+    let put = params![
         id.as_i64(),
         row.effect.name.as_str(),
         stored_item(&row.effect),
@@ -353,7 +381,8 @@ pub(crate) fn put_effect(conn: &rusqlite::Connection, id: MessageId, row: &Effec
         row.state.as_str(),
         value,
         detail,
-    ])?;
+    ];
+    seal::execute(&mut conn.prepare_cached(PUT)?, EFFECT, put)?;
     Ok(())
 }
 

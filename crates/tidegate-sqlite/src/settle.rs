@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use rusqlite::{OptionalExtension, params};
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::effect::EffectRow;
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::lifecycle::{self, DeadReason, Next, Outcome, ParkReason, State, Transition};
 use tidegate_core::message::{Failure, Message};
@@ -17,6 +19,7 @@ use crate::group::{Group, Lane, Place};
 use crate::journal;
 use crate::place::{self, Ending, Found, Limits};
 use crate::row::{self, LastSettlement, LeaseRow, Life};
+use crate::seal;
 use crate::trouble::{Trouble, verdict};
 
 /// A settlement that was hashed and whose follow-ups were checked, on its caller's thread.
@@ -43,6 +46,7 @@ impl Prepared {
     fn follow_ups(&self, state: State) -> &[Result<enqueue::Prepared, StoreError>] {
         match state {
             State::Completed => &self.then,
+            State::Failed | State::Dead if canary::is(Canary::FollowUpsWithoutCompletion) => &self.then,
             State::Failed | State::Dead => &self.compensate,
             State::Ready | State::Leased | State::Cancelled | State::Parked => &[],
         }
@@ -56,6 +60,7 @@ pub(crate) fn settle(group: &mut Group<'_>, batch: &[Prepared]) -> Result<Verdic
     for item in batch {
         verdicts.push(verdict(one(group, item))?);
     }
+    failpoint::reach("settle.before_commit");
     Ok(verdicts)
 }
 
@@ -69,10 +74,15 @@ struct Extent {
 
 fn one(group: &mut Group<'_>, item: &Prepared) -> Result<Settled, Trouble> {
     let settle = &item.settle;
-    let Some(lease) = journal::current(group, settle.id, settle.token)? else {
-        return repeated(group, item);
+    let lease = match journal::current(group, settle.id, settle.token)? {
+        None if canary::is(Canary::NoFence) => place::lease(group.conn, settle.id)?,
+        lease => lease,
     };
+    let Some(lease) = lease else { return repeated(group, item) };
     let lane = group.lane(lease.life.lane)?;
+    if canary::is(Canary::FollowUpsInSecondCommit) {
+        return in_two_commits(group, &lane, &lease, item);
+    }
     let writes_once = settle.journal.is_empty() && item.then.is_empty() && item.compensate.is_empty();
     let all = Extent { lenient: false, follow_ups: true };
     let first = match too_large(group, &settle.outcome) {
@@ -95,6 +105,15 @@ fn one(group: &mut Group<'_>, item: &Prepared) -> Result<Settled, Trouble> {
         }
     }
     Err(error.into())
+}
+
+/// What must never be: the end of the message is durable before what follows from it.
+fn in_two_commits(group: &mut Group<'_>, lane: &Lane, lease: &LeaseRow, item: &Prepared) -> Result<Settled, Trouble> {
+    let first = Extent { lenient: false, follow_ups: false };
+    let settled = end(group, lane, lease, item, &item.settle.outcome, first)?;
+    group.conn.execute_batch("commit; begin immediate")?;
+    let follow_ups = follow(group, lease, item.settle.id, item.follow_ups(settled.state))?;
+    Ok(Settled { follow_ups, ..settled })
 }
 
 fn is_data_error(error: &StoreError) -> bool {
@@ -123,6 +142,7 @@ fn end(
     } else {
         let message = place::body(group.conn, id, lane)?;
         write_journal(group, lease, &message, &mut rows, item, extent)?;
+        failpoint::reach("settle.after_journal");
         Limits::of(&message)
     };
     let facts = place::facts(&lease.life, limits, &rows, group.now);
@@ -130,6 +150,8 @@ fn end(
     let transition = lifecycle::settle(&facts, outcome, &policy, group.now, item.settle.unit);
     let last = LastSettlement { nonce: *lease.token.nonce.as_bytes(), digest: item.digest };
     move_on(group, lane, lease, id, outcome, &transition, &rows, Some(last))?;
+
+    failpoint::reach("settle.after_state");
 
     let state = transition.next.state();
     let follow_ups = if extent.follow_ups { follow(group, lease, id, item.follow_ups(state))? } else { Vec::new() };
@@ -150,9 +172,9 @@ fn end(
 /// Notes where the message is now that what follows undoes it: a redrive would complete what was given back.
 fn note_compensated(group: &Group<'_>, id: MessageId) -> Result<(), Trouble> {
     const FAILED: &str = "-- settle: a compensation commits with it
-        update tide_result set flags = flags | ?2 where id = ?1";
+        update tide_result set flags = flags | ?2, seal = tide_reseal(seal, 9, flags, flags | ?2) where id = ?1";
     const DEAD: &str = "-- settle: a compensation commits with it
-        update tide_held set flags = flags | ?2 where id = ?1";
+        update tide_held set flags = flags | ?2, seal = tide_reseal(seal, 9, flags, flags | ?2) where id = ?1";
     for sql in [FAILED, DEAD] {
         group.conn.prepare_cached(sql)?.execute([id.as_i64(), row::COMPENSATED])?;
     }
@@ -189,6 +211,16 @@ pub(crate) fn move_on(
     last: Option<LastSettlement>,
 ) -> Result<(), Trouble> {
     remove_lease(group, lane, id, lease.token)?;
+    failpoint::reach("settle.after_lease");
+    if canary::is(Canary::CheckActStore) {
+        // It was never taken out of its lane; with an answer it is.
+        let Life { lane, due_at, .. } = lease.life;
+        group.conn.prepare_cached("delete from tide_ready where lane = ?1 and due_at = ?2 and id = ?3")?.execute([
+            lane,
+            due_at.as_millis(),
+            id.as_i64(),
+        ])?;
+    }
     let reported = !matches!(outcome, Outcome::LeaseExpired | Outcome::Released);
     let mut flags = crate::copied::flags_after(lease.life.flags, reported) & row::LASTING & !row::SUSPECT;
     if !rows.is_empty() {
@@ -349,7 +381,7 @@ fn flow_took(group: &Group<'_>, id: MessageId, lease: &LeaseRow) -> Result<Optio
 /// lost. The row that the message moved to says which; once it was claimed again the token is an old one.
 fn repeated(group: &mut Group<'_>, item: &Prepared) -> Result<Settled, Trouble> {
     let (id, token) = (item.settle.id, item.settle.token);
-    let found = place::find(group.conn, id)?;
+    let found = place::find(group.conn, id)?.filter(|_| !canary::is(Canary::RepeatedSettlementRefused));
     let made = |found: &Found| {
         let last = found.last().filter(|last| last.nonce == *token.nonce.as_bytes());
         last.filter(|_| found.counters().claims == token.claims)
@@ -370,12 +402,14 @@ fn repeated(group: &mut Group<'_>, item: &Prepared) -> Result<Settled, Trouble> 
 /// What the last run of a message made of it.
 fn last_run(group: &Group<'_>, id: MessageId) -> Result<Option<(State, Option<Timestamp>)>, Trouble> {
     const LAST_RUN: &str = "-- settle, repeated: the last ending that is no operator's act
-        select message, state, due_at from tide_history where message = ?1 and outcome <> 'cancelled'
+        select * from tide_history where message = ?1 and outcome <> 'cancelled'
         order by seq desc limit 1";
     let mut statement = group.conn.prepare_cached(LAST_RUN)?;
     let mut rows = statement.query([id.as_i64()])?;
     let table = "tide_history";
-    rows.next()?.map(|row| Ok((row::state(row, table)?, row::maybe_time(row, "due_at", table)?))).transpose()
+    let Some(row) = rows.next()? else { return Ok(None) };
+    seal::check(row, seal::HISTORY)?;
+    Ok(Some((row::state(row, table)?, row::maybe_time(row, "due_at", table)?)))
 }
 
 fn repeated_verdict(group: &mut Group<'_>, item: &Prepared, found: &Found) -> Result<Settled, Trouble> {

@@ -10,6 +10,7 @@ use tidegate_core::store::{Counted, LaneStats, QueueStats, Stats, Tally};
 
 use crate::group::{Lane, load_lane};
 use crate::row;
+use crate::seal;
 use crate::trouble::Trouble;
 
 /// All of it, from one snapshot.
@@ -72,6 +73,7 @@ fn queues(conn: &Connection) -> Result<Vec<(i64, QueueStats)>, Trouble> {
     let mut rows = statement.query([])?;
     let mut queues = Vec::new();
     while let Some(row) = rows.next()? {
+        seal::check(row, seal::QUEUE)?;
         let count = |name: &'static str| {
             let count: i64 = row::column(row, name, table)?;
             Ok::<u64, Trouble>(u64::try_from(count).unwrap_or_default())

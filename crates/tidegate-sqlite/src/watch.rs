@@ -7,9 +7,12 @@
 use std::time::Duration;
 
 use rusqlite::{Connection, params};
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::{Clock, Timestamp};
 
 use crate::row;
+use crate::seal;
+use crate::trouble::Trouble;
 
 /// How much further the wall clock may go than time passed before it was set.
 const JUMP: Duration = Duration::from_secs(60);
@@ -66,10 +69,10 @@ pub(crate) fn look(conn: &Connection, before: Hands, now: Hands) -> rusqlite::Re
         let unnoted = jump - noted;
         if unnoted.abs() > row::millis(JUMP) {
             shift_leases(conn, unnoted)?;
-            if unnoted > 0 {
-                restart_quarantines(conn, expected, now.wall, unnoted)?;
-            } else {
+            if unnoted < 0 {
                 end_windows_in_time(conn, unnoted)?;
+            } else if !canary::is(Canary::ClockJumpBelieved) {
+                restart_quarantines(conn, expected, now.wall, unnoted)?;
             }
             note(conn, now.wall, unnoted)?;
         }
@@ -91,7 +94,7 @@ pub(crate) fn after_rest(conn: &Connection, now: Timestamp) -> rusqlite::Result<
 /// A lease holds as long as it was given, wherever the wall clock is set; what had lapsed stays lapsed.
 fn shift_leases(conn: &Connection, jump: i64) -> rusqlite::Result<()> {
     const SHIFT: &str = "-- watch: all of them were given before: whoever gives a lease has looked at the clock first
-        update tide_lease set until = until + ?1";
+        update tide_lease set until = until + ?1, seal = tide_reseal(seal, 11, until, until + ?1)";
     conn.prepare_cached(SHIFT)?.execute([jump])?;
     Ok(())
 }
@@ -100,7 +103,8 @@ fn shift_leases(conn: &Connection, jump: i64) -> rusqlite::Result<()> {
 /// has as long as it had.
 fn restart_quarantines(conn: &Connection, before: Timestamp, now: Timestamp, jump: i64) -> rusqlite::Result<()> {
     const RESTART: &str = "-- watch: a request may still be under way for all we know
-        update tide_effect set last_possible_send = max(?1, last_possible_send + ?3)
+        update tide_effect set last_possible_send = max(?1, last_possible_send + ?3),
+            seal = tide_reseal(seal, 12, last_possible_send, max(?1, last_possible_send + ?3))
         where state in ('intent', 'unknown')
           and last_possible_send + quarantine_ms > ?2 and first_intent_at <= ?2";
     conn.prepare_cached(RESTART)?.execute([now.as_millis(), before.as_millis(), jump])?;
@@ -112,15 +116,16 @@ fn restart_quarantines(conn: &Connection, before: Timestamp, now: Timestamp, jum
 fn end_windows_in_time(conn: &Connection, jump: i64) -> rusqlite::Result<()> {
     const SHORTEN: &str =
         "-- watch: the windows of keys whose effects are open end as much earlier as the clock was set back
-        update tide_effect set valid_until = max(0, valid_until + ?1)
+        update tide_effect set valid_until = max(0, valid_until + ?1),
+            seal = tide_reseal(seal, 13, valid_until, max(0, valid_until + ?1))
         where state in ('intent', 'unknown') and valid_until is not null";
     conn.prepare_cached(SHORTEN)?.execute([jump])?;
     Ok(())
 }
 
 fn note(conn: &Connection, now: Timestamp, jump: i64) -> rusqlite::Result<()> {
-    const NOTE: &str = "insert into tide_jump (at, by_ms) values (?1, ?2)";
-    conn.prepare_cached(NOTE)?.execute(params![now.as_millis(), jump])?;
+    const NOTE: &str = "insert into tide_jump (at, by_ms, seal) values (?1, ?2, ?3)";
+    seal::execute(&mut conn.prepare_cached(NOTE)?, seal::JUMP, params![now.as_millis(), jump])?;
     unsteady(conn, now)
 }
 
@@ -155,9 +160,9 @@ pub(crate) fn retained_from(
     conn: &Connection,
     now: Timestamp,
     retention: Duration,
-) -> rusqlite::Result<Option<Timestamp>> {
-    const JUMPS: &str = "-- sweep: the newest jumps first
-        select at, by_ms from tide_jump where at > ?1 and by_ms > 0";
+) -> Result<Option<Timestamp>, Trouble> {
+    const JUMPS: &str = "-- sweep: nothing is deleted by a jump that cannot be believed
+        select * from tide_jump where at > ?1";
     let (_, steady_since) = ticks(conn)?;
     // Never set since the store was made: it has always been steady.
     if steady_since != Timestamp::EPOCH && now.since(steady_since) < STEADY {
@@ -167,11 +172,11 @@ pub(crate) fn retained_from(
     loop {
         // Reaching further back may bring further jumps into reach.
         let mut statement = conn.prepare_cached(JUMPS)?;
-        let jumps =
-            statement.query_map([from.as_millis()], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+        let mut jumps = statement.query([from.as_millis()])?;
         let mut reached = now.before(retention);
-        for jump in jumps {
-            let (_, by) = jump?;
+        while let Some(jump) = jumps.next()? {
+            seal::check(jump, seal::JUMP)?;
+            let by: i64 = row::column(jump, "by_ms", "tide_jump")?;
             reached = reached.before(Duration::from_millis(u64::try_from(by).unwrap_or(0)));
         }
         if reached == from {

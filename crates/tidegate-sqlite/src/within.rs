@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, TransactionState};
 use tidegate_core::effect::{self, Decision, EffectState, Reached};
 use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
 use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::message::NewMessage;
 use tidegate_core::store::{Enqueued, Verdicts};
@@ -64,6 +65,7 @@ pub(crate) fn enqueue_in(
     uuid: &[u8; 16],
     now: tidegate_core::Timestamp,
     limits: Limits,
+    allowance: u64,
     batch: Vec<NewMessage>,
 ) -> Result<Verdicts<Enqueued>, StoreError> {
     check_transaction(conn, uuid)?;
@@ -71,6 +73,7 @@ pub(crate) fn enqueue_in(
     // Names are not remembered between calls: the caller may roll back what they were made in.
     let mut interned = Interned::default();
     let mut group = Group::new(conn, now, limits, &mut interned);
+    group.allowance = allowance;
     let savepoint = "savepoint tidegate_enqueue_in";
     conn.execute_batch(savepoint).map_err(crate::trouble::store_error)?;
     let stored = enqueue::enqueue(&mut group, batch).and_then(|verdicts| {
@@ -107,9 +110,12 @@ fn check_transaction(conn: &Connection, uuid: &[u8; 16]) -> Result<(), StoreErro
         Ok(theirs) if theirs == *uuid => Ok(()),
         Ok(_) => Err(StoreError::invalid("this connection is on another tidegate store")
             .hint("open it on the path of this store")),
-        Err(error) => Err(StoreError::invalid("this connection is on a file that is no tidegate store")
-            .hint("open it on the path of this store")
-            .source(error)),
+        Err(Trouble::Item(error)) => Err(error),
+        Err(Trouble::Group(error)) => {
+            Err(StoreError::invalid("this connection is on a file that is no tidegate store")
+                .hint("open it on the path of this store")
+                .source(error))
+        }
     }
 }
 
@@ -168,6 +174,7 @@ pub(crate) fn effect_in(group: &mut Group<'_>, item: EffectIn) -> Result<Result<
                 return Err(undone());
             }
         };
+        failpoint::reach("transactional.after_work");
         journal::check_value(group, &value)?;
         let row = effect::confirmed_at_once(&message, &rows, &reached, value, token, round, group.now)?;
         journal::put(group, &lease, id, &mut rows, &row)?;
@@ -178,6 +185,7 @@ pub(crate) fn effect_in(group: &mut Group<'_>, item: EffectIn) -> Result<Result<
             }
         }
     });
+    failpoint::reach("transactional.before_commit");
     match (step, failed) {
         (Ok(value), _) => Ok(Ok(value)),
         (Err(Trouble::Item(_)), Some(error)) => Ok(Err(EffectInError::Work(error))),

@@ -9,18 +9,23 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode};
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::{Clock, SystemClock};
 use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
 use tidegate_core::store::{CommitListener, News};
 use tokio::sync::oneshot;
 
 use crate::group::{Group, Interned, Limits};
+use crate::open;
+use crate::room::{self, Disk, Room, Watch};
 use crate::trouble::{Trouble, store_error};
 use crate::watch::{self, Hands};
 
@@ -84,6 +89,10 @@ pub(crate) struct Shared {
     poison: OnceLock<StoreError>,
     /// The store's clock as the last group saw it.
     hands: Mutex<Option<Hands>>,
+    /// The disk as the last group saw it, and how much may be enqueued beside the writer.
+    disk: Mutex<(Disk, Option<u64>)>,
+    /// Whether anybody ever claimed here: from then on a reserve is kept.
+    works: AtomicBool,
 }
 
 impl Shared {
@@ -105,6 +114,25 @@ impl Shared {
         seen.is_some_and(|seen| seen.jumped(Hands::of(clock)))
     }
 
+    /// Somebody is about to claim.
+    pub(crate) fn works(&self) {
+        self.works.store(true, Ordering::Relaxed);
+    }
+
+    fn looked(&self, watch: &Watch) {
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = (watch.seen(), Some(watch.allowance()));
+    }
+
+    /// The disk as the last group saw it.
+    pub(crate) fn disk(&self) -> Disk {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// How many bytes of new messages there was room for.
+    pub(crate) fn allowance(&self) -> u64 {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner).1.unwrap_or(u64::MAX)
+    }
+
     fn poison(&self, error: &StoreError) {
         // The first trouble is the one that explains the others.
         let _first = self.poison.set(error.clone());
@@ -122,12 +150,46 @@ pub(crate) struct Settings {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
     pub(crate) busy_timeout: Duration,
+    pub(crate) room: Room,
+    pub(crate) tuning: Tuning,
+}
+
+/// What the product never varies; the power-loss harness does, through the feature `power-loss`.
+#[derive(Debug, Clone, Copy)]
+pub struct Tuning {
+    /// What a commit waits for: below `Full` it proves that the harness sees what is lost.
+    pub synchronous: Synchronous,
+    /// From this size of the WAL on, in bytes, it is copied into the file as far as readers allow.
+    pub checkpoint: u64,
+    /// From this size on the writer waits for the copy and begins the WAL anew.
+    pub restart: u64,
+    /// How much the WAL must grow before the next copy is tried.
+    pub retry: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { synchronous: Synchronous::Full, checkpoint: CHECKPOINT, restart: RESTART, retry: RETRY_CHECKPOINT }
+    }
+}
+
+/// SQLite's `synchronous`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "power-loss"), expect(dead_code, reason = "only the power-loss harness weakens a store"))]
+pub enum Synchronous {
+    /// Nothing is waited for.
+    Off,
+    /// Checkpoints are waited for, commits are not.
+    Normal,
+    /// Every commit is waited for: the only one the product uses.
+    Full,
 }
 
 /// The handle on the thread.
 #[derive(Debug)]
 pub(crate) struct Writer {
     pub(crate) shared: Arc<Shared>,
+    pub(crate) room: Room,
     calls: Mutex<Option<Sender<Box<dyn Call>>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -139,11 +201,17 @@ impl Writer {
         let shared = Arc::new(Shared::default());
         let hands = watch::first(&conn, &*settings.clock).map_err(store_error)?;
         shared.seen(hands);
+        let room = settings.room;
+        let real = SystemClock::new();
+        let mut watch = Watch::new(path, room);
+        watch.look(&conn, real.monotonic());
+        shared.looked(&watch);
         let thread = Thread {
+            watch,
             conn,
             shared: Arc::clone(&shared),
             settings,
-            real: SystemClock::new(),
+            real,
             interned: Interned::default(),
             data_version: None,
             hands,
@@ -154,7 +222,7 @@ impl Writer {
             .name("tidegate-writer".into())
             .spawn(move || thread.run(&receiver))
             .map_err(|e| StoreError::unavailable(format!("no writer thread for {}: {e}", path.display())).source(e))?;
-        Ok(Self { shared, calls: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) })
+        Ok(Self { shared, room, calls: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) })
     }
 
     /// Has the work done in a group, and answers after its commit. `items` is how much of the group it takes.
@@ -270,6 +338,8 @@ struct Wal {
     frames: u64,
     /// Size at which the next checkpoint is tried.
     next_try: u64,
+    /// The same while the disk is short of room.
+    next_short: u64,
 }
 
 struct Thread {
@@ -286,11 +356,13 @@ struct Thread {
     /// Whether a group was committed yet.
     rested: bool,
     wal: Wal,
+    watch: Watch,
 }
 
 impl Thread {
     fn run(mut self, receiver: &Receiver<Box<dyn Call>>) {
-        self.wal = Wal { frames: wal_frames(&self.conn).unwrap_or(0), next_try: CHECKPOINT };
+        let frames = wal_frames(&self.conn).unwrap_or(0);
+        self.wal = Wal { frames, next_try: self.settings.tuning.checkpoint, next_short: room::SHORT_CHECKPOINT };
         while let Ok(first) = receiver.recv() {
             if let Err(error) = self.shared.check() {
                 first.fail(error);
@@ -299,9 +371,11 @@ impl Thread {
             let mut calls = vec![first];
             match self.group(receiver, &mut calls) {
                 Ok(news) => {
+                    failpoint::reach("group.after_commit");
                     for call in calls {
                         call.answer();
                     }
+                    failpoint::reach("group.after_answers");
                     self.tell(&news);
                     self.checkpoint();
                 }
@@ -310,9 +384,10 @@ impl Thread {
                     for call in calls {
                         call.fail(error.clone());
                     }
+                    self.checkpoint();
                 }
                 Err(Failed::Unknown(error)) => {
-                    self.shared.poison(&error);
+                    self.stop(&error);
                     let error = stopped(&error);
                     for call in calls {
                         call.fail(error.clone());
@@ -320,12 +395,19 @@ impl Thread {
                 }
             }
         }
+        self.watch.close();
     }
 
     /// Runs one transaction; what joins while it runs belongs to it.
     fn group(&mut self, receiver: &Receiver<Box<dyn Call>>, calls: &mut Vec<Box<dyn Call>>) -> Result<News, Failed> {
+        if self.shared.works.load(Ordering::Relaxed) {
+            self.watch.works();
+        }
+        self.watch.look(&self.conn, self.real.monotonic());
+        self.shared.looked(&self.watch);
         self.begin(receiver, calls)?;
-        let Self { conn, settings, interned, real, data_version, hands, rested, .. } = self;
+        failpoint::reach("group.after_begin");
+        let Self { conn, settings, interned, real, data_version, hands, rested, watch, .. } = self;
         let mut run =
             |conn: &Connection, calls: &mut Vec<Box<dyn Call>>| -> Result<(News, usize, Hands), rusqlite::Error> {
                 let version: i64 = conn.prepare_cached("pragma data_version")?.query_row([], |row| row.get(0))?;
@@ -339,6 +421,7 @@ impl Thread {
                 }
                 let now = watch::look(conn, *hands, now)?;
                 let mut group = Group::new(conn, now.wall, settings.limits, interned);
+                (group.room_for, group.allowance) = (watch.seen().room_for, watch.allowance());
                 let (mut at, mut weight) = (0, 0);
                 loop {
                     while let Some(call) = calls.get_mut(at) {
@@ -369,7 +452,14 @@ impl Thread {
             return Err(Failed::Unknown(StoreError::unavailable(what)));
         }
         let wrote = self.conn.total_changes() != changes;
-        self.commit(wrote, calls.len(), items)?;
+        failpoint::reach("group.before_commit");
+        let grouped = calls.len();
+        if canary::is(Canary::AcknowledgeBeforeCommit) {
+            for call in calls.drain(..) {
+                call.answer();
+            }
+        }
+        self.commit(wrote, grouped, items)?;
         // Only now: what a look noted would be gone with a group that was rolled back.
         (self.hands, self.rested) = (now, false);
         self.shared.seen(now);
@@ -378,7 +468,7 @@ impl Thread {
 
     /// Takes the write lock of the file. The busy time-out is ours, not SQLite's: its own sleeps grow, and the calls
     /// behind this one can join the group meanwhile.
-    fn begin(&self, receiver: &Receiver<Box<dyn Call>>, calls: &mut Vec<Box<dyn Call>>) -> Result<(), Failed> {
+    fn begin(&mut self, receiver: &Receiver<Box<dyn Call>>, calls: &mut Vec<Box<dyn Call>>) -> Result<(), Failed> {
         let started = self.real.monotonic();
         loop {
             let begun = self.conn.prepare_cached("begin immediate").and_then(|mut begin| begin.execute([]));
@@ -401,6 +491,10 @@ impl Thread {
     fn commit(&mut self, wrote: bool, calls: usize, items: usize) -> Result<(), Failed> {
         let started = self.real.monotonic();
         if let Err(error) = self.conn.prepare_cached("commit").and_then(|mut commit| commit.execute([])) {
+            if canary::is(Canary::FailedCommitIgnored) {
+                let _undone = self.conn.execute_batch("rollback");
+                return Err(Failed::RolledBack(store_error(error)));
+            }
             let full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
             return Err(if full { self.roll_back(error) } else { Failed::Unknown(store_error(error)) });
         }
@@ -418,14 +512,19 @@ impl Thread {
             // Fewer than before: the log began anew with this commit.
             let written = frames.checked_sub(self.wal.frames).unwrap_or(frames);
             stats.wal_bytes += written * FRAME;
+            self.watch.wrote(written * FRAME);
             self.wal.frames = frames;
         }
         Ok(())
     }
 
     /// Undoes the group after an error before its commit. A damaged file or a failed read or write leaves no certainty.
-    fn roll_back(&self, error: rusqlite::Error) -> Failed {
+    fn roll_back(&mut self, error: rusqlite::Error) -> Failed {
         let code = error.sqlite_error_code();
+        if code == Some(ErrorCode::DiskFull) {
+            self.watch.met_the_end();
+            self.wal.next_short = 0;
+        }
         let undone = self.conn.is_autocommit() || self.conn.execute_batch("rollback").is_ok();
         let answer = store_error(error);
         match code {
@@ -465,27 +564,53 @@ impl Thread {
         }
     }
 
-    /// Copies the log into the file between groups. Its failure is no group's: the next commit will tell.
+    /// Copies the log into the file between groups. Its failure is no group's, which was answered; but a disk that fails
+    /// here is not asked again.
     fn checkpoint(&mut self) {
         let size = self.wal.frames * FRAME;
-        if size < self.wal.next_try {
-            if size < CHECKPOINT {
-                self.wal.next_try = CHECKPOINT;
+        let Tuning { checkpoint, restart, retry, .. } = self.settings.tuning;
+        // A commit that met the end of the disk asks for it as well: what the log frees may be all there is.
+        let short = self.watch.short() || self.wal.next_short == 0;
+        if size < if short { self.wal.next_short } else { self.wal.next_try } {
+            if size < checkpoint {
+                self.wal.next_try = checkpoint;
+            }
+            if size < room::SHORT_CHECKPOINT {
+                self.wal.next_short = room::SHORT_CHECKPOINT;
             }
             return;
         }
-        let how = if size >= RESTART { "pragma wal_checkpoint(restart)" } else { "pragma wal_checkpoint(passive)" };
+        let how = match size {
+            // The log gives its space back. The file may have to grow for it; if it cannot, the log stays as it is.
+            _ if short => "pragma wal_checkpoint(truncate)",
+            _ if size >= restart => "pragma wal_checkpoint(restart)",
+            _ => "pragma wal_checkpoint(passive)",
+        };
+        self.wal.next_short = size + room::SHORT_CHECKPOINT;
         let done = self.conn.prepare_cached(how).and_then(|mut checkpoint| {
             checkpoint.query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
         });
         match done {
             // All copied: the next commit begins the log anew, unless a reader still looks at it.
-            Ok((0, log, copied)) if log == copied => self.wal.next_try = size + RETRY_CHECKPOINT,
-            Ok(_) => self.wal.next_try = size + RETRY_CHECKPOINT,
+            Ok((0, log, copied)) if log == copied => self.wal.next_try = size + retry,
+            Ok(_) => self.wal.next_try = size + retry,
             Err(error) => {
                 tracing::warn!(%error, "the write-ahead log could not be copied into the store's file");
-                self.wal.next_try = size + RETRY_CHECKPOINT;
+                self.wal.next_try = size + retry;
+                if error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
+                    self.stop(&store_error(error));
+                }
             }
+        }
+    }
+
+    /// Ends all use of the file. A sync that failed is never tried again, not even by the last connection that tidies up
+    /// when it is closed: the kernel drops what it could not write and calls it clean, so the second one would succeed
+    /// without it.
+    fn stop(&self, error: &StoreError) {
+        self.shared.poison(error);
+        if let Err(error) = open::tidy_up_when_closed(&self.conn, false) {
+            tracing::warn!(%error, "the write-ahead log may be tidied up when the store is closed");
         }
     }
 }

@@ -11,7 +11,9 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::lifecycle::{Outcome, State};
 use tidegate_core::message::Failure;
 use tidegate_core::store::{Extend, Journal, JournalWrite, Lease, Settle, Settled};
@@ -49,6 +51,7 @@ async fn attempt(worker: &Shared, lease: Lease, held: &Arc<Held>) {
         return settle(worker, &lease, held, Outcome::Released, Progress::default()).await;
     };
     let context = context(worker, &lease, handler, held);
+    failpoint::reach("attempt.before_handler");
     let ran = run_handler(&context, handler, held).await;
     let outcome = outcome(&context, ran);
     worker.metrics.ran(&lease.message, worker.clock.monotonic().saturating_sub(started));
@@ -63,7 +66,7 @@ async fn attempt(worker: &Shared, lease: Lease, held: &Arc<Held>) {
 
 /// Who may run: everybody together, or a suspect alone. `None` when the lease was lost while waiting.
 async fn pass_gate(worker: &Shared, lease: &Lease, held: &Arc<Held>) -> Option<Gate> {
-    if !lease.suspect {
+    if !lease.suspect || canary::is(Canary::SuspectInCompany) {
         return tokio::select! {
             biased;
             passed = Arc::clone(&worker.alone).read_owned() => Some(Gate::Together(passed)),
@@ -259,9 +262,13 @@ async fn settle(worker: &Shared, lease: &Lease, held: &Held, outcome: Outcome, p
         unit: worker.random.unit(),
     };
     let mut pause = Duration::from_millis(10);
+    failpoint::reach("attempt.before_settle");
     loop {
         match settle_once(worker, &settle).await {
-            Ok(settled) => return report(worker, lease, &settle.outcome, &settled),
+            Ok(settled) => {
+                failpoint::reach("attempt.after_settle");
+                return report(worker, lease, &settle.outcome, &settled);
+            }
             // The commit may have happened: settling again under the same token is harmless.
             Err(error) if error.kind() == StoreErrorKind::Unavailable && !is_over(worker, held) => {
                 warn!(error = %error, outcome = word, "could not settle yet");

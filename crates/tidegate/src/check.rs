@@ -3,7 +3,7 @@
 //! Only the application's own binary has its handlers, so the check belongs there: a command of its own that calls
 //! [`WorkerBuilder::check`](crate::WorkerBuilder::check). It reads page by page beside running workers and writes nothing.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use tidegate_core::error::StoreError;
@@ -75,7 +75,7 @@ impl fmt::Display for Report {
 }
 
 /// Reads every message of these kinds that may still run.
-pub(crate) async fn run(store: &dyn Store, handlers: &HashMap<Kind, Handler>) -> Result<Report, StoreError> {
+pub(crate) async fn run(store: &dyn Store, handlers: &BTreeMap<Kind, Handler>) -> Result<Report, StoreError> {
     let mut report = Report::default();
     for handler in handlers.values() {
         of_kind(store, handler, &mut report).await?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tidegate_core::clock::{Clock, Random, SystemClock, SystemRandom};
 use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
 use tidegate_core::id::{MessageId, QueueName, Tenant};
 use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
@@ -24,6 +25,7 @@ use crate::maintenance::{self, Housekeeping, Maintenance};
 use crate::news::Newsroom;
 use crate::options::Options;
 use crate::payload;
+use crate::process::Host;
 use crate::telemetry::Metrics;
 use crate::waiter;
 use crate::worker::WorkerBuilder;
@@ -46,6 +48,7 @@ struct Inner {
     alone: Arc<RwLock<()>>,
     lease: Duration,
     max_payload: usize,
+    host: Host,
     #[cfg(feature = "sqlite")]
     sqlite: Option<Arc<tidegate_sqlite::SqliteStore>>,
     /// Its drop ends the thread.
@@ -116,6 +119,7 @@ impl Tidegate {
     pub async fn enqueue_with<M: Message>(&self, message: M, options: Options) -> Result<Sent<M>, StoreError> {
         let prepared = self.prepare(&message, &options)?;
         let mut verdicts = self.store_all::<M>(vec![prepared]).await?;
+        failpoint::reach("client.after_enqueue");
         self.verdict(verdicts.pop().unwrap_or_else(|| Err(StoreError::unavailable("the store gave no verdict")))?)
     }
 
@@ -139,6 +143,7 @@ impl Tidegate {
             let chunk: Vec<_> = prepared.by_ref().take(ENQUEUE_CHUNK).collect();
             let good = chunk.iter().flatten().cloned().collect();
             let mut verdicts = self.store_all::<M>(good).await?.into_iter();
+            failpoint::reach("client.after_enqueue");
             let no_verdict = || Err(StoreError::unavailable("the store gave no verdict"));
             sent.extend(chunk.into_iter().map(|prepared| match prepared {
                 Ok(_) => verdicts.next().unwrap_or_else(no_verdict).and_then(|enqueued| self.verdict(enqueued)),
@@ -151,6 +156,7 @@ impl Tidegate {
     /// Stores messages of one type. A key that is known with a payload of an older version is no conflict if that payload,
     /// up-cast, asks for the same.
     async fn store_all<M: Message>(&self, batch: Vec<NewMessage>) -> Result<Verdicts<Enqueued>, StoreError> {
+        failpoint::reach("client.before_enqueue");
         if M::VERSION == 1 {
             return self.0.store.enqueue(batch).await;
         }
@@ -241,6 +247,7 @@ impl Tidegate {
                 return Ok(flow);
             }
             tokio::select! {
+                biased;
                 () = &mut give_up => return Ok(flow),
                 () = any_end => {}
                 () = tokio::time::sleep(waiter::POLL) => {}
@@ -333,7 +340,12 @@ impl Tidegate {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn metrics_text(&self) -> Result<String, StoreError> {
-        Ok(self.0.metrics.encode(&self.0.store.stats().await?))
+        let stats = self.0.store.stats().await?;
+        #[cfg(feature = "sqlite")]
+        if let Some(disk) = self.0.sqlite.as_ref().map(|sqlite| sqlite.disk()).filter(|disk| disk.free < u64::MAX) {
+            self.0.metrics.disk(disk.free, disk.reserve, disk.room_for.as_str());
+        }
+        Ok(self.0.metrics.encode(&stats))
     }
 
     /// Ends housekeeping and closes the store, for every clone of this handle; what still uses it is told `Unavailable`.
@@ -378,6 +390,10 @@ impl Tidegate {
         self.0.lease
     }
 
+    pub(crate) fn host(&self) -> &Host {
+        &self.0.host
+    }
+
     pub(crate) fn max_payload(&self) -> usize {
         self.0.max_payload
     }
@@ -402,6 +418,9 @@ pub struct Builder {
     redelivery_horizon: Duration,
     max_payload: usize,
     create: bool,
+    #[cfg(feature = "sqlite")]
+    room: tidegate_sqlite::Room,
+    host: Host,
 }
 
 impl Default for Builder {
@@ -416,6 +435,9 @@ impl Default for Builder {
             redelivery_horizon: DEFAULT_RETENTION,
             max_payload: DEFAULT_MAX_PAYLOAD,
             create: true,
+            #[cfg(feature = "sqlite")]
+            room: tidegate_sqlite::Room::default(),
+            host: Host::default(),
         }
     }
 }
@@ -476,6 +498,22 @@ impl Builder {
         self
     }
 
+    /// How much room an SQLite store leaves on its disk: with less than 64 MiB free it accepts nothing new, with less than
+    /// 32 MiB it claims nothing, and it keeps a reserve of 16 MiB, unless said otherwise.
+    #[cfg(feature = "sqlite")]
+    pub fn room(mut self, room: tidegate_sqlite::Room) -> Self {
+        self.room = room;
+        self
+    }
+
+    /// The simulated process that everything which is opened here runs in.
+    #[cfg(feature = "simulation")]
+    #[doc(hidden)]
+    pub fn process(mut self, process: Arc<dyn crate::process::Process>) -> Self {
+        self.host.process = Some(process);
+        self
+    }
+
     /// Opens the SQLite store at `path`.
     ///
     /// # Errors
@@ -495,6 +533,7 @@ impl Builder {
             max_payload: self.max_payload,
             retention: self.retention,
             create: self.create,
+            room: self.room,
             ..tidegate_sqlite::Options::default()
         };
         let opened = tokio::task::spawn_blocking(move || tidegate_sqlite::SqliteStore::open(path, options)).await;
@@ -553,13 +592,13 @@ impl Builder {
         let news = Arc::new(Newsroom::default());
         let listener: Weak<Newsroom> = Arc::downgrade(&news);
         store.on_commit(listener.clone() as Weak<dyn CommitListener>);
-        tokio::spawn(waiter::serve(listener, Arc::clone(&store)));
+        tokio::spawn(self.host.own("waiter", waiter::serve(listener, Arc::clone(&store))));
         let sweep_every =
             self.sweep_every.unwrap_or((self.lease / 20).clamp(Duration::from_millis(5), Duration::from_secs(1)));
         let maintenance = if self.housekeeping {
             let housekeeping = Housekeeping { sweep_every, lease: self.lease, retention: Some(self.retention) };
             let (store, clock, random) = (Arc::clone(&store), Arc::clone(&self.clock), Arc::clone(&self.random));
-            Some(maintenance::start(store, clock, random, Arc::clone(&metrics), housekeeping)?)
+            Some(maintenance::start(store, clock, random, Arc::clone(&metrics), housekeeping, &self.host)?)
         } else {
             None
         };
@@ -572,6 +611,7 @@ impl Builder {
             alone: Arc::new(RwLock::new(())),
             lease: self.lease,
             max_payload: self.max_payload,
+            host: self.host,
             #[cfg(feature = "sqlite")]
             sqlite,
             maintenance: Mutex::new(maintenance),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tidegate_core::clock::Clock;
 use tidegate_core::effect::{EffectId, EffectRow, JournalFacts, latest, open_rows};
 use tidegate_core::error::StoreError;
-use tidegate_core::id::{EffectName, MessageId};
+use tidegate_core::id::{EffectName, MAX_KEY, MessageId};
 use tidegate_core::lifecycle::ParkReason;
 use tidegate_core::message::{Failure, Message as Stored, NewMessage};
 use tidegate_core::retry::Policy;
@@ -259,7 +259,12 @@ impl fmt::Debug for Context {
     }
 }
 
-/// A checked effect name.
+/// A checked effect name, and an item that is no longer than a key may be: both stand in every row of its journal.
 pub(crate) fn effect_id(name: &str, item: Option<String>) -> Result<EffectId, StoreError> {
-    Ok(EffectId { name: EffectName::new(name)?, item })
+    let name = EffectName::new(name)?;
+    match item.as_deref().map(str::len).filter(|size| *size > MAX_KEY) {
+        None => Ok(EffectId { name, item }),
+        Some(size) => Err(StoreError::invalid(format!("the item of effect {name} has {size} bytes, over {MAX_KEY}"))
+            .hint("name the item by a number or an id; hash anything longer")),
+    }
 }

@@ -13,11 +13,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::effect::{
     self, DEFAULT_QUARANTINE, Decision, EffectId, EffectKey, EffectPolicy, EffectRow, EffectState, IntentTimes,
     MAX_RECONCILE, Reached, reach,
 };
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::digest16;
 use tidegate_core::message::Failure;
 use tidegate_core::store::{Journal, JournalWrite};
@@ -156,11 +158,9 @@ impl EffectBuilder {
         }
     }
 
-    /// Tells repetitions of one effect inside a handler apart: a line number, a recipient.
+    /// Tells repetitions of one effect inside a handler apart: a line number, a recipient; at most 255 bytes.
     pub fn item(mut self, item: impl Into<String>) -> Self {
-        if let Ok(effect) = &mut self.effect {
-            effect.item = Some(item.into());
-        }
+        self.effect = self.effect.and_then(|effect| effect_id(effect.name.as_str(), Some(item.into())));
         self
     }
 
@@ -392,6 +392,7 @@ impl Call {
     /// Writes the intent. `None`: the store answered with a row that is open already, and which has to be cleared up.
     async fn begin(&self) -> Result<Option<Sending>, HandlerError> {
         self.may_begin()?;
+        failpoint::reach("effect.before_intent");
         // Counted from before the intent, so that the store's "last possible send" is never too early.
         let give_up_at = self.context.0.clock.monotonic().saturating_add(self.times.send_within);
         let row = self.intend().await?;
@@ -406,22 +407,22 @@ impl Call {
     {
         let now = self.context.0.clock.monotonic();
         // The intent's commit may have taken longer than the lease: then somebody else may be sending.
-        if now >= self.context.0.held.lapses_at() || now >= give_up_at {
+        let over = now >= self.context.0.held.lapses_at() || now >= give_up_at;
+        if over && !canary::is(Canary::SendAfterDeadline) {
             let why = "the lease or the time to send was over before the request left";
             return self.not_done(&row, why.into(), None).await;
         }
+        failpoint::reach("effect.before_send");
         let sending = self.watched_send(&row.key, send(row.key.clone()));
-        let answer = match tokio::time::timeout(give_up_at - now, sending).await {
+        let answer = match tokio::time::timeout(give_up_at.saturating_sub(now), sending).await {
             Ok(answer) => answer,
+            Err(_) if canary::is(Canary::TimeoutReadAsNotDone) => EffectAnswer::not_done("no answer"),
             Err(_) => EffectAnswer::Unknown { why: format!("no answer within {:?}", self.times.send_within) },
         };
+        failpoint::reach("effect.after_send");
         match answer {
             EffectAnswer::Confirmed(value) => self.confirm(&row, value).await,
-            EffectAnswer::Rejected { code, detail } => {
-                self.answer(&row, effect::EffectAnswer::Rejected { code: code.clone(), detail: detail.clone() })
-                    .await?;
-                Err(rejected(code, detail))
-            }
+            EffectAnswer::Rejected { code, detail } => self.rejected(&row, code, detail).await,
             EffectAnswer::NotDone { why, after } => self.not_done(&row, why, after).await,
             EffectAnswer::Unknown { why } => self.unknown(&row, why).await,
         }
@@ -499,6 +500,9 @@ impl Call {
 
     async fn intend(&self) -> Result<EffectRow, HandlerError> {
         let write = JournalWrite::Intent { reached: self.reached.clone(), times: self.times };
+        if canary::is(Canary::EffectBeforeIntent) {
+            return self.intend_later(write);
+        }
         match self.wrote(write).await {
             Ok(row) => Ok(row),
             Err(error) if error.kind() == StoreErrorKind::Unavailable => {
@@ -510,6 +514,22 @@ impl Call {
             }
             Err(error) => Err(self.unwritten(&error)),
         }
+    }
+
+    /// What must never be: the row is made up here, and stored when there is something else to store.
+    fn intend_later(&self, write: JournalWrite) -> Result<EffectRow, HandlerError> {
+        let (lease, now) = (&self.context.0.lease, self.context.0.clock.now());
+        let mut progress = self.context.progress();
+        let (token, round) = (lease.token, lease.counters.round);
+        let made_up = effect::intend(&lease.message, &progress.journal, &self.reached, self.times, token, round, now);
+        let Ok(row) = made_up else {
+            drop(progress);
+            return Err(self.stop(Ended::Retryable(Failure::new("journal", "no intent can be made"))));
+        };
+        progress.pending.push(write);
+        drop(progress);
+        self.context.note(row.clone());
+        Ok(row)
     }
 
     /// Writes to the journal now, with what was waiting to be written.
@@ -580,7 +600,15 @@ impl Call {
     async fn confirm<T: Serialize>(&self, row: &EffectRow, value: T) -> Result<T, HandlerError> {
         let text = self.encode(&value)?;
         self.answer(row, effect::EffectAnswer::Confirmed { value: text }).await?;
+        failpoint::reach("effect.after_answer");
         Ok(value)
+    }
+
+    async fn rejected<T>(&self, row: &EffectRow, code: String, detail: String) -> Result<T, HandlerError> {
+        // Cut as every failure is: what a remote says is not ours to bound otherwise.
+        let Failure { code, detail } = Failure::new(code, detail);
+        self.answer(row, effect::EffectAnswer::Rejected { code: code.clone(), detail: detail.clone() }).await?;
+        Err(rejected(code, detail))
     }
 
     async fn not_done<T>(&self, row: &EffectRow, why: String, after: Option<Duration>) -> Result<T, HandlerError> {
@@ -591,9 +619,10 @@ impl Call {
     }
 
     async fn unknown<T>(&self, row: &EffectRow, why: String) -> Result<T, HandlerError> {
-        let answer = effect::EffectAnswer::Unknown { why: why.clone() };
+        let failure = Failure::new("unknown", why);
+        let answer = effect::EffectAnswer::Unknown { why: failure.detail.clone() };
         self.ride(row, JournalWrite::Answer { effect: row.effect.clone(), seq: row.seq, answer });
-        Err(self.stop(Ended::Unknown(Failure::new("unknown", why))))
+        Err(self.stop(Ended::Unknown(failure)))
     }
 
     /// Asks the remote. `None`: it never happened, and may be sent.
@@ -604,19 +633,17 @@ impl Call {
         let Some(row) = self.context.row(&self.reached.effect) else {
             return Err(self.stop(Ended::Retryable(Failure::new("journal", "the row to look up is gone"))));
         };
+        failpoint::reach("effect.before_look_up");
         let finding = self.watched(How::LookUp, &row.key, find(row.key.clone()));
         let found = match tokio::time::timeout(self.times.send_within, finding).await {
             Ok((_, Arrival::Lost)) => Found::Unknown { why: LOST.to_owned() },
             Ok((found, Arrival::Arrives)) => found,
             Err(_) => Found::Unknown { why: format!("no answer within {:?}", self.times.send_within) },
         };
+        failpoint::reach("effect.after_look_up");
         match found {
             Found::Confirmed(value) => self.confirm(&row, value).await.map(Some),
-            Found::Rejected { code, detail } => {
-                self.answer(&row, effect::EffectAnswer::Rejected { code: code.clone(), detail: detail.clone() })
-                    .await?;
-                Err(rejected(code, detail))
-            }
+            Found::Rejected { code, detail } => self.rejected(&row, code, detail).await,
             Found::Unknown { why } => {
                 let failure = Failure::new("lookup", format!("effect {}: {why}", self.reached.effect));
                 Err(self.stop(Ended::Unknown(failure)))

@@ -30,8 +30,9 @@ pub trait Message: Serialize + DeserializeOwned + Send + 'static {
     /// What its handler returns, kept for whoever asks.
     type Answer: Serialize + DeserializeOwned + Send + 'static;
 
-    /// The idempotency key: names the one intended effect for ever, `deposit-7231`. An empty key is refused; a message
-    /// that is deliberately not deduplicated is enqueued with [`Options::unique_key`](crate::Options::unique_key).
+    /// The idempotency key: names the one intended effect, `deposit-7231`, and is never used for another one. The store
+    /// knows it until the retention after the message's end is over. An empty key is refused; a message that is
+    /// deliberately not deduplicated is enqueued with [`Options::unique_key`](crate::Options::unique_key).
     fn key(&self) -> String;
 
     /// Turns a payload of version `from` into one of version `from + 1`. Called step by step until [`Message::VERSION`] is

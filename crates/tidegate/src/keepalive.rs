@@ -5,18 +5,21 @@
 //! cancel it, and, when the store cannot be reached, stops the attempt *before* its lease can lapse: that deadline is
 //! monotonic and counted from before the call that granted it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::Clock;
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::store::{Extend, Extended, Lease, Store, Verdicts};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, warn};
 
+use crate::process::Host;
 use crate::telemetry::Metrics;
 
 /// Why an attempt should stop.
@@ -110,9 +113,17 @@ impl Held {
 #[derive(Debug)]
 pub(crate) struct Keepalive(Arc<Shared>);
 
+/// Which lease: a message, how often it had been claimed, and the nonce of that claim.
+type Name = (MessageId, u32, [u8; 16]);
+
+fn name(id: MessageId, token: LeaseToken) -> Name {
+    (id, token.claims, *token.nonce.as_bytes())
+}
+
 #[derive(Debug)]
 struct Shared {
-    held: Mutex<HashMap<(MessageId, LeaseToken), Arc<Held>>>,
+    /// In an order that two runs share.
+    held: Mutex<BTreeMap<Name, Arc<Held>>>,
     end: Notify,
     clock: Arc<dyn Clock>,
     lease: Duration,
@@ -120,7 +131,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn held(&self) -> MutexGuard<'_, HashMap<(MessageId, LeaseToken), Arc<Held>>> {
+    fn held(&self) -> MutexGuard<'_, BTreeMap<Name, Arc<Held>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -138,16 +149,19 @@ impl Keepalive {
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
         lease: Duration,
+        host: &Host,
     ) -> Result<Self, StoreError> {
         let shared = Arc::new(Shared { held: Mutex::default(), end: Notify::new(), clock, lease, metrics });
         let for_thread = Arc::clone(&shared);
+        let serving = async move { serve(&for_thread, store.as_ref()).await };
+        let Some(serving) = host.needs_a_thread("keepalive", serving) else { return Ok(Self(shared)) };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
             .map_err(|e| StoreError::unavailable("cannot start the keepalive's runtime").source(e))?;
         std::thread::Builder::new()
             .name("tide-keepalive".into())
-            .spawn(move || runtime.block_on(serve(&for_thread, store.as_ref())))
+            .spawn(move || runtime.block_on(serving))
             .map_err(|e| StoreError::unavailable("cannot start the keepalive's thread").source(e))?;
         Ok(Self(shared))
     }
@@ -172,7 +186,7 @@ impl Keepalive {
                 overdue_at: None,
             }),
         });
-        self.0.held().insert((held.id, held.token), Arc::clone(&held));
+        self.0.held().insert(name(held.id, held.token), Arc::clone(&held));
         Guard { held, keepalive: Arc::clone(&self.0) }
     }
 
@@ -199,7 +213,7 @@ impl std::ops::Deref for Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.keepalive.held().remove(&(self.held.id, self.held.token));
+        self.keepalive.held().remove(&name(self.held.id, self.held.token));
     }
 }
 
@@ -214,16 +228,18 @@ async fn serve(shared: &Shared, store: &dyn Store) {
     let mut under_way: Option<Call<'_>> = None;
     loop {
         tokio::select! {
+            biased;
             () = shared.end.notified() => return,
+            // Before the tick: an extension that was granted must not be taken for one that is overdue.
+            (held, sent_at, verdicts) = answer_of(&mut under_way) => {
+                under_way = None;
+                apply(&held, sent_at, verdicts);
+            }
             _ = tick.tick() => {
                 watch_deadlines(shared);
                 if under_way.is_none() {
                     under_way = extend_due(shared, store);
                 }
-            }
-            (held, sent_at, verdicts) = answer_of(&mut under_way) => {
-                under_way = None;
-                apply(&held, sent_at, verdicts);
             }
         }
     }
@@ -246,11 +262,12 @@ fn extend_due<'a>(shared: &Shared, store: &'a dyn Store) -> Option<Call<'a>> {
         left <= if times.settling { held.lease / 3 } else { held.lease / 3 * 2 }
     };
     let due: Vec<Arc<Held>> = shared.held().values().filter(is_due).cloned().collect();
-    if due.is_empty() {
+    if due.is_empty() || canary::is(Canary::KeepaliveSilent) {
         return None;
     }
     let batch =
         due.iter().map(|held| Extend { id: held.id, token: held.token, lease: held.lease, alone: false }).collect();
+    failpoint::reach("keepalive.before_extend");
     Some(Box::pin(async move { (due, now, store.extend(batch).await) }))
 }
 
@@ -287,7 +304,7 @@ fn watch_deadlines(shared: &Shared) {
             shared.metrics.overdue.inc();
             warn!(message.id = %held.id, "the handler of message {} is over its time and does not yield", held.id);
         }
-        let lapses_soon = now.saturating_add(held.lease / 5) >= times.lapses_at;
+        let lapses_soon = now.saturating_add(held.lease / 5) >= times.lapses_at && !canary::is(Canary::LapseNotWatched);
         drop(times);
         if lapses_soon && held.stopped().is_none_or(|reason| reason == Stopped::CancelRequested) {
             held.stop(Stopped::OutOfTime);

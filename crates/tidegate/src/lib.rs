@@ -52,6 +52,7 @@ mod options;
 mod payload;
 #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only `testing` looks, and it stands on SQLite"))]
 mod probe;
+mod process;
 pub mod telemetry;
 #[cfg(feature = "sqlite")]
 pub mod testing;
@@ -73,6 +74,15 @@ pub use telemetry::Metrics;
 pub use transactional::Transactional;
 pub use worker::{Drained, Worker, WorkerBuilder};
 
+/// For `tidegate-sim` alone: no part of what this crate promises.
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation {
+    pub use crate::process::{Adopted, Process};
+}
+
+#[doc(hidden)]
+pub use tidegate_core::canary;
 pub use tidegate_core::effect as journal;
 pub use tidegate_core::effect::EffectKey;
 pub use tidegate_core::id::{
@@ -86,15 +96,21 @@ pub use tidegate_core::{
     explain, group, id, lifecycle, message, retry, store,
 };
 
+/// Where `tidegate torture` has its child processes die; of no use to an application.
+#[doc(hidden)]
+pub use tidegate_core::failpoint;
+
 #[cfg(feature = "sqlite")]
 pub use tidegate_sqlite as sqlite;
 
 /// The programs in the guides are run as tests.
 #[cfg(doctest)]
 mod guides {
+    #[doc = include_str!("../../../docs/guides/idempotent-handlers.md")]
+    struct IdempotentHandlers;
     #[cfg(feature = "reqwest")]
-    #[doc = include_str!("../../../docs/guides/effects.md")]
-    struct Effects;
+    #[doc = include_str!("../../../docs/guides/timeout-after-charge.md")]
+    struct TimeoutAfterCharge;
     #[doc = include_str!("../../../docs/guides/testing.md")]
     struct Testing;
     #[doc = include_str!("../../../docs/guides/payload-versions.md")]

@@ -8,12 +8,15 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::{Clock, Random};
 use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
 use tidegate_core::store::{Store, SweepRequest, Swept};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+use crate::process::Host;
 use crate::telemetry::Metrics;
 
 /// How housekeeping is done.
@@ -60,17 +63,22 @@ pub(crate) fn start(
     random: Arc<dyn Random>,
     metrics: Arc<Metrics>,
     housekeeping: Housekeeping,
+    host: &Host,
 ) -> Result<Maintenance, StoreError> {
     let end = Arc::new(Notify::new());
+    let sweeper = Sweeper { store, clock, random, metrics, housekeeping, stall: Stall::default() };
+    let for_thread = Arc::clone(&end);
+    let sweeping = async move { sweeper.run(&for_thread).await };
+    let Some(sweeping) = host.needs_a_thread("sweep", sweeping) else {
+        return Ok(Maintenance { end, thread: None });
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
         .map_err(|e| StoreError::unavailable("cannot start the housekeeping's runtime").source(e))?;
-    let sweeper = Sweeper { store, clock, random, metrics, housekeeping, stall: Stall::default() };
-    let for_thread = Arc::clone(&end);
     let thread = std::thread::Builder::new()
         .name("tide-sweep".into())
-        .spawn(move || runtime.block_on(sweeper.run(&for_thread)))
+        .spawn(move || runtime.block_on(sweeping))
         .map_err(|e| StoreError::unavailable("cannot start the housekeeping's thread").source(e))?;
     Ok(Maintenance { end, thread: Some(thread) })
 }
@@ -130,11 +138,12 @@ impl Sweeper {
             info!("housekeeping was asleep or had no store for {away:?}: leases are left alone for {lease:?}");
         }
         let request = SweepRequest {
-            take_over: now >= self.stall.hold_until,
+            take_over: now >= self.stall.hold_until || canary::is(Canary::StallSwept),
             retention: self.housekeeping.retention,
             limit: LIMIT,
             unit: self.random.unit(),
         };
+        failpoint::reach("maintenance.before_sweep");
         match self.store.sweep(request).await {
             Ok(swept) => {
                 self.stall.last_good = Some(self.clock.monotonic());

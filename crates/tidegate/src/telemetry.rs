@@ -56,6 +56,8 @@ pub struct Metrics {
     store_errors: Family<Labels, Counter>,
     taken_over: Family<Labels, Counter>,
     slots: Family<Labels, Gauge>,
+    disk_bytes: Family<Labels, Gauge>,
+    disk_room: Family<Labels, Gauge>,
     pub(crate) overdue: Counter,
 }
 
@@ -70,6 +72,8 @@ impl Metrics {
             store_errors: Family::default(),
             taken_over: Family::default(),
             slots: Family::default(),
+            disk_bytes: Family::default(),
+            disk_room: Family::default(),
             overdue: Counter::default(),
         };
         let registry = &mut metrics.registry;
@@ -83,6 +87,10 @@ impl Metrics {
         let help = "Leases that this process's housekeeping took over";
         registry.register("taken_over", help, metrics.taken_over.clone());
         registry.register("worker_slots", "Handlers that run, and that could", metrics.slots.clone());
+        let help = "Bytes free on the disk of the store, and in the reserve beside it, as last looked at";
+        registry.register("disk_bytes", help, metrics.disk_bytes.clone());
+        let help = "1 for what the disk of the store has room for: accepting, only claiming, or only settling";
+        registry.register("disk_room", help, metrics.disk_room.clone());
         let help = "Handlers over their time-out that did not yield their thread";
         registry.register("handlers_overdue", help, metrics.overdue.clone());
         metrics
@@ -113,6 +121,18 @@ impl Metrics {
         };
         set("busy", running);
         set("free", most.saturating_sub(running));
+    }
+
+    #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only SQLite has its disk here"))]
+    pub(crate) fn disk(&self, free: u64, reserve: u64, room_for: &str) {
+        for (what, bytes) in [("free", free), ("reserve", reserve)] {
+            let labels = vec![("what", what.to_owned())];
+            self.disk_bytes.get_or_create(&labels).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+        for known in ["accepting", "claiming", "settling"] {
+            let labels = vec![("for", known.to_owned())];
+            self.disk_room.get_or_create(&labels).set(i64::from(known == room_for));
+        }
     }
 
     pub(crate) fn store_call(&self, verb: &'static str, took: Duration, error: Option<&StoreError>) {

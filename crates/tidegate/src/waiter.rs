@@ -3,12 +3,12 @@
 //! All awaited messages are looked up in one read every [`POLL`], because another process may settle them, and at once
 //! when this process's own commits ended one. A caller that gives up leaves nothing behind.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tidegate_core::error::StoreError;
+use tidegate_core::error::{StoreError, StoreErrorKind};
 use tidegate_core::id::MessageId;
 use tidegate_core::lifecycle::State;
 use tidegate_core::store::{Progress, Store};
@@ -34,7 +34,7 @@ pub(crate) struct Waiter {
 
 #[derive(Debug, Default)]
 struct Board {
-    awaited: HashMap<MessageId, Vec<Caller>>,
+    awaited: BTreeMap<MessageId, Vec<Caller>>,
     /// To be looked up now rather than at the next tick.
     hot: Vec<MessageId>,
     /// Counts the callers: a look answers only those that came before it.
@@ -155,6 +155,12 @@ async fn look_up(waiter: &Waiter, store: &dyn Store, ids: &[MessageId], callers_
                     Some(progress) if has_ended(progress.state) => tell(*id, &Ok(progress)),
                     Some(_) => {}
                 }
+            }
+        }
+        // One row that cannot be read is told to those who wait for it, and to nobody else.
+        Err(error) if error.kind() == StoreErrorKind::Corrupt && ids.len() > 1 => {
+            for id in ids {
+                Box::pin(look_up(waiter, store, std::slice::from_ref(id), callers_before)).await;
             }
         }
         Err(error) => ids.iter().for_each(|id| tell(*id, &Err(error.clone()))),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tidegate_core::clock::{Clock, Random};
 use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::failpoint;
 use tidegate_core::id::{Kind, Nonce, QueueName, Tenant, WorkerId};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{ClaimRequest, Claimed, QueueSlots, Store};
@@ -49,7 +50,7 @@ pub(crate) struct Shared {
     pub(crate) random: Arc<dyn Random>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) keepalive: Keepalive,
-    pub(crate) handlers: HashMap<Kind, Handler>,
+    pub(crate) handlers: BTreeMap<Kind, Handler>,
     /// Read by every attempt, written by a suspect: shared by all workers of this process's `Tidegate`.
     pub(crate) alone: Arc<RwLock<()>>,
     pub(crate) lease: Duration,
@@ -178,7 +179,8 @@ impl WorkerBuilder {
         self.tide.store().declare(policies).await?;
         let (store, clock) = (Arc::clone(self.tide.store()), Arc::clone(self.tide.clock()));
         let metrics = Arc::clone(self.tide.metrics_arc());
-        let keepalive = Keepalive::start(Arc::clone(&store), Arc::clone(&clock), Arc::clone(&metrics), lease)?;
+        let keepalive =
+            Keepalive::start(Arc::clone(&store), Arc::clone(&clock), Arc::clone(&metrics), lease, self.tide.host())?;
         let kinds = handlers.values().map(|handler| (handler.kind.clone(), handler.version)).collect();
         let subscription = self.tide.newsroom().subscribe(slots.iter().map(|slot| slot.queue.clone()).collect());
         let stop = watch::Sender::new(None);
@@ -208,7 +210,8 @@ impl WorkerBuilder {
             tide: self.tide,
         };
         info!(worker.id = %name, "worker {name} started");
-        let task = tokio::spawn(dispatcher.run(stop.subscribe()));
+        let host = dispatcher.tide.host().clone();
+        let task = tokio::spawn(host.own("dispatcher", dispatcher.run(stop.subscribe())));
         Ok(Worker { stop, task: Some(task), name })
     }
 }
@@ -254,8 +257,8 @@ impl fmt::Debug for WorkerBuilder {
     }
 }
 
-fn checked(handlers: Vec<Result<Handler, StoreError>>) -> Result<HashMap<Kind, Handler>, StoreError> {
-    let mut by_kind = HashMap::new();
+fn checked(handlers: Vec<Result<Handler, StoreError>>) -> Result<BTreeMap<Kind, Handler>, StoreError> {
+    let mut by_kind = BTreeMap::new();
     for handler in handlers {
         let handler = handler?;
         if handler.version == 0 || handler.policy.max_attempts == 0 || handler.policy.timeout.is_zero() {
@@ -277,7 +280,7 @@ fn checked(handlers: Vec<Result<Handler, StoreError>>) -> Result<HashMap<Kind, H
 }
 
 fn slots(
-    handlers: &HashMap<Kind, Handler>,
+    handlers: &BTreeMap<Kind, Handler>,
     queues: &BTreeMap<String, u32>,
     concurrency: u32,
 ) -> Result<Vec<Slots>, StoreError> {
@@ -458,6 +461,9 @@ impl Dispatcher {
             };
             *missing = None;
             let got = leases.len();
+            if got > 0 {
+                failpoint::reach("worker.after_claim");
+            }
             for lease in leases {
                 self.start(lease, sent_at);
             }
@@ -482,7 +488,8 @@ impl Dispatcher {
     fn start(&mut self, lease: tidegate_core::store::Lease, sent_at: Duration) {
         let place = self.slots.iter().position(|slots| slots.queue == lease.message.queue);
         let shared = Arc::clone(&self.shared);
-        let started = self.running.spawn(async move { attempt::run(&shared, lease, sent_at).await });
+        let run = async move { attempt::run(&shared, lease, sent_at).await };
+        let started = self.running.spawn(self.tide.host().own("attempt", run));
         if let Some(place) = place {
             self.slots[place].running += 1;
             self.queue_of.insert(started.id(), place);
@@ -518,9 +525,11 @@ impl Dispatcher {
         tokio::pin!(look);
         loop {
             tokio::select! {
+                biased;
+                _ = stop.changed() => return,
                 () = &mut look => return,
                 () = self.subscription.wake.notified() => return,
-                _ = stop.changed() => return,
+                // Last: attempts that end one after another must not hide that it is time to look.
                 Some(joined) = self.running.join_next_with_id(), if !self.running.is_empty() => {
                     self.ended(joined);
                     self.reap();
@@ -550,6 +559,7 @@ impl Dispatcher {
     async fn drain(mut self, within: Duration) -> Drained {
         let mut drained = Drained::default();
         let running = self.running.len();
+        failpoint::reach("drain.begin");
         info!(worker.id = %self.name, running, "worker {} drains", self.name);
         if tokio::time::timeout(within, self.join_all()).await.is_ok() {
             drained.finished = running;
@@ -562,6 +572,7 @@ impl Dispatcher {
             drained.released = told - drained.abandoned;
             self.running.detach_all();
         }
+        failpoint::reach("drain.end");
         self.shared.metrics.slots(&self.name, 0, 0);
         drop(self.tide);
         drained

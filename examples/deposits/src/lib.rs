@@ -10,7 +10,8 @@
 //! each side read, never from a side's own store. [`soak`] sends a file of deposits through it all while the worker is
 //! killed.
 //!
-//! One program plays all the [`role`]s, each in a [`process`] of its own. Everything listens on 127.0.0.1 and nothing
+//! One program plays all the [`role`]s, each in a [`process`] of its own; those that listen are a
+//! [`service`]. Everything listens on 127.0.0.1 and nothing
 //! leaves the machine.
 
 pub mod books;
@@ -22,6 +23,7 @@ pub mod operator;
 pub mod process;
 pub mod proof;
 pub mod role;
+pub mod service;
 pub mod signal;
 pub mod soak;
 pub mod steps;

@@ -5,9 +5,6 @@
 //! `synchronous = FULL`, a declined card is not retried, and a receipt that cannot be sent does not fail a deposit that
 //! was credited. What it cannot do is tell "refused" from "done, but the answer was lost". It never looks anything up.
 
-use std::future::Future;
-use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,12 +19,11 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rusqlite::Connection;
 use serde_json::json;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::books::{self, Credited, Sums};
 use crate::clock;
 use crate::gateway::{Operation, OperationBody};
+use crate::service::Service;
 use crate::trace::DepositRequest;
 
 /// How a twin is started.
@@ -62,93 +58,18 @@ impl TwinOptions {
     }
 }
 
-/// Runs a twin until `shutdown` ends, announcing `listening 127.0.0.1:PORT` on one line when it is ready.
+/// Opens the wallet and starts to listen.
 ///
 /// # Errors
-/// The wallet cannot be opened, the port is taken, or the announcement cannot be written.
+/// The wallet cannot be opened, or the port is taken.
 ///
-/// # Cancel safety
-/// Dropping the future stops the twin as a kill would: requests in work are not answered.
-pub async fn run(
-    options: TwinOptions,
-    mut announce: impl Write + Send,
-    shutdown: impl Future<Output = ()> + Send,
-) -> anyhow::Result<()> {
-    let mut twin = Twin::start(options).await?;
-    writeln!(announce, "listening {}", twin.address())
-        .and_then(|()| announce.flush())
-        .context("cannot announce the twin's address")?;
-    tokio::select! {
-        () = shutdown => twin.stop().await,
-        ended = &mut twin.task => ended.context("the twin's task died")?,
-    }
-}
-
-/// A running twin. Dropping it kills it.
-#[derive(Debug)]
-pub struct Twin {
-    address: SocketAddr,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<anyhow::Result<()>>,
-}
-
-impl Twin {
-    /// Opens the wallet and starts to listen.
-    ///
-    /// # Errors
-    /// The wallet cannot be opened, or the port is taken.
-    ///
-    /// # Cancel safety
-    /// Safe: nothing was started before it returned.
-    pub async fn start(options: TwinOptions) -> anyhow::Result<Self> {
-        let asked = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port));
-        let app = Arc::new(App::open(options)?);
-        let listener = tokio::net::TcpListener::bind(asked)
-            .await
-            .with_context(|| format!("cannot listen on {asked}; hint: port 0 takes a free one"))?;
-        let address = listener.local_addr().context("the listener has no address")?;
-        let router = Router::new().route("/deposits", post(take_deposit)).route("/books", get(sums)).with_state(app);
-        let stop = watch::Sender::new(false);
-        let mut stopped = stop.subscribe();
-        let task = tokio::spawn(async move {
-            let shutdown = async move {
-                // An error means the handle is gone, which stops the twin as well.
-                drop(stopped.wait_for(|stop| *stop).await);
-            };
-            axum::serve(listener, router).with_graceful_shutdown(shutdown).await.context("the twin stopped serving")
-        });
-        Ok(Self { address, stop, task })
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Its base URL, without a slash at the end.
-    #[must_use]
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    /// Stops it in good order: requests in work are answered first.
-    ///
-    /// # Errors
-    /// What made it end before it was asked to.
-    ///
-    /// # Cancel safety
-    /// Dropping the future kills the twin.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
-        self.stop.send_replace(true);
-        (&mut self.task).await.context("the twin's task died")?
-    }
-}
-
-impl Drop for Twin {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+/// # Panics
+/// Outside a tokio runtime.
+pub fn start(options: TwinOptions) -> anyhow::Result<Service> {
+    let port = options.port;
+    let app = Arc::new(App::open(options)?);
+    let router = Router::new().route("/deposits", post(take_deposit)).route("/books", get(sums)).with_state(app);
+    Service::of_router("twin", port, router)
 }
 
 /// Why a deposit failed, as far as this code can know.

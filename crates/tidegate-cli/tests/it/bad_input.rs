@@ -321,3 +321,28 @@ fn a_full_disk_is_5_and_keeps_exactly_what_was_acknowledged() {
     assert_eq!(listed.len(), 5, "what was acknowledged, and no part of the batch that was not: {}", ran.out);
     assert!(ran.out.contains("\"ready\":5,"), "the counts agree: {}", ran.out);
 }
+
+/// Another process holds the file for longer than the command waits: 30 s, and here a tenth of a second.
+#[test]
+fn a_store_that_stays_busy_is_5_and_nothing_was_stored() {
+    let desk = Desk::new();
+    desk.run(&ONE).ends(0);
+    let holder = Connection::open(desk.path("tidegate.db")).unwrap();
+    holder.execute_batch("begin immediate").unwrap();
+    let patient_for = |milliseconds: &str, arguments: &[&str]| {
+        Ran::of(desk.command(arguments).env("TIDEGATE_BUSY_MS", milliseconds).output().unwrap())
+    };
+    let other = ["enqueue", "--kind", "k", "--key", "other", "--payload", "1"];
+    let busy = patient_for("100", &other).ends(5);
+    busy.says("error: ").says("hint: ");
+    let busy = patient_for("100", &[&other[..], &["--json"]].concat()).ends(5);
+    let told: serde_json::Value = serde_json::from_str(&busy.err).unwrap();
+    assert_eq!((&told["kind"], &told["exit_code"]), (&"unavailable".into(), &5.into()), "{told}");
+    // Whoever only looks is not kept waiting.
+    assert_eq!(patient_for("100", &["list"]).ends(0).out.lines().count(), 1);
+    patient_for("soon", &["list"]).ends(2).says("TIDEGATE_BUSY_MS is \"soon\"").says("hint: a number of milliseconds");
+
+    holder.execute_batch("rollback").unwrap();
+    patient_for("100", &other).ends(0);
+    assert_eq!(desk.run(&["list"]).ends(0).out.lines().count(), 2, "the refused one was not stored, the later one was");
+}

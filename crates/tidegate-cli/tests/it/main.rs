@@ -15,4 +15,7 @@ mod help;
 mod inspect;
 mod operate;
 mod reconcile;
+mod terminal;
+mod torture;
+mod transcript;
 mod triage;

@@ -170,10 +170,11 @@ fn a_quarantine_of_a_copy_counts_from_when_it_is_put_to_work() {
             view.journal[0].last_possible_send
         };
         let before = last_send(&copy).await;
-        rusqlite::Connection::open(copy.path())
-            .unwrap()
-            .execute("update tide_effect set last_possible_send = last_possible_send - 3600000", [])
-            .unwrap();
+        let conn = rusqlite::Connection::open(copy.path()).unwrap();
+        SqliteStore::teach(&conn).unwrap();
+        let earlier = "update tide_effect set last_possible_send = last_possible_send - 3600000,
+            seal = tide_reseal(seal, 12, last_possible_send, last_possible_send - 3600000)";
+        conn.execute(earlier, []).unwrap();
         claim(&copy, 1).await;
         assert!(last_send(&copy).await >= before);
     });

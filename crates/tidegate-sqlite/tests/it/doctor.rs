@@ -23,9 +23,11 @@ enum Damage {
     Sql(&'static str),
     /// The same, and nothing of the log is too small.
     Log,
+    /// Where a small file system is to be had: in `disk_full`.
+    Disk,
 }
 
-const FIXTURES: [(&str, Damage); 16] = [
+const FIXTURES: [(&str, Damage); 17] = [
     (
         "pages",
         Damage::Sql(
@@ -47,7 +49,8 @@ const FIXTURES: [(&str, Damage); 16] = [
     ("tallies", Damage::Sql("delete from tide_tally")),
     ("leases", Damage::Sql("update tide_lease set until = 0")),
     ("wal", Damage::Log),
-    ("clock", Damage::Sql("insert into tide_jump (at, by_ms) values (unixepoch() * 1000, 7200000)")),
+    ("room", Damage::Disk),
+    ("clock", Damage::Sql("insert into tide_jump (at, by_ms, seal) values (unixepoch() * 1000, 7200000, 0)")),
 ];
 
 async fn settle(store: &SqliteStore, lease: &Lease, outcome: Outcome) {
@@ -76,32 +79,36 @@ pub(crate) async fn unanswered(store: &SqliteStore, lease: &Lease) {
 /// A store with a message in every state and every table.
 async fn inhabited(place: &Place) {
     let store = place.open();
-    settle(&store, &started(&store, "completed").await, Outcome::Completed { result: "1".into(), orphans: false })
-        .await;
+    inhabit(&store).await;
+    store.close().await;
+}
+
+/// A message in every state.
+pub(crate) async fn inhabit(store: &SqliteStore) {
+    settle(store, &started(store, "completed").await, Outcome::Completed { result: "1".into(), orphans: false }).await;
     let failure = || Failure::new("declined", "no funds");
-    let lease = started(&store, "failed").await;
-    settle(&store, &lease, Outcome::Permanent { failure: failure(), compensated: false, orphans: false }).await;
-    let lease = started(&store, "dead").await;
-    settle(&store, &lease, Outcome::Exhausted { failure: failure() }).await;
-    let lease = started(&store, "discarded").await;
-    settle(&store, &lease, Outcome::Exhausted { failure: failure() }).await;
+    let lease = started(store, "failed").await;
+    settle(store, &lease, Outcome::Permanent { failure: failure(), compensated: false, orphans: false }).await;
+    let lease = started(store, "dead").await;
+    settle(store, &lease, Outcome::Exhausted { failure: failure() }).await;
+    let lease = started(store, "discarded").await;
+    settle(store, &lease, Outcome::Exhausted { failure: failure() }).await;
     let act = Act { actor: "tester".into(), reason: "a test".into() };
     let discard = Discard { ids: vec![lease.message.id], act };
     store.discard(discard).await.unwrap().remove(0).unwrap();
-    let lease = started(&store, "parked").await;
-    unanswered(&store, &lease).await;
-    settle(&store, &lease, Outcome::Unknown { failure: failure() }).await;
-    let lease = started(&store, "retried").await;
-    settle(&store, &lease, Outcome::Retryable { failure: failure(), after: Some(Duration::from_secs(3600)) }).await;
+    let lease = started(store, "parked").await;
+    unanswered(store, &lease).await;
+    settle(store, &lease, Outcome::Unknown { failure: failure() }).await;
+    let lease = started(store, "retried").await;
+    settle(store, &lease, Outcome::Retryable { failure: failure(), after: Some(Duration::from_secs(3600)) }).await;
     let later = NewMessage { due: Due::In(Duration::from_secs(3600)), ..message("later") };
     store.enqueue(vec![later, message("leased")]).await.unwrap();
-    assert_eq!(claim(&store, 1).await.len(), 1);
+    assert_eq!(claim(store, 1).await.len(), 1);
     let called_off = store.enqueue(vec![message("called-off")]).await.unwrap().remove(0).unwrap();
     let tidegate_core::store::Enqueued::New { id } = called_off else { panic!("it is new") };
     let act = Act { actor: "tester".into(), reason: "a test".into() };
     store.cancel(Cancel { ids: vec![id], release_key: true, act }).await.unwrap().remove(0).unwrap();
     store.enqueue(vec![message("ready")]).await.unwrap();
-    store.close().await;
 }
 
 fn doctor(largest_wal: u64) -> Doctor {
@@ -129,6 +136,7 @@ fn every_check_passes_a_healthy_store_and_finds_its_own_damage() {
         let conn = Connection::open(&path).unwrap();
         let (sql, largest_wal) = match damage {
             Damage::Sql(sql) => (*sql, Doctor::LARGEST_WAL),
+            Damage::Disk => continue,
             Damage::Log => ("pragma wal_autocheckpoint = 0; update tide_store set created_at = created_at + 1", 0),
         };
         conn.execute_batch("pragma journal_mode = wal").unwrap();

@@ -36,6 +36,7 @@ impl Place {
     pub(crate) fn connection(&self) -> rusqlite::Connection {
         let conn = rusqlite::Connection::open(self.path()).expect("the file can be opened");
         conn.pragma_update(None, "synchronous", "full").expect("a setting");
+        SqliteStore::teach(&conn).expect("two functions");
         conn
     }
 

@@ -1,6 +1,8 @@
 //! What the SQLite engine does: the conformance suite of every engine, and what only this one has.
 
 mod backup;
+mod bit_flips;
+mod disk_full;
 mod doctor;
 mod engine;
 mod erase;

@@ -18,6 +18,9 @@ const ONCE: &str = "-- restored, once";
 /// The doctor reads all of every table: that is what it is for, and it holds up nobody.
 const READS_ALL: &str = "doctor.rs";
 
+/// Seals are about rows, and only their tests have statements.
+const READS_NONE: &str = "seal.rs";
+
 /// Every string of a source file that is a statement about the engine's tables.
 fn statements(source: &str) -> Vec<String> {
     let mut found = Vec::new();
@@ -45,7 +48,7 @@ fn no_statement_scans_a_table_that_grows_with_the_backlog() {
     let (mut read, mut scans) = (0, Vec::new());
     for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).expect("the source is there") {
         let file = file.expect("a file").path();
-        if file.ends_with(READS_ALL) {
+        if file.ends_with(READS_ALL) || file.ends_with(READS_NONE) {
             continue;
         }
         for sql in statements(&fs::read_to_string(&file).expect("text")) {

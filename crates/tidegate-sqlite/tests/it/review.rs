@@ -6,7 +6,7 @@ use std::time::Duration;
 use tidegate_core::effect::{EffectAnswer, EffectId, EffectPolicy, EffectRow, IntentTimes, MAX_RECONCILE, Reached};
 use tidegate_core::id::EffectName;
 use tidegate_core::lifecycle::State;
-use tidegate_core::store::{Filter, Journal, JournalWrite, Lease};
+use tidegate_core::store::{Filter, Journal, JournalWrite, Lease, SweepRequest};
 use tidegate_core::{Store as _, StoreError, StoreErrorKind};
 use tidegate_sqlite::{Options, SqliteStore};
 use tidegate_testkit::ManualClock;
@@ -97,4 +97,31 @@ fn a_transactional_effect_may_enqueue_into_its_own_store() {
     let settled = run(store.settle(vec![completion(&lease)])).expect("answered").remove(0).expect("settled");
     assert_eq!(settled.state, State::Completed);
     assert_eq!(run(claim(&store, 10)).len(), 3);
+}
+
+/// Rows that nobody can read are left for a person; they neither stop what lapsed after them nor keep the sweep busy.
+#[test]
+fn leases_that_cannot_be_read_are_in_nobodys_way() {
+    let place = Place::new();
+    let clock = Arc::new(ManualClock::default());
+    let options = Options { clock: Arc::clone(&clock) as _, ..Options::default() };
+    let store = SqliteStore::open(place.path(), options).expect("opened");
+    let broken: Vec<_> = ["a", "b", "c"].map(|key| run(started(&store, key)).message.id.as_i64()).into();
+    clock.advance(MINUTE);
+    let good = run(started(&store, "good")).message.id;
+    clock.advance(MINUTE * 61);
+    let peer = place.connection();
+    for id in &broken {
+        peer.execute("update tide_lease set worker = '' where id = ?1", [id]).expect("spoilt");
+    }
+    let sweep = || {
+        let request = SweepRequest { take_over: true, retention: None, limit: 2, unit: 0.5 };
+        run(store.sweep(request)).expect("swept")
+    };
+    let first = sweep();
+    assert_eq!(first.taken_over.iter().map(|taken| taken.id).collect::<Vec<_>>(), [good]);
+    let second = sweep();
+    assert!(second.taken_over.is_empty() && !second.more, "there is nothing to do at once: {second:?}");
+    let left: i64 = peer.query_row("select count(*) from tide_lease", [], |row| row.get(0)).expect("counted");
+    assert_eq!(left, 3, "kept for a person");
 }

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::effect::{EffectAnswer, EffectId, EffectPolicy, EffectRow, IntentTimes, Reached};
+use tidegate_core::group::GroupId;
 use tidegate_core::lifecycle::{Outcome, ParkReason, Resolution};
 use tidegate_core::message::{Due, Failure, NewMessage, Payload, Priority};
 use tidegate_core::retry::{Backoff, Policy};
 use tidegate_core::store::{
-    Act, Cancel, ChangeQueue, ClaimRequest, Claimed, Counted, Enqueued, Extend, Filter, Journal, JournalWrite,
-    MessageView, QueueChange, QueueSlots, Redrive, Resolve, Settle, Settled, Stats, SweepRequest, Swept,
+    Act, Cancel, ChangeQueue, ClaimRequest, Claimed, Counted, Discard, Edit, Enqueued, Extend, Filter, Journal,
+    JournalWrite, MessageView, NewOperation, Operate, Operation, Pace, QueueChange, QueueSlots, Redrive, Resolve,
+    Selection, Settle, Settled, Stats, Stepped, SweepRequest, Swept,
 };
 use tidegate_core::{
     Clock as _, EffectName, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, Store, StoreError,
@@ -236,6 +238,12 @@ impl Run {
             }
             Command::Crash { alone, times } => return self.crash(*alone, *times).await,
             Command::Sweep { take_over, retention_days } => return self.sweep(*take_over, *retention_days).await,
+            Command::Begin { .. }
+            | Command::Step { .. }
+            | Command::CallOff { .. }
+            | Command::GoOn { .. }
+            | Command::Edit { .. }
+            | Command::Discard { .. } => return self.triage(command).await,
             Command::Redrive { .. }
             | Command::Cancel { .. }
             | Command::Resolve { .. }
@@ -546,6 +554,55 @@ impl Run {
         told
     }
 
+    /// What is done at the desk of the dead letters.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "only the commands of the desk come here")]
+    async fn triage(&self, command: &Command) -> [String; 2] {
+        let mut told = [String::new(), String::new()];
+        for (side, told) in self.sides.iter().zip(&mut told) {
+            let store = &side.handles[0];
+            let ids = |messages: &[usize]| -> Vec<MessageId> {
+                messages.iter().filter_map(|back| Some(side.ids[self.message(*back)?])).collect()
+            };
+            let name = |operation: &u8| format!("many-{operation}");
+            let operate = match command {
+                Command::Begin { operation, messages, again, queue: of, group, canary, per_second, stop_over } => {
+                    let pace = Pace {
+                        canary: u32::from(*canary),
+                        per_second: per_second.map(u32::from),
+                        stop_over_percent: stop_over.map(u32::from),
+                    };
+                    let group = match group {
+                        Some(n) => some_group(&**store, *n).await,
+                        None => None,
+                    };
+                    let selection =
+                        Selection { ids: ids(messages), queue: of.map(queue), kind: None, code: None, group };
+                    let new = NewOperation { name: name(operation), selection, again: *again, pace, act: act() };
+                    Operate::Begin(Box::new(new))
+                }
+                Command::Step { operation } => Operate::Step { name: name(operation) },
+                Command::CallOff { operation } => Operate::Cancel { name: name(operation), act: act() },
+                Command::GoOn { operation } => Operate::Resume { name: name(operation), act: act() },
+                Command::Edit { message, payload } => {
+                    let Some(id) = ids(&[*message]).first().copied() else { continue };
+                    let payload = Payload::from_json(format!("[\"edited\",{payload}]")).expect("valid JSON");
+                    let verdict = store.edit(Edit { id, payload, act: act() }).await;
+                    *told = said(verdict, |edited| format!("{edited:?}"));
+                    continue;
+                }
+                Command::Discard { messages } => {
+                    let verdicts = store.discard(Discard { ids: ids(messages), act: act() }).await;
+                    let verdicts = verdicts.expect("a discard is answered");
+                    *told = verdicts.into_iter().map(|v| said(v, |id| side.number(id)) + "; ").collect();
+                    continue;
+                }
+                _ => continue,
+            };
+            *told = said(store.operate(operate).await, |stepped| show_stepped(side, &stepped));
+        }
+        told
+    }
+
     // --- looking -----------------------------------------------------------------------------------------------------
 
     /// Everything that can be looked at, one text per thing.
@@ -559,9 +616,22 @@ impl Run {
         texts.push(
             all.iter().fold("list:".to_owned(), |text, s| text + " " + &side.number(s.id) + " " + s.state.as_str()),
         );
+        let groups = store.groups(Filter { limit: 100, ..Filter::default() }).await.expect("groups are answered");
+        texts.push(groups.iter().fold("groups:".to_owned(), |text, group| {
+            let shown = (&group.id, &group.code, &group.effect, &group.pattern, group.count);
+            format!("{text}\n{shown:?} {} {} {}", group.first_seen, group.last_seen, side.number(group.sample))
+        }));
+        let operations = store.operations(None, 100).await.expect("operations are answered");
+        texts.push(operations.iter().fold("operations:".to_owned(), |text, o| text + "\n" + &show_operation(o)));
         texts.push(show_stats(&store.stats().await.expect("stats are answered")));
         texts
     }
+}
+
+/// One of the groups there are, if there are any.
+async fn some_group(store: &dyn Store, n: usize) -> Option<GroupId> {
+    let groups = store.groups(Filter { limit: 100, ..Filter::default() }).await.expect("groups are answered");
+    back(&groups, n).map(|group| group.id)
 }
 
 async fn change_queue(store: &dyn Store, number: u8, change: QueueChange) -> String {
@@ -628,6 +698,19 @@ fn show_settled(side: &Side, settled: &Settled, made: &[MessageId]) -> String {
         return "repeated".to_owned();
     }
     format!("{state} {due_at:?} {reason:?} {follow_ups:?} {flow_took:?}")
+}
+
+fn show_stepped(side: &Side, stepped: &Stepped) -> String {
+    let refused: Vec<_> = stepped.refused.iter().map(|(id, error)| (side.number(*id), error.kind().as_str())).collect();
+    format!("{} refused {refused:?} waits {:?}", show_operation(&stepped.operation), stepped.waits)
+}
+
+fn show_operation(operation: &Operation) -> String {
+    let Operation { name, state, selected, redriven, refused, ended_well, ended_badly, pace, again, .. } = operation;
+    format!(
+        "{name} {} of {selected}: {redriven} redriven, {refused} refused, {ended_well} well, {ended_badly} badly; {pace:?} {again}",
+        state.as_str()
+    )
 }
 
 fn show_swept(side: &Side, swept: &Swept) -> String {

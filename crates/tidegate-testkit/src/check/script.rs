@@ -109,6 +109,52 @@ pub enum Command {
         /// Under which operation.
         operation: u8,
     },
+    /// Begins to redrive many.
+    Begin {
+        /// Which operation, 0 or 1.
+        operation: u8,
+        /// These, so many messages back; all dead letters of `queue` when there are none.
+        messages: Vec<usize>,
+        /// Failed ones, too.
+        again: bool,
+        /// Only of this queue.
+        queue: Option<u8>,
+        /// Only of one of the groups there are.
+        group: Option<usize>,
+        /// So many first.
+        canary: u8,
+        /// At most so many a second.
+        per_second: Option<u8>,
+        /// Stops when more of a hundred end badly.
+        stop_over: Option<u8>,
+    },
+    /// Takes an operation's next step.
+    Step {
+        /// Which operation.
+        operation: u8,
+    },
+    /// Calls an operation off.
+    CallOff {
+        /// Which operation.
+        operation: u8,
+    },
+    /// Lets an operation go on that stopped.
+    GoOn {
+        /// Which operation.
+        operation: u8,
+    },
+    /// Changes the payload of a dead letter.
+    Edit {
+        /// How many messages back.
+        message: usize,
+        /// Which payload.
+        payload: u8,
+    },
+    /// Gives dead letters up.
+    Discard {
+        /// How many messages back.
+        messages: Vec<usize>,
+    },
     /// Cancels a message.
     Cancel {
         /// How many messages back.
@@ -213,7 +259,10 @@ fn command(random: &mut ChaCha8Rng, jumps: bool) -> Command {
     let effect =
         |random: &mut ChaCha8Rng| -> u8 { if random.random_bool(0.8) { 0 } else { random.random_range(0..3) } };
     let answer = |random: &mut ChaCha8Rng| -> u8 { random.random_range(0..if jumps { 4 } else { 5 }) };
-    match random.random_range(0..100_u32) {
+    let messages = |random: &mut ChaCha8Rng, least: u32| -> Vec<usize> {
+        (0..random.random_range(least..4)).map(|_| random.random_range(0..16)).collect()
+    };
+    match random.random_range(0..109_u32) {
         0..16 => {
             let n = random.random_range(1..4);
             Command::Enqueue((0..n).map(|_| item(random)).collect())
@@ -253,7 +302,7 @@ fn command(random: &mut ChaCha8Rng, jumps: bool) -> Command {
         91..92 if jumps => Command::Jump { seconds: -jump(random) },
         90..92 => Command::Advance { seconds: 31 },
         92..94 => Command::Redrive {
-            messages: (0..random.random_range(1..4_u32)).map(|_| random.random_range(0..16)).collect(),
+            messages: messages(random, 1),
             again: random.random_bool(0.6),
             operation: random.random_range(0..4),
         },
@@ -264,6 +313,21 @@ fn command(random: &mut ChaCha8Rng, jumps: bool) -> Command {
             happened: (jumps || random.random_bool(0.5)).then(|| random.random_range(0..2)),
         },
         98 => Command::Pause { queue: random.random_range(0..2), paused: random.random_bool(0.5) },
+        99..101 => Command::Begin {
+            operation: random.random_range(0..2),
+            messages: if random.random_bool(0.5) { messages(random, 1) } else { Vec::new() },
+            again: random.random_bool(0.3),
+            queue: random.random_bool(0.3).then(|| random.random_range(0..2)),
+            group: random.random_bool(0.2).then(|| random.random_range(0..8)),
+            canary: random.random_range(0..3),
+            per_second: (!jumps && random.random_bool(0.3)).then(|| random.random_range(1..3)),
+            stop_over: random.random_bool(0.5).then(|| [0, 40, 100][random.random_range(0..3)]),
+        },
+        101..105 => Command::Step { operation: random.random_range(0..2) },
+        105 if random.random_bool(0.3) => Command::CallOff { operation: random.random_range(0..2) },
+        105 => Command::GoOn { operation: random.random_range(0..2) },
+        106 => Command::Edit { message: random.random_range(0..12), payload: random.random_range(0..3) },
+        107 => Command::Discard { messages: messages(random, 1) },
         _ => {
             if random.random_bool(0.7) {
                 let limit = random.random_bool(0.5).then(|| random.random_range(0..8));

@@ -1,10 +1,10 @@
 //! The journal of a running message: intents before a send, answers after it, and what comes too late (protocol §3).
 
-use tidegate_core::StoreErrorKind;
 use tidegate_core::effect::{EffectAnswer, EffectKey, EffectPolicy, EffectRow, EffectState, Reached};
-use tidegate_core::lifecycle::State;
+use tidegate_core::lifecycle::{Outcome, State};
 use tidegate_core::message::NewMessage;
-use tidegate_core::store::{Counted, Journal, JournalWrite, Lease, Settle};
+use tidegate_core::store::{ClaimRequest, Counted, Journal, JournalWrite, Lease, QueueSlots, Settle};
+use tidegate_core::{LeaseToken, StoreErrorKind};
 
 use super::stage::*;
 use crate::Engine;
@@ -79,6 +79,65 @@ pub async fn after_a_takeover_nothing_is_written_under_the_old_token(engine: &dy
     assert_eq!(view.journal, [row]);
     assert!(view.evidence.is_empty(), "only a confirmation is evidence");
     assert_eq!(stage.tally(Counted::RejectedLateWrites).await, 2);
+}
+
+/// The token is both: how often the message was claimed, and the nonce of the claim.
+pub async fn nothing_is_written_under_a_token_with_another_nonce_or_count(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let old = stage.started("m").await;
+    let row = stage.intend(&old, &keyed()).await;
+    stage.crash().await;
+    stage.clock.advance(HOUR * 2);
+    let lease = stage.take_one().await;
+    let other_nonce = LeaseToken { nonce: stage.nonce(), ..lease.token };
+    for token in [old.token, other_nonce] {
+        let forged = Lease { token, ..lease.clone() };
+        for write in [intent(&keyed()), answer_to(&row, no_answer()), answer_to(&row, confirmed("1"))] {
+            assert_eq!(refused(stage.journal(&forged, write).await), StoreErrorKind::LeaseLost);
+        }
+    }
+    assert_eq!(stage.view(lease.message.id).await.journal, [row]);
+    assert_eq!(stage.tally(Counted::RejectedLateWrites).await, 6);
+}
+
+/// The remote must know the same effect again, whoever sends it.
+pub async fn an_effect_has_one_key_over_all_attempts_and_generations(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let first = stage.started("m").await;
+    let row = stage.intend(&first, &keyed()).await;
+    stage.answer(&first, &row, no_answer()).await;
+    stage.end(&first, unknown()).await;
+    stage.clock.advance(MINUTE * 10);
+    let second = stage.take_one().await;
+    let resent = stage.intend(&second, &keyed()).await;
+    assert_eq!((resent.sends, &resent.key), (2, &row.key), "another attempt");
+    let decided = stage.answer(&second, &resent, rejected()).await;
+    assert!(!decided.state.is_open());
+    stage.end(&second, Outcome::Undecodable { failure: failure("decode") }).await;
+    stage.redrive(second.message.id, false).await.expect("a dead message is redriven");
+    let third = stage.take_one().await;
+    let other = stage.intend(&third, &reached("notify", EffectPolicy::Lookup)).await;
+    assert_eq!(other.key, EffectKey::of(&first.message, &effect_id("notify"), third.counters.round));
+    let not_done = stage.answer(&third, &other, EffectAnswer::NotDone).await;
+    assert_eq!(not_done.state, EffectState::NotDone);
+    stage.end(&third, Outcome::Undecodable { failure: failure("decode") }).await;
+    stage.redrive(third.message.id, false).await.expect("a dead message is redriven");
+    let fourth = stage.take_one().await;
+    let again = stage.intend(&fourth, &reached("notify", EffectPolicy::Lookup)).await;
+    assert_eq!((again.seq, &again.key), (1, &other.key), "another generation");
+}
+
+/// The same deposit id on two step queues is two keys, of the store and of the remote.
+pub async fn one_message_key_on_two_queues_makes_two_effect_keys(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let mut keys = Vec::new();
+    for name in ["work", "other"] {
+        stage.put(NewMessage::new(queue(name), kind("work"), key("m"), payload("1"))).await;
+        let queues = vec![QueueSlots { queue: queue(name), slots: 1 }];
+        let lease = stage.claim(&ClaimRequest { queues, ..stage.request(1) }).await.leases.remove(0);
+        keys.push(stage.intend(&lease, &keyed()).await.key);
+    }
+    assert_ne!(keys[0], keys[1]);
 }
 
 /// A late confirmation is not applied, but kept as evidence.

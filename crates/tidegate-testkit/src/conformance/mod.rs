@@ -143,6 +143,9 @@ macro_rules! __cases {
                 each_answer_leaves_its_state
                 open_effects_are_counted
                 after_a_takeover_nothing_is_written_under_the_old_token
+                nothing_is_written_under_a_token_with_another_nonce_or_count
+                an_effect_has_one_key_over_all_attempts_and_generations
+                one_message_key_on_two_queues_makes_two_effect_keys
                 a_late_confirmation_is_kept_as_evidence_and_not_applied
                 a_late_confirmation_among_other_writes_is_evidence_too
                 after_the_deadline_no_effect_begins_unless_one_is_open_or_confirmed
@@ -198,6 +201,7 @@ macro_rules! __cases {
                 repeating_the_settlement_of_a_retried_parked_or_dead_message_is_harmless
                 another_settlement_under_the_same_token_is_a_conflict
                 an_older_token_is_a_lost_lease
+                a_token_with_another_nonce_or_count_settles_nothing
                 after_a_takeover_no_settlement_of_the_old_holder_lands
                 the_confirmations_of_a_late_settlement_are_kept_as_evidence
                 after_a_redrive_no_settlement_of_the_old_generation_lands
@@ -205,6 +209,7 @@ macro_rules! __cases {
                 what_follows_depends_on_what_the_message_becomes
                 a_follow_up_that_exists_already_is_not_made_twice
                 a_settlement_that_cannot_be_stored_ends_its_message_alone
+                what_cannot_be_stored_is_compensated_all_the_same
                 a_settlement_that_cannot_be_stored_with_an_open_effect_is_not_the_end
                 a_lost_lease_in_a_batch_of_settlements_is_refused_alone
                 a_lapsed_lease_that_nobody_took_still_settles

@@ -7,7 +7,7 @@ use tidegate_core::lifecycle::{Counters, DeadReason, Outcome, ParkReason, State}
 use tidegate_core::message::{Answer, DEFAULT_MAX_PAYLOAD, NewMessage};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{Counted, Enqueued, JournalWrite, Lease, QueueChange, Settle};
-use tidegate_core::{StoreErrorKind, Timestamp};
+use tidegate_core::{LeaseToken, StoreErrorKind, Timestamp};
 
 use super::stage::*;
 use crate::Engine;
@@ -504,6 +504,20 @@ pub async fn after_a_takeover_no_settlement_of_the_old_holder_lands(engine: &dyn
     assert_eq!(stage.tally(Counted::RejectedLateWrites).await, 3);
 }
 
+/// The token is both: how often the message was claimed, and the nonce of the claim.
+pub async fn a_token_with_another_nonce_or_count_settles_nothing(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let lease = stage.started("m").await;
+    let other_nonce = LeaseToken { nonce: stage.nonce(), ..lease.token };
+    let other_count = LeaseToken { claims: lease.token.claims + 1, ..lease.token };
+    for token in [other_nonce, other_count] {
+        let forged = Settle { token, ..settlement(&lease, completed()) };
+        assert_eq!(refused(stage.settle(forged).await), StoreErrorKind::LeaseLost);
+    }
+    assert_eq!(stage.state(lease.message.id).await, State::Leased);
+    stage.end(&lease, completed()).await;
+}
+
 /// What a late settlement confirms is evidence.
 pub async fn the_confirmations_of_a_late_settlement_are_kept_as_evidence(engine: &dyn Engine) {
     let stage = Stage::new(engine).await;
@@ -597,6 +611,25 @@ pub async fn a_settlement_that_cannot_be_stored_ends_its_message_alone(engine: &
     }
     assert_eq!(stage.state(leases[2].message.id).await, State::Completed);
     assert_eq!(stage.all().await.len(), 4, "no follow-up of what was refused");
+}
+
+/// A compensation commits with *dead*, whatever made it so; only one that cannot be stored itself is left out.
+pub async fn what_cannot_be_stored_is_compensated_all_the_same(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let elsewhere = |json| NewMessage { queue: queue("elsewhere"), payload: payload(json), ..message("taken") };
+    stage.put(elsewhere("1")).await;
+    let result = || format!("\"{}\"", "x".repeat(DEFAULT_MAX_PAYLOAD)).into();
+    for (name, undo, enqueued) in [("good", message("undo"), true), ("taken", elsewhere("2"), false)] {
+        let lease = stage.started(name).await;
+        let big = Outcome::Completed { result: result(), orphans: false };
+        let settle = Settle { compensate: vec![undo], ..settlement(&lease, big) };
+        let settled = stage.settle(settle).await.expect("it is settled");
+        assert_eq!((settled.state, settled.follow_ups.len()), (State::Dead, usize::from(enqueued)), "{name}");
+        assert_eq!(stage.view(lease.message.id).await.compensated, enqueued, "{name}");
+        if enqueued {
+            stage.end(&stage.take_one().await, completed()).await;
+        }
+    }
 }
 
 /// What cannot be stored is not terminal either while an effect is open.

@@ -1,11 +1,14 @@
 //! All that a store knows, as plain maps, and the verbs on it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use tidegate_core::effect::{EffectAnswer, EffectRow, EffectState};
-use tidegate_core::lifecycle::{Cancellation, Counters, Outcome, ParkReason, Resolution, State};
-use tidegate_core::message::{Answer, DEFAULT_MAX_AGE, DEFAULT_MAX_PAYLOAD, Due, Failure, Message, NewMessage};
+use tidegate_core::lifecycle::{Admission, Cancellation, Counters, Outcome, ParkReason, Resolution, State};
+use tidegate_core::message::{
+    Answer, DEFAULT_MAX_AGE, DEFAULT_MAX_PAYLOAD, Due, Failure, Message, NewMessage, Priority,
+};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
     Act, AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, Counted, DEFAULT_RETENTION, Ending, Enqueued,
@@ -18,7 +21,7 @@ use tidegate_core::{
     WorkerId,
 };
 
-use super::{Mutation, rules};
+use super::{Mutation, by_core, rules};
 
 mod operate;
 
@@ -26,11 +29,14 @@ mod operate;
 #[derive(Debug, Default)]
 pub(super) struct World {
     pub(super) mutation: Option<Mutation>,
+    /// The core is asked, and done as it says; where the rules say otherwise, it stands here.
+    pub(super) differences: Option<Vec<String>>,
     pub(super) keys: BTreeMap<(Tenant, QueueName, IdempotencyKey), MessageId>,
     pub(super) policies: BTreeMap<Kind, Policy>,
     pub(super) audit: Vec<AuditEntry>,
     pub(super) news: News,
     records: BTreeMap<MessageId, Record>,
+    index: Index,
     queues: BTreeMap<(Tenant, QueueName), Queue>,
     tallies: BTreeMap<(QueueName, Kind, Counted, String), u64>,
     operations: BTreeSet<(String, MessageId)>,
@@ -38,6 +44,43 @@ pub(super) struct World {
     last_id: Option<MessageId>,
     leases: u64,
     time: Time,
+}
+
+/// Where to look, so that a long simulation need not look at every record for each verb. It decides nothing: each place that
+/// uses it still asks the record itself.
+#[derive(Debug, Default)]
+struct Index {
+    /// All that are ready, in the order of their claims.
+    ready: BTreeMap<(QueueName, Priority), BTreeSet<(Timestamp, MessageId)>>,
+    /// All that are ready and could not be claimed yet, and some that can by now.
+    scheduled: BTreeSet<(Timestamp, MessageId)>,
+    /// All that are leased, and some that were.
+    leased: BTreeSet<MessageId>,
+    /// All that are neither completed nor failed nor cancelled.
+    unsettled: BTreeSet<MessageId>,
+    /// All that are over, and some that were, by how much time had passed then.
+    over: BTreeSet<(Duration, MessageId)>,
+    flows: BTreeMap<MessageId, BTreeSet<MessageId>>,
+    /// The latest that the clock ever showed: what could be claimed then still can.
+    latest: Timestamp,
+}
+
+impl Index {
+    fn is_ready(&mut self, message: &Message, due_at: Timestamp, claimable: bool) {
+        let lane = (message.queue.clone(), message.priority);
+        self.ready.entry(lane).or_default().insert((due_at, message.id));
+        if !claimable {
+            self.scheduled.insert((due_at, message.id));
+        }
+        self.unsettled.insert(message.id);
+    }
+
+    fn was_ready(&mut self, message: &Message, due_at: Timestamp) {
+        if let Some(lane) = self.ready.get_mut(&(message.queue.clone(), message.priority)) {
+            lane.remove(&(due_at, message.id));
+        }
+        self.scheduled.remove(&(due_at, message.id));
+    }
 }
 
 /// A wall clock that gains or loses less than this over the time that passed is corrected, not set.
@@ -58,19 +101,19 @@ struct Queue {
 }
 
 #[derive(Debug, Clone)]
-struct Record {
-    message: Message,
+pub(super) struct Record {
+    pub(super) message: Message,
     fingerprint: [u8; 16],
     max_age: Duration,
     life: Life,
-    counters: Counters,
-    cancel_wanted: bool,
+    pub(super) counters: Counters,
+    pub(super) cancel_wanted: bool,
     release_wanted: bool,
-    suspect: bool,
+    pub(super) suspect: bool,
     /// What it did is given back by a compensation.
     undone: bool,
     failure: Option<Failure>,
-    journal: Vec<EffectRow>,
+    pub(super) journal: Vec<EffectRow>,
     evidence: Vec<Evidence>,
     history: Vec<Ending>,
     settled: Option<(LeaseToken, [u8; 16], Settled)>,
@@ -171,6 +214,33 @@ fn apply(
     write: &JournalWrite,
     token: LeaseToken,
     now: Timestamp,
+    differences: &mut Option<Vec<String>>,
+) -> Result<Option<EffectRow>, StoreError> {
+    let told = written(record, rows, write, token, now);
+    let told = match differences {
+        None => told,
+        Some(differences) => {
+            let decided = by_core::row(record, rows, write, token, now);
+            if decided.as_ref().ok() != told.as_ref().ok() {
+                differences.push(format!("{write:?} of {}: core {decided:?}, rules {told:?}", record.message.id));
+            }
+            decided
+        }
+    };
+    let Some(row) = told? else { return Ok(None) };
+    rows.retain(|known| (&known.effect, known.seq) != (&row.effect, row.seq));
+    rows.push(row.clone());
+    rows.sort_by(|a, b| (&a.effect, a.seq).cmp(&(&b.effect, b.seq)));
+    Ok(Some(row))
+}
+
+/// The row that a write leaves.
+fn written(
+    record: &Record,
+    rows: &[EffectRow],
+    write: &JournalWrite,
+    token: LeaseToken,
+    now: Timestamp,
 ) -> Result<Option<EffectRow>, StoreError> {
     let round = record.counters.round;
     let row = match write {
@@ -200,9 +270,6 @@ fn apply(
             EffectRow { state: rules::answer(&row, &EffectAnswer::NotDone, now)?, ..row }
         }
     };
-    rows.retain(|known| (&known.effect, known.seq) != (&row.effect, row.seq));
-    rows.push(row.clone());
-    rows.sort_by(|a, b| (&a.effect, a.seq).cmp(&(&b.effect, b.seq)));
     Ok(Some(row))
 }
 
@@ -214,6 +281,7 @@ impl World {
         let (now, monotonic) = (clock.now(), clock.monotonic());
         let before = self.time;
         self.time = Time { now, monotonic: Some(monotonic), ..before };
+        self.index.latest = self.index.latest.max(now);
         let Some(then) = before.monotonic else { return };
         let passed = monotonic.saturating_sub(then);
         self.time.passed += passed;
@@ -237,7 +305,8 @@ impl World {
 
     /// A lease holds as long as it was given, wherever the wall clock is set.
     fn move_leases(&mut self, to: impl Fn(Timestamp) -> Timestamp) {
-        for record in self.records.values_mut() {
+        for id in &self.index.leased {
+            let Some(record) = self.records.get_mut(id) else { continue };
             if let Life::Leased(held) = &mut record.life {
                 held.until = to(held.until);
             }
@@ -286,6 +355,31 @@ impl World {
 
     fn record(&self, id: MessageId) -> Result<&Record, StoreError> {
         self.records.get(&id).ok_or_else(|| StoreError::not_found(id))
+    }
+
+    /// What is leased, and perhaps more.
+    fn leased(&self) -> impl Iterator<Item = &Record> {
+        self.index.leased.iter().filter_map(|id| self.records.get(id))
+    }
+
+    /// What is not settled for good.
+    fn unsettled(&self) -> impl Iterator<Item = &Record> {
+        self.index.unsettled.iter().filter_map(|id| self.records.get(id))
+    }
+
+    /// It can be claimed, now or later.
+    fn make_ready(&mut self, id: MessageId, due_at: Timestamp, claimable: bool) {
+        let record = self.records.get_mut(&id).expect("looked up before");
+        let was = std::mem::replace(&mut record.life, Life::Ready { due_at, claimable });
+        self.index.is_ready(&record.message, due_at, claimable);
+        match was {
+            Life::Over { passed, .. } => drop(self.index.over.remove(&(passed, id))),
+            Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } => {}
+        }
+    }
+
+    fn of_flow(&self, flow: MessageId) -> impl Iterator<Item = &Record> {
+        self.index.flows.get(&flow).into_iter().flatten().filter_map(|id| self.records.get(id))
     }
 
     fn change(&mut self, id: MessageId) -> &mut Record {
@@ -384,7 +478,7 @@ impl World {
             (&record.message.tenant, &record.message.queue) == (&scope.0, &scope.1)
                 && matches!(record.life, Life::Ready { .. } | Life::Leased(_))
         };
-        self.records.values().filter(counts).count() as u64
+        self.unsettled().filter(counts).count() as u64
     }
 
     fn insert(&mut self, new: &NewMessage, parent: Option<&Message>) -> MessageId {
@@ -432,6 +526,8 @@ impl World {
             settled: None,
             discarded: None,
         };
+        self.index.is_ready(&record.message, due_at, due_at <= now);
+        self.index.flows.entry(record.message.flow).or_default().insert(id);
         self.records.insert(id, record);
         id
     }
@@ -448,16 +544,19 @@ impl World {
         if claimed.leases.is_empty() || self.mutation == Some(Mutation::NonceForgotten) {
             for slots in &request.queues {
                 let mut free = slots.slots;
-                for id in self.candidates(request, &slots.queue) {
-                    if free == 0 {
+                while free > 0 {
+                    let candidates = self.candidates(request, &slots.queue, free);
+                    if candidates.is_empty() {
                         break;
                     }
-                    match self.start(id, request) {
-                        Some(lease) => {
-                            claimed.leases.push(lease);
-                            free -= 1;
+                    for id in candidates {
+                        match self.start(id, request) {
+                            Some(lease) => {
+                                claimed.leases.push(lease);
+                                free -= 1;
+                            }
+                            None => claimed.ended += 1,
                         }
-                        None => claimed.ended += 1,
                     }
                 }
             }
@@ -467,7 +566,7 @@ impl World {
     }
 
     fn leases_under(&self, request: &ClaimRequest) -> Vec<Lease> {
-        let mut held: Vec<(u64, Lease)> = (self.records.values())
+        let mut held: Vec<(u64, Lease)> = (self.leased())
             .filter_map(|record| match &record.life {
                 Life::Leased(held) if held.token.nonce == request.nonce => Some((held.order, lease(record, held))),
                 Life::Leased(_) | Life::Ready { .. } | Life::Parked { .. } | Life::Over { .. } => None,
@@ -484,26 +583,33 @@ impl World {
             && !self.is_paused(message)
     }
 
-    /// What can be claimed of a queue now, in the order to start it.
-    fn candidates(&self, request: &ClaimRequest, queue: &QueueName) -> Vec<MessageId> {
-        let mut due: Vec<_> = (self.records.values())
+    /// The first that can be claimed of a queue now, in the order to start them.
+    fn candidates(&self, request: &ClaimRequest, queue: &QueueName, most: u32) -> Vec<MessageId> {
+        let now = self.time.now;
+        // What is due later cannot be claimed, unless the clock was past it once.
+        let in_time = |(due_at, _): &&(Timestamp, MessageId)| *due_at <= now || now < self.index.latest;
+        let lanes = self.index.ready.range((queue.clone(), Priority::FIRST)..=(queue.clone(), Priority::LAST));
+        let due = lanes
+            .flat_map(|(_, lane)| lane.iter().take_while(in_time))
+            .filter_map(|(_, id)| self.records.get(id))
             .filter(|record| self.serves(request, queue, &record.message))
-            .filter(|record| record.is_claimable(self.time.now))
-            .filter_map(|record| Some((record.message.priority, record.due_at()?, record.message.id)))
-            .collect();
-        due.sort_unstable();
+            .filter(|record| record.is_claimable(now))
+            .filter_map(|record| Some((record.due_at()?, record.message.id)));
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
         if self.mutation == Some(Mutation::PriorityIgnored) {
-            due.sort_unstable_by_key(|(_, due_at, id)| (*due_at, *id));
+            let mut due: Vec<_> = due.collect();
+            due.sort_unstable();
+            return due.into_iter().map(|(_, id)| id).take(most).collect();
         }
-        due.into_iter().map(|(_, _, id)| id).collect()
+        due.map(|(_, id)| id).take(most).collect()
     }
 
     fn next_due(&self, request: &ClaimRequest) -> Option<Timestamp> {
-        (self.records.values())
+        (self.index.scheduled.iter())
+            .filter_map(|(_, id)| self.records.get(id))
             .filter(|record| request.queues.iter().any(|q| self.serves(request, &q.queue, &record.message)))
             .filter(|record| !record.is_claimable(self.time.now))
-            .filter_map(Record::due_at)
-            .min()
+            .find_map(Record::due_at)
     }
 
     /// Leases a message, or ends one for which it is too late.
@@ -511,6 +617,22 @@ impl World {
         let now = self.time.now;
         let record = self.record(id).expect("a candidate").clone();
         let journal = record.facts();
+        if let Some(differences) = &mut self.differences {
+            let decided = by_core::admit(&record, record.due_at().unwrap_or(now), now);
+            let cancelled = record.cancel_wanted && !journal.is_open() && !journal.is_confirmed();
+            let agrees = match (decided, rules::too_late(&record.message, &journal, now)) {
+                (Admission::Cancelled, _) => cancelled,
+                (Admission::Dead(reason), late) => !cancelled && late == Some(reason),
+                (Admission::Start { counters, reconciling }, late) => {
+                    let attempt = record.counters.attempt + u32::from(!reconciling);
+                    let same = counters == Counters { claims: record.counters.claims + 1, attempt, ..record.counters };
+                    same && !cancelled && late.is_none() && reconciling == journal.is_open()
+                }
+            };
+            if !agrees {
+                differences.push(format!("the claim of {id}: core {decided:?}"));
+            }
+        }
         if record.cancel_wanted && !journal.is_open() && !journal.is_confirmed() {
             self.finish(id, State::Cancelled, None, None);
             return None;
@@ -530,6 +652,10 @@ impl World {
             reconciling,
             alone: false,
         };
+        if let Some(due_at) = record.due_at() {
+            self.index.was_ready(&record.message, due_at);
+        }
+        self.index.leased.insert(id);
         let record = self.change(id);
         record.counters.claims += 1;
         record.counters.attempt += u32::from(!reconciling);
@@ -541,7 +667,14 @@ impl World {
     /// Ends a message for good, and counts it.
     fn finish(&mut self, id: MessageId, state: State, reason: Option<&str>, answer: Option<Answer>) {
         let (at, passed) = (self.time.now, self.time.passed);
-        let record = self.change(id);
+        self.index.over.insert((passed, id));
+        if state != State::Dead {
+            self.index.unsettled.remove(&id);
+        }
+        let record = self.records.get_mut(&id).expect("looked up before");
+        if let Some(due_at) = record.due_at() {
+            self.index.was_ready(&record.message, due_at);
+        }
         record.life = Life::Over { state, at, passed, reason: reason.map(str::to_owned), answer };
         record.suspect = false;
         let message = record.message.clone();
@@ -555,7 +688,7 @@ impl World {
             State::Ready | State::Leased | State::Parked => unreachable!("not an end"),
         }
         if release {
-            self.keys.retain(|_, known| *known != id);
+            self.forget_key(&message);
         }
         self.news.ended.push(id);
     }
@@ -588,7 +721,7 @@ impl World {
             if lapsed && matches!(write, JournalWrite::Intent { .. }) {
                 return Err(StoreError::lease_lost(id));
             }
-            let written = apply(&record, &mut rows, write, journal.token, now)?;
+            let written = apply(&record, &mut rows, write, journal.token, now, &mut self.differences)?;
             row = written.ok_or_else(|| StoreError::conflict("nothing to write"));
         }
         if row.is_ok() {
@@ -611,7 +744,7 @@ impl World {
         };
         let mut rows = record.journal.clone();
         for write in &settle.journal {
-            apply(&record, &mut rows, write, settle.token, self.time.now)?;
+            apply(&record, &mut rows, write, settle.token, self.time.now, &mut self.differences)?;
         }
         self.change(id).journal = rows;
 
@@ -621,10 +754,11 @@ impl World {
             outcome = Outcome::Refused { failure: Failure::new("settlement_refused", why) };
         }
         let ended = self.end_run(id, &held, &outcome, &policy, true, settle.unit);
-        let refused = outcome != settle.outcome;
+        // What cannot be stored still undoes what was done, unless that is what cannot be stored.
+        let undoable = outcome == settle.outcome || self.taken(&settle.compensate).is_none();
         let follow_ups = match ended.state {
             State::Completed => self.follow(&record.message, &settle.then),
-            State::Failed | State::Dead if !refused => self.follow(&record.message, &settle.compensate),
+            State::Failed | State::Dead if undoable => self.follow(&record.message, &settle.compensate),
             State::Failed | State::Dead | State::Ready | State::Leased | State::Parked | State::Cancelled => Vec::new(),
         };
         if !follow_ups.is_empty() && ended.state != State::Completed {
@@ -680,12 +814,16 @@ impl World {
             | Outcome::Released
             | Outcome::LeaseExpired => &settle.compensate,
         };
-        let taken = |new: &&NewMessage| {
+        self.taken(follow_ups).map(|new| format!("follow-up {} is known with another payload", new.key))
+    }
+
+    /// The first of these whose key is another message's.
+    fn taken<'a>(&self, follow_ups: &'a [NewMessage]) -> Option<&'a NewMessage> {
+        follow_ups.iter().find(|new| {
             let scope = (new.tenant.clone(), new.queue.clone(), new.key.clone());
             let known = self.keys.get(&scope).and_then(|id| self.records.get(id));
             known.is_some_and(|record| record.fingerprint != new.fingerprint().0)
-        };
-        follow_ups.iter().find(taken).map(|new| format!("follow-up {} is known with another payload", new.key))
+        })
     }
 
     fn follow(&mut self, parent: &Message, follow_ups: &[NewMessage]) -> Vec<MessageId> {
@@ -700,9 +838,9 @@ impl World {
     }
 
     fn flow_took(&self, flow: MessageId) -> Option<Duration> {
-        let of_flow = || self.records.values().filter(move |record| record.message.flow == flow);
-        let live = of_flow().any(|record| !record.state().is_terminal());
-        let first = of_flow().next()?.message.enqueued_at;
+        let live = self.of_flow(flow).any(|record| !record.state().is_terminal());
+        // Past its retention the first message is gone, and with it when it all began.
+        let first = self.records.get(&flow)?.message.enqueued_at;
         (!live).then(|| self.time.now.since(first))
     }
 
@@ -733,7 +871,14 @@ impl World {
             unit,
             mutation: self.mutation,
         };
-        let ended = rules::end(&run, outcome);
+        let mut ended = rules::end(&run, outcome);
+        if let Some(differences) = &mut self.differences {
+            let decided = by_core::end(&record, &run, outcome);
+            if decided != ended {
+                differences.push(format!("{outcome:?} of {id}: core {decided:?}, rules {ended:?}"));
+            }
+            ended = decided;
+        }
         let code = outcome.failure().map(|failure| failure.code.clone()).unwrap_or_default();
 
         let record = self.change(id);
@@ -764,7 +909,7 @@ impl World {
         match ended.state {
             State::Ready => {
                 let due_at = ended.due_at.expect("ready is due some time");
-                self.change(id).life = Life::Ready { due_at, claimable: due_at <= now };
+                self.make_ready(id, due_at, due_at <= now);
                 self.tally(&message, Counted::Retries, &code);
                 self.news.ready.push(message.queue.clone());
             }
@@ -813,15 +958,20 @@ impl World {
 
     /// What is due by now stays claimable.
     fn promote(&mut self) {
-        for record in self.records.values_mut() {
-            if let Life::Ready { due_at, claimable } = &mut record.life {
-                *claimable |= *due_at <= self.time.now;
+        let now = self.time.now;
+        while let Some(first) = self.index.scheduled.first().copied().filter(|(due_at, _)| *due_at <= now) {
+            self.index.scheduled.remove(&first);
+            if let Some(Life::Ready { claimable, .. }) = self.records.get_mut(&first.1).map(|record| &mut record.life) {
+                *claimable = true;
             }
         }
+        let records = &self.records;
+        let is_leased = |id: &MessageId| records.get(id).is_some_and(|record| record.state() == State::Leased);
+        self.index.leased.retain(is_leased);
     }
 
     fn lapsed(&self) -> Vec<(MessageId, Held)> {
-        let mut lapsed: Vec<(MessageId, Held)> = (self.records.values())
+        let mut lapsed: Vec<(MessageId, Held)> = (self.leased())
             .filter_map(|record| match &record.life {
                 Life::Leased(held) if held.until < self.time.now => Some((record.message.id, held.clone())),
                 Life::Leased(_) | Life::Ready { .. } | Life::Parked { .. } | Life::Over { .. } => None,
@@ -858,13 +1008,42 @@ impl World {
             }
             Life::Over { .. } | Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } => false,
         };
-        self.records.values().filter(over).map(|record| record.message.id).collect()
+        if self.mutation == Some(Mutation::RetentionFromEnqueue) {
+            return self.records.values().filter(over).map(|record| record.message.id).collect();
+        }
+        let long_over = |(then, _): &&(Duration, MessageId)| passed.saturating_sub(*then) >= retention;
+        let mut past: Vec<MessageId> = (self.index.over.iter().take_while(long_over))
+            .filter(|(_, id)| self.records.get(id).as_ref().is_some_and(over))
+            .map(|(_, id)| *id)
+            .collect();
+        past.sort_unstable();
+        past.dedup();
+        past
     }
 
     fn delete(&mut self, id: MessageId) {
         let Some(record) = self.records.remove(&id) else { return };
-        self.keys.retain(|_, known| *known != id);
+        self.forget_key(&record.message);
+        self.index.unsettled.remove(&id);
+        if let Some(flow) = self.index.flows.get_mut(&record.message.flow) {
+            flow.remove(&id);
+            if flow.is_empty() {
+                self.index.flows.remove(&record.message.flow);
+            }
+        }
+        match record.life {
+            Life::Over { passed, .. } => drop(self.index.over.remove(&(passed, id))),
+            Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } => {}
+        }
         self.tally(&record.message, Counted::Deleted, "");
+    }
+
+    /// The key is free again, if it is still this message's.
+    fn forget_key(&mut self, message: &Message) {
+        let scope = (message.tenant.clone(), message.queue.clone(), message.key.clone());
+        if self.keys.get(&scope) == Some(&message.id) {
+            self.keys.remove(&scope);
+        }
     }
 
     // --- operators ---------------------------------------------------------------------------------------------------
@@ -901,7 +1080,8 @@ impl World {
         let record = self.change(id);
         let had = Counters { attempt: record.counters.attempt, ..counters };
         record.counters = counters;
-        record.life = Life::Ready { due_at: now, claimable: true };
+        self.make_ready(id, now, true);
+        let record = self.change(id);
         record.cancel_wanted = false;
         record.release_wanted = false;
         record.suspect = false;
@@ -1010,7 +1190,8 @@ impl World {
             return Ok(Resolved { state: State::Parked, still_open });
         }
         record.counters.attempt = record.counters.attempt.min(policy.max_attempts.saturating_sub(1));
-        record.life = Life::Ready { due_at: now, claimable: true };
+        self.make_ready(id, now, true);
+        let record = self.change(id);
         record.start_anew(now);
         let counters = record.counters;
         record.history.push(operator_ending(now, counters, "resolved", State::Ready, Some(now)));
@@ -1070,7 +1251,7 @@ impl World {
     }
 
     pub(super) fn flow(&self, root: MessageId) -> Vec<Summary> {
-        self.records.values().filter(|record| record.message.flow == root).map(Self::summary).collect()
+        self.of_flow(root).map(Self::summary).collect()
     }
 
     pub(super) fn list(&self, filter: &Filter) -> Vec<Summary> {
@@ -1080,12 +1261,13 @@ impl World {
                 && filter.kind.as_ref().is_none_or(|kind| record.message.kind == *kind)
                 && (filter.states.is_empty() || filter.states.contains(&record.state()))
                 && filter.code.as_ref().is_none_or(|code| record.code().as_ref() == Some(code) || failure == Some(code))
-                && filter.after.is_none_or(|after| record.message.id > after)
                 && filter.group.is_none_or(|group| record.failure_group() == Some(group))
                 && (filter.discarded || record.discarded.is_none())
         };
         let limit = usize::try_from(filter.limit).unwrap_or(usize::MAX);
-        self.records.values().filter(wanted).take(limit).map(Self::summary).collect()
+        let from = filter.after.map_or(Bound::Unbounded, Bound::Excluded);
+        let records = self.records.range((from, Bound::Unbounded)).map(|(_, record)| record);
+        records.filter(wanted).take(limit).map(Self::summary).collect()
     }
 
     pub(super) fn explain(&self, id: MessageId) -> Option<ExplainFacts> {
@@ -1135,8 +1317,8 @@ impl World {
             };
             queues.insert((tenant.clone(), name.clone()), stats);
         }
-        let mut lanes: BTreeMap<(QueueName, Kind, u32, tidegate_core::message::Priority), Duration> = BTreeMap::new();
-        for record in self.records.values() {
+        let mut lanes: BTreeMap<(QueueName, Kind, u32, Priority), Duration> = BTreeMap::new();
+        for record in self.unsettled() {
             let message = &record.message;
             let Some(stats) = queues.get_mut(&(message.tenant.clone(), message.queue.clone())) else { continue };
             match &record.life {
@@ -1177,7 +1359,7 @@ impl World {
                     n: *n,
                 })
                 .collect(),
-            open_effects: self.records.values().map(|record| record.facts().open().len() as u64).sum(),
+            open_effects: self.unsettled().map(|record| record.facts().open().len() as u64).sum(),
             lanes: (lanes.into_iter())
                 .map(|((queue, kind, version, priority), oldest)| LaneStats { queue, kind, version, priority, oldest })
                 .collect(),

@@ -54,8 +54,14 @@ impl Clock for VirtualClock {
 }
 
 /// Chance that repeats itself from run to run, so that a crash can be put at the same place again (SplitMix64).
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct RepeatableRandom(AtomicU64);
+
+impl RepeatableRandom {
+    pub(super) fn of(seed: u64) -> Self {
+        Self(AtomicU64::new(seed))
+    }
+}
 
 impl Random for RepeatableRandom {
     fn fill(&self, bytes: &mut [u8]) {

@@ -1,6 +1,6 @@
 //! The proof that a handler may be interrupted anywhere: record a run, then interrupt it at each of its boundaries.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 
 use tidegate_core::clock::{Clock, SystemRandom};
@@ -56,6 +56,13 @@ pub enum NotProven {
     },
     /// The undisturbed run had no effect that could have happened twice.
     NoEffect,
+    /// Two undisturbed runs were not alike: what differs, a line each.
+    Differs {
+        /// The kind of the message.
+        kind: String,
+        /// In words.
+        differences: Vec<String>,
+    },
     /// A boundary of the first run was not reached again.
     NotRepeatable(Boundary),
     /// An interruption made a difference.
@@ -84,8 +91,10 @@ pub struct Interrupted {
     pub boundary: Boundary,
     /// What took effect.
     pub effects: BTreeMap<String, u32>,
-    /// Messages that ended otherwise.
+    /// Messages that ended otherwise, effects and follow-ups that were others: what a handler did otherwise.
     pub endings: Vec<String>,
+    /// Whether an effect or a follow-up has another identity than in the undisturbed run.
+    pub renamed: bool,
 }
 
 /// Proves that a message and all that follows from it take effect alike wherever the process dies.
@@ -93,9 +102,10 @@ pub struct Interrupted {
 /// A first run on the real engine, in a directory of its own, records its boundaries: each claim, each intent and answer
 /// that is stored, each send, look-up and transaction of an effect, each settlement. Then, for each boundary, a fresh
 /// world and store run until just before it, and until just after it; there the attempt is abandoned, nothing is settled,
-/// the lease lapses and is taken over, and another process runs on until nothing is left to do. For each send there is a
-/// third run, in which the process lives and the reply is lost. What then took effect must be what took effect in the first
-/// run.
+/// the lease lapses and is taken over, and another process runs on until nothing is left to do. For each send there are two
+/// more: in one the process lives and the reply is lost; in the other the store is lost after the send, and a backup that
+/// was made before the first claim is put to work, so that everything is made again in other attempts. What then took effect
+/// must be what took effect in the first run, and effects and follow-ups must be the same ones by name and item.
 ///
 /// `handlers` is called for each process; it may capture whatever it likes of the world.
 ///
@@ -128,21 +138,32 @@ async fn prove<W: World>(
     if first.effects.is_empty() {
         return Err(NotProven::NoEffect);
     }
-    let mut proof = Proof { boundaries: first.boundaries, resolved: 0, parked: 0, effects: first.effects };
+    // Whatever a handler makes of chance or of the machine's time is another in the next run.
+    let second = run(&world(), handlers, &message, None).await?;
+    let differences = first.differences(&second);
+    if !differences.is_empty() {
+        return Err(NotProven::Differs { kind: message.kind.to_string(), differences });
+    }
+    let mut proof =
+        Proof { boundaries: first.boundaries.clone(), resolved: 0, parked: 0, effects: first.effects.clone() };
     let mut interrupted = Vec::new();
     for boundary in &proof.boundaries {
         let end = run(&world(), handlers, &message, Some(boundary.clone())).await?;
-        if !end.interrupted {
-            return Err(NotProven::NotRepeatable(boundary.clone()));
+        match end.interrupted {
+            true => {}
+            false if interrupted.is_empty() => return Err(NotProven::NotRepeatable(boundary.clone())),
+            // It is refuted already, and what refutes it may be what leads past this boundary.
+            false => continue,
         }
         proof.resolved += usize::from(end.resolved);
         proof.parked += usize::from(end.is_parked());
-        if end.is_parked() && happened_at_most_as_often(&end.effects, &proof.effects) {
-            continue;
-        }
-        let endings = other_endings(&first.states, &end.states);
-        if end.effects != proof.effects || !endings.is_empty() {
-            interrupted.push(Interrupted { boundary: boundary.clone(), effects: end.effects, endings });
+        let renamed = first.renamed(&end);
+        let parked = end.is_parked() && happened_at_most_as_often(&end.effects, &proof.effects);
+        let endings = if parked { Vec::new() } else { first.other_endings(&end) };
+        if !renamed.is_empty() || !endings.is_empty() || (!parked && end.effects != proof.effects) {
+            let (effects, is_renamed) = (end.effects, !renamed.is_empty());
+            let endings = [renamed, endings].concat();
+            interrupted.push(Interrupted { boundary: boundary.clone(), effects, endings, renamed: is_renamed });
         }
     }
     if interrupted.is_empty() {
@@ -158,6 +179,8 @@ struct End {
     effects: BTreeMap<String, u32>,
     /// By kind and key, so that two runs can be compared.
     states: BTreeMap<(String, String), State>,
+    /// By the kind of their message and their name.
+    begun: BTreeSet<(String, String)>,
     interrupted: bool,
     resolved: bool,
 }
@@ -176,6 +199,50 @@ impl End {
         let ((kind, _), state) = self.states.iter().find(|(_, state)| !whole(state))?;
         Some(format!("message {kind} is {state}"))
     }
+
+    /// What another undisturbed run did otherwise than this one.
+    fn differences(&self, other: &Self) -> Vec<String> {
+        let gone = (self.begun.difference(&other.begun)).map(|(kind, effect)| {
+            format!("effect {effect} of {kind} was begun in the first run, and not in the second")
+        });
+        let new = (other.begun.difference(&self.begun)).map(|(kind, effect)| {
+            format!("effect {effect} of {kind} was begun in the second run, and not in the first")
+        });
+        let mut differences: Vec<String> = gone.chain(new).chain(self.renamed_messages(other)).collect();
+        differences.extend(self.other_endings(other));
+        differences.extend(effects_that_differ(&other.effects, &self.effects, "the first run"));
+        differences
+    }
+
+    /// Effects and follow-ups of another run that this one does not know by their identity.
+    fn renamed(&self, other: &Self) -> Vec<String> {
+        let effects = (other.begun.difference(&self.begun)).map(|(kind, effect)| {
+            format!("effect {effect} of {kind} was begun, which the undisturbed run does not know")
+        });
+        effects.chain(self.renamed_messages(other)).collect()
+    }
+
+    fn renamed_messages(&self, other: &Self) -> Vec<String> {
+        let is_new = |message: &&(String, String)| !self.states.contains_key(*message);
+        let of_known_kind = |kind: &str| self.states.keys().any(|(known, _)| known == kind);
+        (other.states.keys().filter(is_new))
+            .map(|(kind, _)| {
+                let known = if of_known_kind(kind) { "under another key" } else { "and did not" };
+                format!("message {kind} followed {known} in the undisturbed run")
+            })
+            .collect()
+    }
+
+    /// Messages of both runs that ended otherwise, and those that did not follow.
+    fn other_endings(&self, other: &Self) -> Vec<String> {
+        (self.states.iter())
+            .filter_map(|(message, was)| match other.states.get(message) {
+                Some(is) if is == was => None,
+                Some(is) => Some(format!("message {} is {is}, and was {was} in the undisturbed run", message.0)),
+                None => Some(format!("message {} did not follow as in the undisturbed run", message.0)),
+            })
+            .collect()
+    }
 }
 
 async fn run<W: World>(
@@ -185,10 +252,15 @@ async fn run<W: World>(
     interrupt_at: Option<Boundary>,
 ) -> Result<End, NotProven> {
     let interrupts = interrupt_at.is_some();
-    let rig = Rig::new(interrupt_at).await?;
+    let mut to_restore = interrupt_at.as_ref().is_some_and(Boundary::restores);
+    let mut rig = Rig::new(interrupt_at).await?;
     let mut process = rig.process(handlers(world, rig.tide.worker())).await?;
     for verdict in rig.tide.store().enqueue(vec![message.clone()]).await? {
         verdict?;
+    }
+    if to_restore {
+        rig.back_up().await?;
+        rig.recorder.spend_first_attempts(process.with_attempts_to_spare());
     }
     let mut resolved = 0;
     loop {
@@ -203,6 +275,11 @@ async fn run<W: World>(
         if died {
             // The attempt was dropped where it stood. What it held is gone with its process; the lease lapses by itself.
             rig.recorder.restart();
+            if to_restore && rig.recorder.was_interrupted() {
+                to_restore = false;
+                rig.recorder.spend_first_attempts(HashSet::new());
+                rig.restore().await?;
+            }
             process = rig.process(handlers(world, rig.tide.worker())).await?;
         } else if ask_person(&rig, &process, world).await? {
             resolved += 1;
@@ -225,6 +302,7 @@ async fn run<W: World>(
         boundaries: rig.recorder.boundaries(),
         effects: world.effects(),
         states: states.collect(),
+        begun: rig.recorder.begun(),
         interrupted: interrupts && rig.recorder.was_interrupted(),
         resolved: resolved > 0,
     })
@@ -262,38 +340,42 @@ fn happened_at_most_as_often(effects: &BTreeMap<String, u32>, expected: &BTreeMa
     effects.iter().all(|(effect, times)| *times <= expected.get(effect).copied().unwrap_or_default())
 }
 
-fn other_endings(
-    expected: &BTreeMap<(String, String), State>,
-    states: &BTreeMap<(String, String), State>,
-) -> Vec<String> {
-    let messages: BTreeSet<_> = expected.keys().chain(states.keys()).collect();
-    let word = |state: Option<&State>| state.map_or_else(|| "not there".to_owned(), ToString::to_string);
-    (messages.into_iter())
-        .filter(|message| expected.get(*message) != states.get(*message))
-        .map(|message| {
-            let (was, is) = (word(expected.get(message)), word(states.get(message)));
-            format!("message {} is {is}, and was {was} in the undisturbed run", message.0)
-        })
-        .collect()
-}
-
 impl Interrupted {
     /// What happened otherwise, worst first.
     fn differences(&self, expected: &BTreeMap<String, u32>) -> Vec<String> {
-        let effects: BTreeSet<&String> = expected.keys().chain(self.effects.keys()).collect();
-        let mut found: Vec<(bool, String)> = Vec::new();
-        for effect in effects {
-            let times = |effects: &BTreeMap<String, u32>| effects.get(effect).copied().unwrap_or_default();
-            let (was, is) = (times(expected), times(&self.effects));
-            if was != is {
-                let text =
-                    format!("effect {effect:?} happened {}, and {} in the undisturbed run", often(is), often(was));
-                found.push((is < was, text));
-            }
-        }
-        found.sort();
-        found.into_iter().map(|(_, text)| text).chain(self.endings.iter().cloned()).collect()
+        let effects = effects_that_differ(&self.effects, expected, "the undisturbed run");
+        effects.into_iter().chain(self.endings.iter().cloned()).collect()
     }
+
+    fn hint(&self) -> String {
+        if self.renamed { SAME_NAMES.to_owned() } else { self.boundary.hint() }
+    }
+}
+
+/// What to do about an effect or a follow-up that is another one in each run.
+const SAME_NAMES: &str = "name and item are the identity of an effect, kind and item that of a follow-up: make them of the \
+                          payload and of confirmed answers only, nothing of the attempt, the time or chance in them";
+
+/// What happened more or less often than it was to, worst first.
+fn effects_that_differ(
+    effects: &BTreeMap<String, u32>,
+    expected: &BTreeMap<String, u32>,
+    expected_in: &str,
+) -> Vec<String> {
+    let all: BTreeSet<&String> = expected.keys().chain(effects.keys()).collect();
+    let mut found: Vec<(bool, String)> = Vec::new();
+    for effect in all {
+        let times = |effects: &BTreeMap<String, u32>| effects.get(effect).copied().unwrap_or_default();
+        let (was, is) = (times(expected), times(effects));
+        if was != is {
+            found.push((
+                is < was,
+                format!("effect {effect:?} happened {}, and {} in {expected_in}", often(is), often(was)),
+            ));
+        }
+    }
+    found.sort();
+    found.into_iter().map(|(_, text)| text).collect()
 }
 
 fn often(times: u32) -> String {
@@ -323,7 +405,7 @@ impl fmt::Display for Refuted {
             write!(f, "\n- and {more} more")?;
         }
         match interrupted.first() {
-            Some(run) => write!(f, "\nhint: {}", run.boundary.hint()),
+            Some(run) => write!(f, "\nhint: {}", run.hint()),
             None => Ok(()),
         }
     }
@@ -342,10 +424,16 @@ impl fmt::Display for NotProven {
                 "the undisturbed run had no effect, so nothing could happen twice\nhint: World::effects counts what \
                  the remote's double did"
             ),
+            Self::Differs { kind, differences } => write!(
+                f,
+                "message {kind} does not repeat itself: two undisturbed runs differ\n- {}\nhint: {SAME_NAMES}",
+                differences.join("\n- ")
+            ),
             Self::NotRepeatable(boundary) => write!(
                 f,
-                "a run was to be interrupted {boundary}, and did not come there\nhint: a run must repeat itself: no \
-                 chance, no time of the machine, and no order of threads in handlers and world"
+                "a run was to come to this, and did not: {}\nhint: a run must repeat itself: no chance, no time of the \
+                 machine, and no order of threads in handlers and world",
+                boundary.event()
             ),
             Self::Refuted(refuted) => refuted.fmt(f),
             Self::Store(error) => error.fmt(f),

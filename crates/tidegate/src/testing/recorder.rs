@@ -4,7 +4,7 @@
 //! store. At the boundary at which the process is to die it says so and never returns: whoever runs the attempt then drops
 //! it, exactly there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
@@ -16,9 +16,9 @@ use tidegate_core::message::NewMessage;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
     AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited, Enqueued,
-    ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, JournalWrite, MessageView, Operate, Operation,
-    Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest, Swept,
-    Verdicts,
+    ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, JournalWrite, Lease, MessageView, Operate,
+    Operation, Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest,
+    Swept, Verdicts,
 };
 use tokio::sync::watch;
 
@@ -43,6 +43,9 @@ struct Seen {
     /// How many answers of an effect are still to be lost.
     lose: BTreeMap<String, u32>,
     kinds: HashMap<MessageId, String>,
+    /// Kinds with an attempt to spare: their first one dies with its process before the handler begins, so that the runs
+    /// that are seen are second attempts.
+    to_spare: HashSet<Kind>,
 }
 
 impl Recorder {
@@ -57,7 +60,7 @@ impl Recorder {
     /// Every boundary that was passed, in order.
     pub(super) fn boundaries(&self) -> Vec<Boundary> {
         let sides = |point: &Point| match point {
-            Point::Leaving { how: How::Send, .. } => &[Side::Before, Side::After, Side::Lost][..],
+            Point::Leaving { how: How::Send, .. } => &[Side::Before, Side::After, Side::Lost, Side::Restored][..],
             Point::Claim { .. }
             | Point::Intent { .. }
             | Point::Answer { .. }
@@ -70,6 +73,23 @@ impl Recorder {
             sides(point).iter().map(boundary).collect::<Vec<_>>()
         };
         passed.iter().flat_map(all).collect()
+    }
+
+    /// The effects that were begun, as the kind of their message and their name: those of which a row is written. A
+    /// natural one leaves nothing behind that a later run could miss.
+    pub(super) fn begun(&self) -> BTreeSet<(String, String)> {
+        let begun = |(point, _): &(Point, u32)| match point {
+            Point::Intent { kind, effect } | Point::Leaving { how: How::Transaction, kind, effect, .. } => {
+                Some((kind.clone(), effect.clone()))
+            }
+            Point::Claim { .. } | Point::Answer { .. } | Point::Leaving { .. } | Point::Settle { .. } => None,
+        };
+        self.seen().passed.iter().filter_map(begun).collect()
+    }
+
+    /// From now on the first attempt of a message of these kinds dies before its handler begins; of none, if there are none.
+    pub(super) fn spend_first_attempts(&self, kinds: HashSet<Kind>) {
+        self.seen().to_spare = kinds;
     }
 
     /// Whether the run was interrupted where it was to be.
@@ -117,9 +137,13 @@ impl Recorder {
 
     async fn side(&self, point: &Point, nth: u32, side: Side) {
         if self.is_here(point, nth, side) {
-            self.dead.send_replace(true);
-            std::future::pending::<()>().await;
+            self.die().await;
         }
+    }
+
+    async fn die(&self) {
+        self.dead.send_replace(true);
+        std::future::pending::<()>().await;
     }
 
     /// Carries out what outlives the process, between its two boundaries.
@@ -157,6 +181,7 @@ impl Probe for Recorder {
         let nth = self.seen().reached.get(&point).copied().unwrap_or_default();
         self.pass(&point, nth);
         self.side(&point, nth, Side::After).await;
+        self.side(&point, nth, Side::Restored).await;
         if self.is_here(&point, nth, Side::Lost) {
             return Arrival::Lost;
         }
@@ -193,6 +218,11 @@ impl Watched {
         }
         self.recorder.pass(&point, nth);
         self.recorder.side(&point, nth, Side::After).await;
+        let spent =
+            |lease: &Lease| lease.counters.claims == 1 && self.recorder.seen().to_spare.contains(&lease.message.kind);
+        if claimed.leases.iter().any(spent) {
+            self.recorder.die().await;
+        }
         Ok(claimed)
     }
 

@@ -1,12 +1,12 @@
 //! A store, a clock and one message at a time: what the harness and the proof both stand on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::clock::{Clock, Timestamp};
 use tidegate_core::error::StoreError;
-use tidegate_core::id::{MessageId, Nonce, QueueName, Tenant};
+use tidegate_core::id::{Kind, MessageId, Nonce, QueueName, Tenant};
 use tidegate_core::lifecycle::State;
 use tidegate_core::store::{ClaimRequest, Filter, QueueSlots, Store, SweepRequest, Swept};
 
@@ -20,6 +20,8 @@ use crate::worker::{Inline, WorkerBuilder};
 
 /// How many messages are looked through for the next one.
 const PAGE: u32 = 1000;
+/// The file that a backup is made into.
+const COPY: &str = "copy.db";
 /// More runs than this are not a test but a loop.
 pub(super) const MOST_RUNS: usize = 10_000;
 
@@ -30,21 +32,29 @@ pub(super) struct Rig {
     pub(super) clock: Arc<VirtualClock>,
     pub(super) recorder: Arc<Recorder>,
     /// Dropped last: the store is in it.
-    _scratch: Scratch,
+    scratch: Scratch,
 }
 
 impl Rig {
     pub(super) async fn new(interrupt_at: Option<Boundary>) -> Result<Self, StoreError> {
         let scratch = Scratch::new()?;
         let clock = Arc::new(VirtualClock::default());
-        let tide = Tidegate::builder()
-            .clock(Arc::clone(&clock) as Arc<dyn Clock>)
-            .random(Arc::new(RepeatableRandom::default()))
-            // Sweeps are part of the course of things here, not of a thread beside it.
-            .housekeeping(false)
-            .open(scratch.path().join("test.db"))
-            .await?;
-        Ok(Self { tide, clock, recorder: Arc::new(Recorder::new(interrupt_at)), _scratch: scratch })
+        let tide = opened(&scratch, &clock, "test.db", 0).await?;
+        Ok(Self { tide, clock, recorder: Arc::new(Recorder::new(interrupt_at)), scratch })
+    }
+
+    /// Copies the store as it is now.
+    pub(super) async fn back_up(&self) -> Result<(), StoreError> {
+        let store = self.tide.sqlite().ok_or_else(|| StoreError::invalid("a rig stands on a file"))?;
+        store.backup(self.scratch.path().join(COPY)).await.map(drop)
+    }
+
+    /// The store is lost, and the copy takes its place.
+    pub(super) async fn restore(&mut self) -> Result<(), StoreError> {
+        // What comes by chance, as ids of follow-ups do, comes otherwise than in the store that was lost.
+        let copy = opened(&self.scratch, &self.clock, COPY, u64::MAX / 3).await?;
+        std::mem::replace(&mut self.tide, copy).close().await;
+        Ok(())
     }
 
     /// A process with these handlers.
@@ -69,6 +79,16 @@ impl Rig {
     }
 }
 
+async fn opened(scratch: &Scratch, clock: &Arc<VirtualClock>, name: &str, seed: u64) -> Result<Tidegate, StoreError> {
+    Tidegate::builder()
+        .clock(Arc::clone(clock) as Arc<dyn Clock>)
+        .random(Arc::new(RepeatableRandom::of(seed)))
+        // Sweeps are part of the course of things here, not of a thread beside it.
+        .housekeeping(false)
+        .open(scratch.path().join(name))
+        .await
+}
+
 /// What a worker process is without its loop: it runs one message when it is told to.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -78,6 +98,12 @@ pub(super) struct Process {
 }
 
 impl Process {
+    /// The kinds of which a message may lose an attempt and go on.
+    pub(super) fn with_attempts_to_spare(&self) -> HashSet<Kind> {
+        let handlers = self.inline.shared.handlers.values();
+        handlers.filter(|handler| handler.policy.max_attempts > 1).map(|handler| handler.kind.clone()).collect()
+    }
+
     /// Claims the next due message and runs it as one attempt; none when nothing is due.
     pub(super) async fn run_next(&self) -> Result<Option<MessageId>, StoreError> {
         self.sweep().await?;

@@ -187,3 +187,23 @@ async fn once_it_is_closed_a_store_is_whole_in_its_one_file() {
     let tide = tidegate::Tidegate::open(&copy).await.unwrap();
     assert!(tide.enqueue(Work { n: 1 }).await.unwrap().is_replayed());
 }
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_is_told_to_those_who_wait_for_it_and_to_nobody_else() {
+    let stage = Stage::new().await;
+    let worker = stage.tide.worker().handle(|_, work: Work| async move { Ok(work.n) }).start().await.unwrap();
+    let (spoilt, whole) =
+        (stage.tide.enqueue(Work { n: 1 }).await.unwrap(), stage.tide.enqueue(Work { n: 2 }).await.unwrap());
+    for sent in [&spoilt, &whole] {
+        sent.answer(SOON).await.unwrap();
+    }
+    let file = tidegate::sqlite::rusqlite::Connection::open(stage.tide.sqlite().unwrap().path()).unwrap();
+    file.execute_batch("pragma ignore_check_constraints = on").unwrap();
+    let spoil = "update tide_result set state = 'nonsense' where id = ?1";
+    assert_eq!(file.execute(spoil, [spoilt.id().as_i64()]).unwrap(), 1);
+    // Both are waited for before the reader runs: it looks them up together.
+    let (refused, answered) = tokio::join!(spoilt.answer(SOON), whole.answer(SOON));
+    assert_eq!(refused.unwrap_err().kind(), StoreErrorKind::Corrupt);
+    assert_eq!(answered.unwrap(), Answer::Completed(2));
+    worker.stop().await.unwrap();
+}

@@ -238,6 +238,31 @@ async fn a_handler_that_is_cut_off_in_the_middle_of_a_send_leaves_an_open_effect
 }
 
 #[tokio::test]
+async fn a_send_that_is_not_answered_in_time_may_have_happened() {
+    let stage = Stage::new().await;
+    let remote = Remote::default();
+    let shared = remote.clone();
+    let handler = move |context: Context, _: Work| {
+        let remote = shared.clone();
+        async move {
+            let effect = context.effect("capture").send_within(Duration::from_millis(30)).at_most_once();
+            let send = |key: EffectKey| async move {
+                if remote.sent(&key) == 1 {
+                    std::future::pending::<()>().await;
+                }
+                EffectAnswer::confirmed(1_u32)
+            };
+            effect.call(send).await
+        }
+    };
+    let worker = stage.tide.worker().handle_with(handler, at_once(3)).start().await.unwrap();
+    let sent = stage.tide.enqueue(Work { n: 1 }).await.unwrap();
+    assert_eq!(sent.answer(SOON).await.unwrap(), Answer::Parked { reason: "outcome_unknown".into() });
+    assert_eq!(remote.keys().len(), 1);
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn an_effect_name_may_be_used_once_in_an_attempt_unless_an_item_tells_them_apart() {
     let stage = Stage::new().await;
     let handler = |context: Context, work: Work| async move {
@@ -402,5 +427,29 @@ async fn an_effect_that_its_handler_gives_up_waiting_for_ends_the_attempt_as_unk
     let sent = stage.tide.enqueue(Work { n: 1 }).await.unwrap();
     assert_eq!(sent.answer(SOON).await.unwrap(), Answer::Completed(2));
     assert_eq!(stage.view(sent.id()).await.history[0].code, "cut_off");
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_remote_says_and_how_an_item_is_named_is_bounded_in_the_journal() {
+    let stage = Stage::new().await;
+    let handler = |context: Context, work: Work| async move {
+        let effect = context.effect("notify").item("i".repeat(if work.n == 1 { 256 } else { 255 })).at_most_once();
+        let said = effect.call(|_| async { EffectAnswer::<u32>::rejected("c".repeat(5000), "d".repeat(50_000)) }).await;
+        said.map_err(
+            |error| if error.rejection().is_some() { error } else { HandlerError::permanent("item", "too long") },
+        )
+    };
+    let worker = stage.tide.worker().handle_with(handler, at_once(1)).start().await.unwrap();
+    let said = stage.tide.enqueue(Work { n: 2 }).await.unwrap();
+    said.answer(SOON).await.unwrap();
+    let EffectState::Rejected { code, detail } = &stage.view(said.id()).await.journal[0].state else {
+        panic!("no answer")
+    };
+    assert_eq!((code.len(), detail.len()), (100, 2048));
+    let named = stage.tide.enqueue(Work { n: 1 }).await.unwrap();
+    named.answer(SOON).await.unwrap();
+    let view = stage.view(named.id()).await;
+    assert!(view.journal.is_empty() && view.failure.as_ref().unwrap().detail.contains("256 bytes"), "{view:?}");
     worker.stop().await.unwrap();
 }

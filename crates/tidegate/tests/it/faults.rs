@@ -5,11 +5,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tidegate::journal::EffectKey;
-use tidegate::store::Filter;
-use tidegate::{Answer, Context, EffectAnswer, Handled, State, Store, SystemClock, Tidegate, Worker};
+use tidegate::store::{ClaimRequest, Filter, QueueSlots};
+use tidegate::{
+    Answer, Backoff, Clock, Context, EffectAnswer, Handled, Kind, Nonce, Policy, QueueName, State, Store, SystemClock,
+    Tenant, Tidegate, Worker, WorkerId,
+};
 use tidegate_testkit::faulty::{Fault, FaultyStore, Verb};
 use tidegate_testkit::model::Model;
 use tidegate_testkit::recount::Recount;
+use tidegate_testkit::{ManualClock, SeededRandom};
 
 use crate::stage::{Next, SOON, Work, at_once};
 
@@ -154,7 +158,7 @@ async fn under_any_mixture_of_faults_every_message_takes_effect_once_and_is_coun
         assert_eq!(ledger.lock().unwrap().len(), 30, "seed {seed}: one key for each charge, however often it was sent");
         assert!(store.spoilt().len() > 20, "seed {seed}: nothing much was spoilt");
         let mut recount = Recount::default();
-        let now = tidegate::Clock::now(&SystemClock::new());
+        let now = SystemClock::new().now();
         for view in inner.inspect(messages.iter().map(|message| message.id).collect()).await.unwrap() {
             recount.add(&view.unwrap(), now);
         }
@@ -178,11 +182,96 @@ async fn a_handler_is_cut_off_before_a_lease_can_lapse_that_cannot_be_extended()
     };
     let worker = tide.worker().handle_with(handler, at_once(3)).start().await.unwrap();
     let sent = tide.enqueue(Work { n: 1 }).await.unwrap();
-    assert_eq!(sent.answer(SOON).await.unwrap(), Answer::Completed(1));
-    let view = inner.inspect(vec![sent.id()]).await.unwrap().pop().unwrap().unwrap();
+    // However it ends: a handler that is not cut off would be found out by the sweep.
+    let first_run_ends = async {
+        loop {
+            let view = inner.inspect(vec![sent.id()]).await.unwrap().pop().unwrap().unwrap();
+            if !view.history.is_empty() {
+                return view;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let view = tokio::time::timeout(SOON, first_run_ends).await.expect("a run ends before its lease does");
     assert_eq!((view.history[0].outcome.as_str(), view.history[0].code.as_str()), ("retryable", "lease"));
+    assert_eq!(sent.answer(SOON).await.unwrap(), Answer::Completed(1));
     assert!(view.history[0].at.since(view.message.enqueued_at) < LEASE, "it was settled before the lease could lapse");
     worker.stop().await.unwrap();
+}
+
+/// A clock in the hand and a store that can be held up, with nothing else that runs by itself.
+async fn by_hand(housekeeping: bool, lease: Duration) -> (Arc<ManualClock>, Arc<FaultyStore>, Tidegate) {
+    let clock = Arc::new(ManualClock::default());
+    let store = FaultyStore::new(Arc::new(Model::new(Arc::clone(&clock) as Arc<dyn Clock>)));
+    let builder = Tidegate::builder().clock(Arc::clone(&clock) as Arc<dyn Clock>).lease(lease);
+    let builder = builder.sweep_every(Duration::from_millis(5)).housekeeping(housekeeping);
+    let tide = builder.store(Arc::clone(&store) as Arc<dyn Store>).unwrap();
+    (clock, store, tide)
+}
+
+#[tokio::test]
+async fn nothing_is_sent_when_the_intent_took_longer_to_store_than_the_send_may_last() {
+    let (clock, store, tide) = by_hand(false, LONG).await;
+    let ledger = Ledger::default();
+    let shared = Arc::clone(&ledger);
+    let handler = move |context: Context, _: Work| {
+        let ledger = Arc::clone(&shared);
+        async move {
+            let capture = context.effect("capture").send_within(Duration::from_secs(10)).at_most_once();
+            capture.call(|key| async move { charge(&ledger, &key) }).await
+        }
+    };
+    store.spoil(Verb::Journal, Fault::Delay);
+    // The next attempt is far away, and this clock does not go there.
+    let backoff = Backoff { base: LONG, cap: LONG };
+    let worker = tide.worker().handle_with(handler, Policy { backoff, ..at_once(1) }).start().await.unwrap();
+    let sent = tide.enqueue(Work { n: 1 }).await.unwrap();
+    store.holds_one().await;
+    clock.advance(Duration::from_secs(11));
+    store.release();
+    let ended = async {
+        loop {
+            let view = tide.store().inspect(vec![sent.id()]).await.unwrap().pop().unwrap().unwrap();
+            match view.history.first() {
+                Some(run) => return run.outcome.clone(),
+                None if view.state.is_terminal() => return view.state.to_string(),
+                None => tokio::task::yield_now().await,
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(SOON, ended).await.expect("the attempt ends"), "not_done");
+    assert!(ledger.lock().unwrap().is_empty(), "a request left when the store believed that none could any more");
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_sweeper_that_was_asleep_takes_nothing_over_for_one_lease() {
+    let lease = Duration::from_secs(30);
+    let (clock, store, tide) = by_hand(true, lease).await;
+    let sent = tide.enqueue(Work { n: 1 }).await.unwrap();
+    let request = ClaimRequest {
+        worker: WorkerId::new("asleep-as-well").unwrap(),
+        tenant: Tenant::default(),
+        queues: vec![QueueSlots { queue: QueueName::new("work").unwrap(), slots: 1 }],
+        kinds: vec![(Kind::new("work").unwrap(), 1)],
+        nonce: Nonce::new(&SeededRandom::new(1)),
+        lease,
+    };
+    assert_eq!(store.claim(request).await.unwrap().leases.len(), 1);
+    // A sweep that is noted as it begins: the one before it has ended by then.
+    let sweeps_begin = async |n: usize| {
+        let seen = store.spoilt().len();
+        (0..n).for_each(|_| store.spoil(Verb::Sweep, Fault::Duplicate));
+        while store.spoilt().len() < seen + n {
+            tokio::task::yield_now().await;
+        }
+    };
+    sweeps_begin(2).await;
+    // The machine slept: every lease has lapsed, and every holder is about to extend his.
+    clock.advance(lease * 3);
+    sweeps_begin(3).await;
+    let view = tide.store().inspect(vec![sent.id()]).await.unwrap().pop().unwrap().unwrap();
+    assert_eq!((view.state, view.history.len()), (State::Leased, 0), "taken from a worker that had no time to extend");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 
 mod client;
 mod effects;
+mod failpoints;
 mod faults;
 mod follow_ups;
 mod metrics;

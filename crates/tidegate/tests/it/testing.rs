@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use tidegate::journal::EffectRow;
 use tidegate::lifecycle::Resolution;
 use tidegate::testing::{Harness, NotProven, World, prove_idempotent};
-use tidegate::{Answer, Context, EffectAnswer, EffectKey, Found, Handled, HandlerError, Message, Options, State};
+use tidegate::{
+    Answer, Clock, Context, EffectAnswer, EffectKey, Found, Handled, HandlerError, Message, Options, Random, State,
+    SystemClock, SystemRandom,
+};
 
 use crate::stage::{Count, Next, Work};
 
@@ -159,7 +162,8 @@ async fn a_handler_that_keeps_the_rules_is_proven_with_every_boundary_of_its_fol
         assert!(passed.iter().any(|boundary| boundary == expected), "{expected} in {passed:#?}");
     }
     assert!(passed.iter().any(|boundary| boundary.starts_with("after send of charge, before its answer was stored")));
-    assert_eq!((passed.len(), proof.parked, proof.resolved), (13, 0, 0), "{passed:#?}");
+    assert!(passed.iter().any(|boundary| boundary.starts_with("made before send of charge")), "a backup: {passed:#?}");
+    assert_eq!((passed.len(), proof.parked, proof.resolved), (14, 0, 0), "{passed:#?}");
 }
 
 #[tokio::test]
@@ -177,25 +181,169 @@ async fn at_most_once_is_proven_with_a_person_who_asks_the_remote() {
     let proof = prove_idempotent(Gateway::default, handlers, Work { n: 1 }).await.unwrap();
     assert_eq!(
         (proof.parked, proof.resolved),
-        (0, 5),
-        "around the send: intent stored, sent or not, answer not stored, reply lost"
+        (0, 6),
+        "around the send: intent stored, sent or not, answer not stored, reply lost, store restored"
     );
 }
 
-async fn refuted(
-    handler: impl Fn(Gateway, Context, Work) -> std::pin::Pin<Box<dyn Future<Output = Handled<u32>> + Send>>
-    + Clone
-    + Send
-    + Sync
-    + 'static,
-) -> String {
+type Charging = std::pin::Pin<Box<dyn Future<Output = Handled<u32>> + Send>>;
+
+/// Why a handler of this shape is not proven, with this gateway.
+async fn not_proven(
+    gateway: fn() -> Gateway,
+    handler: impl Fn(Gateway, Context, Work) -> Charging + Clone + Send + Sync + 'static,
+) -> NotProven {
     let handlers = |gateway: &Gateway, worker: tidegate::WorkerBuilder| {
         let (gateway, handler) = (gateway.clone(), handler.clone());
-        worker.handle(move |context, work| handler(gateway.clone(), context, work))
+        worker.handle(move |context, work| handler(gateway.clone(), context, work)).handle(next)
     };
-    match prove_idempotent(Gateway::default, handlers, Work { n: 1 }).await {
-        Err(refuted @ NotProven::Refuted(_)) => refuted.to_string(),
-        other => panic!("{other:?}"),
+    match prove_idempotent(gateway, handlers, Work { n: 1 }).await {
+        Err(why) => why,
+        Ok(proof) => panic!("{proof:?}"),
+    }
+}
+
+async fn refuted(handler: impl Fn(Gateway, Context, Work) -> Charging + Clone + Send + Sync + 'static) -> String {
+    let why = not_proven(Gateway::default, handler).await;
+    assert!(matches!(why, NotProven::Refuted(_)), "{why}");
+    why.to_string()
+}
+
+#[tokio::test]
+async fn the_attempt_in_a_keyed_key_is_refuted_by_a_backup_that_knows_nothing_of_the_send() {
+    /// What authors make of the number of an attempt.
+    const KEYS: [fn(&EffectKey, u32) -> String; 3] = [
+        |key, attempt| format!("{key}-{attempt}"),
+        |key, attempt| format!("{key}-{}", attempt.max(1)),
+        |key, attempt| if attempt > 1 { format!("{key}-again-{attempt}") } else { key.to_string() },
+    ];
+    for key_of in KEYS {
+        let why = not_proven(Gateway::knowing_keys, move |gateway, context, _| {
+            Box::pin(async move {
+                let attempt = context.attempt();
+                let charge = context.effect("charge").keyed(7 * DAY);
+                charge.call(|key| async move { gateway.charge(&key_of(&key, attempt)).await }).await
+            })
+        })
+        .await;
+        let text = why.to_string();
+        assert!(text.starts_with("message work is not idempotent: 1 of 10 interruptions made a difference"), "{text}");
+        let event = "- the store was restored from a backup made before send of charge (kind work, key ";
+        assert!(text.contains(event), "{text}");
+        assert!(text.contains("effect \"charge\" happened twice, and once in the undisturbed run"), "{text}");
+        assert!(text.contains("hint: a backup knows nothing of what was sent after it"), "{text}");
+        assert!(text.contains("nothing of the attempt, the time or chance in it"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_attempt_in_a_follow_ups_keyed_key_is_refuted_as_well() {
+    let handlers = |gateway: &Gateway, worker: tidegate::WorkerBuilder| {
+        let gateway = gateway.clone();
+        let charging = move |context: Context, _: Next| {
+            let gateway = gateway.clone();
+            async move {
+                let attempt = context.attempt();
+                let charge = context.effect("charge").keyed(7 * DAY);
+                charge.call(|key| async move { gateway.charge(&format!("{key}-{attempt}")).await }).await
+            }
+        };
+        let passing_on = |context: Context, work: Work| async move {
+            context.then(Next { of: work.n });
+            Ok(work.n)
+        };
+        worker.handle(passing_on).handle(charging)
+    };
+    let text = prove_idempotent(Gateway::knowing_keys, handlers, Work { n: 1 }).await.unwrap_err().to_string();
+    assert!(
+        text.contains("- the store was restored from a backup made before send of charge (kind next, key "),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn time_in_a_keyed_key_is_refuted() {
+    let text = not_proven(Gateway::knowing_keys, |gateway, context, _| {
+        Box::pin(async move {
+            let charge = context.effect("charge").keyed(7 * DAY);
+            let at = SystemClock::new().now().as_millis();
+            charge.call(|key| async move { gateway.charge(&format!("{key}-{at}")).await }).await
+        })
+    })
+    .await
+    .to_string();
+    assert!(text.contains("- the process died after send of charge, before its answer was stored"), "{text}");
+    assert!(text.contains("effect \"charge\" happened twice"), "{text}");
+}
+
+#[tokio::test]
+async fn time_and_chance_in_a_name_an_item_or_a_follow_up_are_found_by_a_second_undisturbed_run() {
+    fn by_chance() -> String {
+        let mut bytes = [0; 8];
+        SystemRandom.fill(&mut bytes);
+        format!("{bytes:?}").replace(", ", "-").replace(['[', ']'], "")
+    }
+    let chance: fn(Gateway, Context, Work) -> Charging = |gateway, context, _| {
+        Box::pin(async move {
+            let charge = context.effect("charge").item(by_chance()).keyed(7 * DAY);
+            charge.call(|key| async move { gateway.charge(key.as_str()).await }).await
+        })
+    };
+    let time: fn(Gateway, Context, Work) -> Charging = |gateway, context, _| {
+        Box::pin(async move {
+            let name = format!("charge-{}", SystemClock::new().now().as_millis());
+            let charge = context.effect(&name).keyed(7 * DAY);
+            charge.call(|key| async move { gateway.charge(key.as_str()).await }).await
+        })
+    };
+    let follow_up: fn(Gateway, Context, Work) -> Charging = |gateway, context, work| {
+        Box::pin(async move {
+            let charge = context.effect("charge").keyed(7 * DAY);
+            let charged = charge.call(|key| async move { gateway.charge(key.as_str()).await }).await?;
+            context.then_with(Next { of: work.n }, Options::default().item(by_chance()));
+            Ok(charged)
+        })
+    };
+    for (handler, expected) in [
+        (chance, "of work was begun in the first run, and not in the second"),
+        (time, "of work was begun in the second run, and not in the first"),
+        (follow_up, "message next followed under another key in the undisturbed run"),
+    ] {
+        let why = not_proven(Gateway::knowing_keys, handler).await;
+        assert!(matches!(why, NotProven::Differs { .. }), "{why}");
+        let text = why.to_string();
+        assert!(text.starts_with("message work does not repeat itself: two undisturbed runs differ\n- "), "{text}");
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("hint: name and item are the identity of an effect"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_attempt_in_an_item_or_a_follow_up_is_refuted_although_nothing_happened_twice() {
+    let item: fn(Gateway, Context, Work) -> Charging = |gateway, context, _| {
+        Box::pin(async move {
+            let charge = context.effect("charge").item(context.attempt().to_string()).keyed(7 * DAY);
+            charge.call(|key| async move { gateway.charge(key.as_str()).await }).await
+        })
+    };
+    let follow_up: fn(Gateway, Context, Work) -> Charging = |gateway, context, work| {
+        Box::pin(async move {
+            let charge = context.effect("charge").keyed(7 * DAY);
+            let charged = charge.call(|key| async move { gateway.charge(key.as_str()).await }).await?;
+            context.then_with(Next { of: work.n }, Options::default().item(context.attempt().to_string()));
+            Ok(charged)
+        })
+    };
+    for (handler, expected) in [
+        (item, "effect charge[2] of work was begun, which the undisturbed run does not know"),
+        (follow_up, "message next followed under another key in the undisturbed run"),
+    ] {
+        let why = not_proven(Gateway::knowing_keys, handler).await;
+        assert!(matches!(why, NotProven::Refuted(_)), "{why}");
+        let text = why.to_string();
+        assert!(text.contains("- the process died after a claim from queue work, before its handler began"), "{text}");
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("hint: name and item are the identity of an effect"), "{text}");
     }
 }
 
@@ -208,7 +356,7 @@ async fn a_remote_that_forgets_keys_refutes_keyed_and_the_text_names_boundary_ef
         })
     })
     .await;
-    assert!(text.starts_with("message work is not idempotent: 3 of 9 interruptions made a difference"), "{text}");
+    assert!(text.starts_with("message work is not idempotent: 4 of 10 interruptions made a difference"), "{text}");
     assert!(
         text.contains("- the process died after send of charge, before its answer was stored (kind work, key "),
         "{text}"
@@ -293,8 +441,32 @@ async fn a_run_that_does_not_repeat_itself_is_said_to_and_proves_nothing() {
         })
     };
     let error = prove_idempotent(Gateway::knowing_keys, handlers, Work { n: 1 }).await.unwrap_err();
-    assert!(matches!(error, NotProven::NotRepeatable(_)));
-    let expected = "a run was to be interrupted before the intent of charge-0 was stored (kind work), and did not come";
+    assert!(matches!(error, NotProven::Differs { .. }));
+    let expected = "effect charge-0 of work was begun in the first run, and not in the second";
+    assert!(error.to_string().contains(expected), "{error}");
+}
+
+#[tokio::test]
+async fn a_boundary_that_is_not_reached_again_proves_nothing() {
+    let runs = Count::default();
+    let handlers = |gateway: &Gateway, worker: tidegate::WorkerBuilder| {
+        let (gateway, run) = (gateway.clone(), runs.up());
+        worker.handle(move |context: Context, _: Work| {
+            let gateway = gateway.clone();
+            async move {
+                // From the third process on, the first two of which were the undisturbed runs, it goes another way.
+                if run > 1 {
+                    gateway.charge("work-1").await;
+                    return Ok(7);
+                }
+                let charge = context.effect("charge").keyed(7 * DAY);
+                charge.call(|key| async move { gateway.charge(key.as_str()).await }).await
+            }
+        })
+    };
+    let error = prove_idempotent(Gateway::knowing_keys, handlers, Work { n: 1 }).await.unwrap_err();
+    assert!(matches!(error, NotProven::NotRepeatable(_)), "{error}");
+    let expected = "a run was to come to this, and did not: the process died before the intent of charge was stored";
     assert!(error.to_string().starts_with(expected), "{error}");
 }
 
@@ -319,5 +491,5 @@ async fn an_effect_that_nobody_decides_stays_parked_and_happened_at_most_once() 
         })
     };
     let proof = prove_idempotent(|| Silent(Gateway::default()), handlers, Work { n: 1 }).await.unwrap();
-    assert_eq!((proof.parked, proof.resolved), (5, 0));
+    assert_eq!((proof.parked, proof.resolved), (6, 0));
 }

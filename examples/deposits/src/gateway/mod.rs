@@ -13,9 +13,6 @@ mod ledger;
 mod wire;
 
 use std::convert::Infallible;
-use std::future::Future;
-use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +26,7 @@ use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
@@ -44,9 +41,9 @@ use ledger::{Ledger, LedgerThread};
 use wire::{AnswerBody, Wire};
 
 use crate::clock;
+use crate::service::{self, Service, Stop};
 
 const GREATEST_BODY: usize = 64 * 1024;
-const BACKLOG: u32 = 1024;
 
 /// When the clock of the fault script starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,105 +89,34 @@ impl GatewayOptions {
     }
 }
 
-/// Runs a gateway until `shutdown` ends, announcing `listening 127.0.0.1:PORT` on one line when it is ready.
+/// Opens the ledger and starts to listen. Told to stop, it cuts connections, finishes the calls in work and closes the
+/// ledger; dropped, it does that without anybody waiting for it.
 ///
 /// # Errors
-/// The script is wrong, the ledger is damaged or in use, the port is taken, or the announcement cannot be written.
+/// The script is wrong, the ledger is damaged or in use, or the port is taken.
 ///
-/// # Cancel safety
-/// Dropping the future stops the gateway without waiting for calls in work; what was answered is in the ledger.
-pub async fn run(
-    options: GatewayOptions,
-    mut announce: impl Write + Send,
-    shutdown: impl Future<Output = ()> + Send,
-) -> anyhow::Result<()> {
-    let mut gateway = Gateway::start(options).await?;
-    writeln!(announce, "listening {}", gateway.address())
-        .and_then(|()| announce.flush())
-        .context("cannot announce the gateway's address")?;
-    tokio::select! {
-        () = shutdown => gateway.stop().await,
-        ended = &mut gateway.task => ended.context("the gateway's task died")?,
-    }
-}
-
-/// A running gateway. Dropping it stops it without waiting; [`Gateway::stop`] waits for the calls in work.
-#[derive(Debug)]
-pub struct Gateway {
-    address: SocketAddr,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<anyhow::Result<()>>,
-}
-
-impl Gateway {
-    /// Opens the ledger and starts to listen.
-    ///
-    /// # Errors
-    /// The script is wrong, the ledger is damaged or in use, or the port is taken.
-    ///
-    /// # Cancel safety
-    /// Safe: it does not wait for anything.
-    pub async fn start(options: GatewayOptions) -> anyhow::Result<Self> {
-        options.script.check()?;
-        ensure!(options.concurrency > 0, "the gateway's concurrency is 0; hint: give it at least 1");
-        let (ledger, entries, ledger_thread) = Ledger::open(&options.ledger)?;
-        let listener = reserve(options.port)?.listen(BACKLOG).context("cannot listen")?;
-        let address = listener.local_addr().context("the listener has no address")?;
-        let started = match options.script_start {
-            ScriptStart::AtOnce => Some(clock::now()),
-            ScriptStart::OnRequest => None,
-        };
-        let shared = Arc::new(Shared {
-            bank: Bank::new(options.mode, ledger, entries),
-            dice: Dice::new(options.script, options.seed),
-            started: watch::Sender::new(started),
-            slots: Arc::new(Semaphore::new(options.concurrency)),
-            in_work: watch::Sender::new(0),
-            closings: watch::Sender::new(0),
-        });
-        let stop = watch::Sender::new(false);
-        let server = Server { address, shared, ledger_thread, stop: stop.subscribe() };
-        Ok(Self { address, stop, task: tokio::spawn(server.serve(listener)) })
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Its base URL, without a slash at the end.
-    #[must_use]
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    /// Stops it: connections are cut, calls in work are finished, the ledger is closed.
-    ///
-    /// # Errors
-    /// What made it end before it was asked to.
-    ///
-    /// # Cancel safety
-    /// Safe: the gateway was told to stop at the first poll, and goes on stopping.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
-        self.stop.send_replace(true);
-        (&mut self.task).await.context("the gateway's task died")?
-    }
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        self.stop.send_replace(true);
-    }
-}
-
-/// A bound socket that does not listen: it holds the port, and a connect to it is refused.
-fn reserve(port: u16) -> anyhow::Result<TcpSocket> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let socket = TcpSocket::new_v4().context("cannot make a socket")?;
-    socket.set_reuseaddr(true).context("cannot set SO_REUSEADDR")?;
-    socket.bind(address).with_context(|| format!("cannot bind {address}; hint: port 0 takes a free one"))?;
-    Ok(socket)
+/// # Panics
+/// Outside a tokio runtime.
+pub fn start(options: GatewayOptions) -> anyhow::Result<Service> {
+    options.script.check()?;
+    ensure!(options.concurrency > 0, "the gateway's concurrency is 0; hint: give it at least 1");
+    let (ledger, entries, ledger_thread) = Ledger::open(&options.ledger)?;
+    let (listener, port) = service::listen(options.port)?;
+    let started = match options.script_start {
+        ScriptStart::AtOnce => Some(clock::now()),
+        ScriptStart::OnRequest => None,
+    };
+    let shared = Arc::new(Shared {
+        bank: Bank::new(options.mode, ledger, entries),
+        dice: Dice::new(options.script, options.seed),
+        started: watch::Sender::new(started),
+        slots: Arc::new(Semaphore::new(options.concurrency)),
+        in_work: watch::Sender::new(0),
+        closings: watch::Sender::new(0),
+    });
+    Service::of_listener("gateway", listener, |listener, stop| {
+        Server { port, shared, ledger_thread, stop }.serve(listener)
+    })
 }
 
 /// What every connection needs.
@@ -228,10 +154,10 @@ enum Event {
 }
 
 struct Server {
-    address: SocketAddr,
+    port: u16,
     shared: Arc<Shared>,
     ledger_thread: LedgerThread,
-    stop: watch::Receiver<bool>,
+    stop: Stop,
 }
 
 impl Server {
@@ -243,7 +169,7 @@ impl Server {
             let event = tokio::select! {
                 accepted = listener.accept() => Event::Connection(accepted.map(|(stream, _)| stream)),
                 until = next_refusal(&self.shared, &mut started) => Event::Refuse { until },
-                _ = self.stop.wait_for(|stop| *stop) => Event::Stop,
+                () = self.stop.told() => Event::Stop,
             };
             match event {
                 Event::Connection(Ok(stream)) => {
@@ -256,13 +182,13 @@ impl Server {
                 }
                 Event::Refuse { until } => {
                     drop(listener);
-                    let closed = reserve(self.address.port())?;
+                    let closed = service::reserve(self.port)?;
                     self.shared.closings.send_modify(|closings| *closings += 1);
                     tokio::select! {
                         () = tokio::time::sleep_until(until) => {}
-                        _ = self.stop.wait_for(|stop| *stop) => {}
+                        () = self.stop.told() => {}
                     }
-                    listener = closed.listen(BACKLOG).context("cannot listen again after a refused window")?;
+                    listener = service::listen_on(closed).context("the refused window is over")?;
                 }
                 Event::Stop => break,
             }

@@ -1,11 +1,7 @@
 //! Deposits over HTTP.
 
-use std::future::Future;
-use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::Context;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
@@ -15,11 +11,10 @@ use axum::routing::{get, post};
 use serde::Deserialize;
 use tidegate::store::{Act, Enqueued};
 use tidegate::{Message, MessageId, QueueName, Sent, Tidegate};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use super::Request;
 use super::problem::Problem;
+use crate::service::Service;
 use crate::steps::{Authorise, Told, View, read_flow};
 
 /// A deposit request is a few hundred bytes.
@@ -39,106 +34,25 @@ pub struct IntakeOptions {
     pub max_depth: Option<u64>,
 }
 
-/// Runs an intake until `shutdown` ends, announcing `listening 127.0.0.1:PORT` on one line when it is ready.
+/// Starts to listen.
 ///
 /// # Errors
-/// The limit cannot be set, the port is taken, or the announcement cannot be written.
+/// The limit cannot be set, or the port is taken.
 ///
 /// # Cancel safety
-/// Dropping the future stops the intake as a kill would: what was answered is stored.
-pub async fn run(
-    tide: Tidegate,
-    options: IntakeOptions,
-    mut announce: impl Write + Send,
-    shutdown: impl Future<Output = ()> + Send,
-) -> anyhow::Result<()> {
-    let mut intake = Intake::start(tide, options).await?;
-    writeln!(announce, "listening {}", intake.address())
-        .and_then(|()| announce.flush())
-        .context("cannot announce the intake's address")?;
-    tokio::select! {
-        () = shutdown => intake.stop().await,
-        ended = &mut intake.task => ended.context("the intake's task died")?,
+/// Safe: nothing was started before it returned; a limit may have been set.
+pub async fn start(tide: Tidegate, options: IntakeOptions) -> anyhow::Result<Service> {
+    if options.max_depth.is_some() {
+        let queue = QueueName::new(Authorise::QUEUE)?;
+        let act = Act { actor: "intake".to_owned(), reason: "the limit it was started with".to_owned() };
+        tide.limit(&queue, options.max_depth, act).await?;
     }
-}
-
-/// A running intake. Dropping it kills it.
-#[derive(Debug)]
-pub struct Intake {
-    address: SocketAddr,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<anyhow::Result<()>>,
-}
-
-impl Intake {
-    /// Starts to listen.
-    ///
-    /// # Errors
-    /// The limit cannot be set, or the port is taken.
-    ///
-    /// # Cancel safety
-    /// Safe: nothing was started before it returned; a limit may have been set.
-    pub async fn start(tide: Tidegate, options: IntakeOptions) -> anyhow::Result<Self> {
-        if options.max_depth.is_some() {
-            let queue = QueueName::new(Authorise::QUEUE)?;
-            let act = Act { actor: "intake".to_owned(), reason: "the limit it was started with".to_owned() };
-            tide.limit(&queue, options.max_depth, act).await?;
-        }
-        let asked = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port));
-        let listener = tokio::net::TcpListener::bind(asked)
-            .await
-            .with_context(|| format!("cannot listen on {asked}; hint: port 0 takes a free one"))?;
-        let address = listener.local_addr().context("the listener has no address")?;
-        let router = Router::new()
-            .route("/deposits", post(take))
-            .route("/deposits/{id}", get(look))
-            .layer(DefaultBodyLimit::max(GREATEST_BODY))
-            .with_state(tide);
-        let stop = watch::Sender::new(false);
-        let mut stopped = stop.subscribe();
-        let task = tokio::spawn(async move {
-            let shutdown = async move {
-                // An error means the handle is gone, which stops the intake as well.
-                drop(stopped.wait_for(|stop| *stop).await);
-            };
-            axum::serve(listener, router).with_graceful_shutdown(shutdown).await.context("the intake stopped serving")
-        });
-        Ok(Self { address, stop, task })
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Its base URL, without a slash at the end.
-    #[must_use]
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    /// Stops it in good order: requests in work are answered first, up to five seconds.
-    ///
-    /// # Errors
-    /// What made it end before it was asked to.
-    ///
-    /// # Cancel safety
-    /// Dropping the future kills the intake.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
-        self.stop.send_replace(true);
-        // An idle keep-alive connection would keep a graceful shutdown waiting for its client.
-        match tokio::time::timeout(Duration::from_secs(5), &mut self.task).await {
-            Ok(ended) => ended.context("the intake's task died")?,
-            Err(_) => Ok(()),
-        }
-    }
-}
-
-impl Drop for Intake {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    let router = Router::new()
+        .route("/deposits", post(take))
+        .route("/deposits/{id}", get(look))
+        .layer(DefaultBodyLimit::max(GREATEST_BODY))
+        .with_state(tide);
+    Service::of_router("intake", options.port, router)
 }
 
 async fn take(State(tide): State<Tidegate>, headers: HeaderMap, body: Bytes) -> Result<Response, Problem> {

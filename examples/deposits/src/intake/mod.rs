@@ -12,7 +12,7 @@ use serde::Deserialize;
 use tidegate::IdempotencyKey;
 
 pub use file::{FileFormat, Taken, take_file};
-pub use http::{Intake, IntakeOptions, run};
+pub use http::{IntakeOptions, start};
 
 use crate::steps::Authorise;
 use crate::trace::Card;

@@ -58,7 +58,7 @@ async fn a_misbehaving_gateway(mode: GatewayMode) {
     const COUNT: usize = 30;
     let directory = tempfile::tempdir().unwrap();
     let (store, ledger) = (directory.path().join("d.db"), directory.path().join("ledger"));
-    let gateway = super::gateway(&ledger, mode, HARM).await;
+    let gateway = super::gateway(&ledger, mode, HARM);
     let tide = steps::open(&store, &super::scale()).await.unwrap();
     drop(books::prepare(&store, &["closed".to_owned()]).unwrap());
     let options =

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
 use deposits::gateway::{
-    FaultScript, FaultWindow, Faults, Gateway, GatewayMode, GatewayOptions, LatencyMs, LedgerResult, Operation,
-    ScriptStart, read_ledger,
+    FaultScript, FaultWindow, Faults, GatewayMode, GatewayOptions, LatencyMs, LedgerResult, Operation, ScriptStart,
+    read_ledger,
 };
 use reqwest::{Response, StatusCode};
 use serde_json::json;
@@ -26,7 +26,7 @@ async fn an_idempotent_gateway_repeats_its_first_answer_to_the_byte_also_after_a
     let ledger = directory.path().join("ledger");
     let mut answers = Vec::new();
     for _restart in 0..2 {
-        let gateway = super::gateway(&ledger, GatewayMode::Idempotent, Faults::default()).await;
+        let gateway = super::gateway(&ledger, GatewayMode::Idempotent, Faults::default());
         for _repeat in 0..2 {
             let answer = call(&gateway.url(), "capture", "k", 100, "ok").await.unwrap();
             answers.push((answer.status(), answer.text().await.unwrap()));
@@ -44,7 +44,7 @@ async fn the_other_gateways_carry_out_every_call_and_only_one_of_them_can_be_ask
     for (mode, found) in [(GatewayMode::Lookup, StatusCode::OK), (GatewayMode::None, StatusCode::NOT_FOUND)] {
         let directory = tempfile::tempdir().unwrap();
         let ledger = directory.path().join("ledger");
-        let gateway = super::gateway(&ledger, mode, Faults::default()).await;
+        let gateway = super::gateway(&ledger, mode, Faults::default());
         for _repeat in 0..2 {
             assert_eq!(call(&gateway.url(), "capture", "k", 100, "ok").await.unwrap().status(), StatusCode::OK);
         }
@@ -59,7 +59,7 @@ async fn the_other_gateways_carry_out_every_call_and_only_one_of_them_can_be_ask
 async fn a_declined_card_is_declined_and_a_reused_key_refused() {
     let directory = tempfile::tempdir().unwrap();
     let ledger = directory.path().join("ledger");
-    let gateway = super::gateway(&ledger, GatewayMode::Idempotent, Faults::default()).await;
+    let gateway = super::gateway(&ledger, GatewayMode::Idempotent, Faults::default());
     let url = gateway.url();
     for operation in ["authorise", "capture"] {
         let answer = call(&url, operation, "k", 100, "declined").await.unwrap();
@@ -95,7 +95,7 @@ async fn each_fault_is_seen_and_ledgered_as_the_script_says() {
     for (name, faults, expected, entries) in cases {
         let directory = tempfile::tempdir().unwrap();
         let ledger = directory.path().join("ledger");
-        let gateway = super::gateway(&ledger, GatewayMode::Lookup, faults).await;
+        let gateway = super::gateway(&ledger, GatewayMode::Lookup, faults);
         let seen = match call(&gateway.url(), "capture", "k", 100, "ok").await {
             Ok(answer) => {
                 let status = answer.status().as_u16();
@@ -118,7 +118,7 @@ async fn each_fault_is_seen_and_ledgered_as_the_script_says() {
 async fn a_late_call_is_carried_out_although_its_client_has_gone() {
     let directory = tempfile::tempdir().unwrap();
     let ledger = directory.path().join("ledger");
-    let gateway = super::gateway(&ledger, GatewayMode::Lookup, Faults { late: 1.0, ..Faults::default() }).await;
+    let gateway = super::gateway(&ledger, GatewayMode::Lookup, Faults { late: 1.0, ..Faults::default() });
     let impatient = reqwest::Client::builder().no_proxy().timeout(Duration::from_millis(30)).build().unwrap();
     let mut gave_up = 0;
     for number in 0..20 {
@@ -147,7 +147,7 @@ async fn a_closed_listener_refuses_connections_and_comes_back() {
         script_start: ScriptStart::AtOnce,
         ..GatewayOptions::new(GatewayMode::Lookup, directory.path().join("ledger"))
     };
-    let gateway = Gateway::start(options).await.unwrap();
+    let gateway = deposits::gateway::start(options).unwrap();
     let mut refused = false;
     let comes_back = async {
         loop {
@@ -173,7 +173,7 @@ async fn a_script_starts_with_the_first_call() {
     let script = FaultScript { windows: vec![window], ..FaultScript::default() };
     let options =
         GatewayOptions { script, ..GatewayOptions::new(GatewayMode::Lookup, directory.path().join("ledger")) };
-    let gateway = Gateway::start(options).await.unwrap();
+    let gateway = deposits::gateway::start(options).unwrap();
     let answer = call(&gateway.url(), "capture", "k", 100, "ok").await.unwrap();
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     gateway.stop().await.unwrap();
@@ -185,7 +185,7 @@ async fn calls_above_the_gateways_limit_are_refused_and_not_carried_out() {
     let ledger = directory.path().join("ledger");
     let script = FaultScript { latency_ms: LatencyMs { min: 700, max: 700 }, ..FaultScript::default() };
     let options = GatewayOptions { script, concurrency: 2, ..GatewayOptions::new(GatewayMode::Lookup, &ledger) };
-    let gateway = Gateway::start(options).await.unwrap();
+    let gateway = deposits::gateway::start(options).unwrap();
     let url = gateway.url();
     let calls = (0..6).map(|number| {
         let url = url.clone();

@@ -1,10 +1,11 @@
 use deposits::gateway::{Faults, GatewayMode};
-use deposits::intake::{Intake, IntakeOptions};
+use deposits::intake::{self, IntakeOptions};
+use deposits::service::Service;
 use deposits::steps::{self, WorkOptions};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
-async fn post(intake: &Intake, key: Option<&str>, body: &Value) -> Response {
+async fn post(intake: &Service, key: Option<&str>, body: &Value) -> Response {
     let mut request = super::client().post(format!("{}/deposits", intake.url())).body(body.to_string());
     if let Some(key) = key {
         request = request.header("Idempotency-Key", key);
@@ -12,7 +13,7 @@ async fn post(intake: &Intake, key: Option<&str>, body: &Value) -> Response {
     request.send().await.unwrap()
 }
 
-async fn get(intake: &Intake, path: &str) -> Response {
+async fn get(intake: &Service, path: &str) -> Response {
     super::client().get(format!("{}{path}", intake.url())).send().await.unwrap()
 }
 
@@ -33,7 +34,7 @@ async fn problem(response: Response) -> (u16, String) {
 async fn a_request_is_answered_at_once_and_a_repeated_key_gets_the_same_answer() {
     let directory = tempfile::tempdir().unwrap();
     let tide = steps::open(&directory.path().join("d.db"), &super::scale()).await.unwrap();
-    let intake = Intake::start(tide, IntakeOptions::default()).await.unwrap();
+    let intake = intake::start(tide, IntakeOptions::default()).await.unwrap();
     let body = json!({ "deposit": "dep-1", "account": "acct-1", "cents": 100 });
 
     let first = post(&intake, Some("dep-1"), &body).await;
@@ -60,7 +61,7 @@ async fn a_request_is_answered_at_once_and_a_repeated_key_gets_the_same_answer()
 async fn what_cannot_be_taken_is_a_problem_with_a_code() {
     let directory = tempfile::tempdir().unwrap();
     let tide = steps::open(&directory.path().join("d.db"), &super::scale()).await.unwrap();
-    let intake = Intake::start(tide, IntakeOptions { max_depth: Some(1), ..IntakeOptions::default() }).await.unwrap();
+    let intake = intake::start(tide, IntakeOptions { max_depth: Some(1), ..IntakeOptions::default() }).await.unwrap();
     let body = |deposit: &str, cents: i64| json!({ "deposit": deposit, "account": "acct-1", "cents": cents });
     assert_eq!(post(&intake, Some("dep-1"), &body("dep-1", 100)).await.status(), StatusCode::ACCEPTED);
 
@@ -91,7 +92,7 @@ async fn what_cannot_be_taken_is_a_problem_with_a_code() {
 async fn a_client_that_waits_reads_the_end_and_a_repeated_key_gets_it_to_the_byte() {
     let directory = tempfile::tempdir().unwrap();
     let store = directory.path().join("d.db");
-    let gateway = super::gateway(&directory.path().join("ledger"), GatewayMode::Idempotent, Faults::default()).await;
+    let gateway = super::gateway(&directory.path().join("ledger"), GatewayMode::Idempotent, Faults::default());
     let tide = steps::open(&store, &super::scale()).await.unwrap();
     drop(deposits::books::prepare(&store, &["closed".to_owned()]).unwrap());
     let options = WorkOptions {
@@ -102,7 +103,7 @@ async fn a_client_that_waits_reads_the_end_and_a_repeated_key_gets_it_to_the_byt
         name: "worker".to_owned(),
     };
     let worker = steps::start(&tide, &options).await.unwrap();
-    let intake = Intake::start(tide, IntakeOptions::default()).await.unwrap();
+    let intake = intake::start(tide, IntakeOptions::default()).await.unwrap();
 
     let cases = [
         ("dep-1", "acct-1", "ok", json!("completed"), Value::Null),

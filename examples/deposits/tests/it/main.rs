@@ -14,9 +14,8 @@ mod twin;
 use std::path::Path;
 use std::time::Duration;
 
-use deposits::gateway::{
-    FaultScript, FaultWindow, Faults, Gateway, GatewayMode, GatewayOptions, LatencyMs, ScriptStart,
-};
+use deposits::gateway::{FaultScript, FaultWindow, Faults, GatewayMode, GatewayOptions, LatencyMs, ScriptStart};
+use deposits::service::Service;
 use deposits::trace::Scale;
 
 /// Times for tests: everything fast, the quarantine longer than the lateness.
@@ -25,7 +24,7 @@ fn scale() -> Scale {
 }
 
 /// A gateway whose faults never end.
-async fn gateway(ledger: &Path, mode: GatewayMode, faults: Faults) -> Gateway {
+fn gateway(ledger: &Path, mode: GatewayMode, faults: Faults) -> Service {
     let window = FaultWindow { from_ms: 0, to_ms: 3_600_000, faults };
     let script = FaultScript {
         windows: vec![window],
@@ -36,7 +35,7 @@ async fn gateway(ledger: &Path, mode: GatewayMode, faults: Faults) -> Gateway {
         retry_after_s: 1,
     };
     let options = GatewayOptions { script, script_start: ScriptStart::AtOnce, ..GatewayOptions::new(mode, ledger) };
-    Gateway::start(options).await.unwrap()
+    deposits::gateway::start(options).unwrap()
 }
 
 fn client() -> reqwest::Client {

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use deposits::books;
 use deposits::gateway::{Faults, GatewayMode};
-use deposits::intake::{Intake, IntakeOptions};
+use deposits::intake::{self, IntakeOptions};
 use deposits::load::{self, LoadOptions, SideName, Target};
 use deposits::proof::{Evidence, prove};
 use deposits::steps::{self, WorkOptions};
 use deposits::trace::{Phase, PhaseKind, Scale, Trace, TraceOptions};
-use deposits::twin::{Twin, TwinOptions};
+use deposits::twin::{self, TwinOptions};
 
 /// Runs a short calm load through both sides and leaves their files in a directory, as the demo does.
 async fn run(directory: &Path) {
@@ -22,14 +22,14 @@ async fn run(directory: &Path) {
     let options = TraceOptions { declined_share: 0.1, closed_accounts: 20, ..TraceOptions::of_phases(vec![calm]) };
     let closed = options.closed();
 
-    let twin_gateway = super::gateway(&synchronous.ledger, GatewayMode::Lookup, Faults::default()).await;
+    let twin_gateway = super::gateway(&synchronous.ledger, GatewayMode::Lookup, Faults::default());
     let twin = TwinOptions {
         closed: closed.clone(),
         call_timeout: Duration::from_secs(5),
         ..TwinOptions::new(twin_gateway.url(), &synchronous.wallet)
     };
-    let twin = Twin::start(twin).await.unwrap();
-    let gateway = super::gateway(&tidegate.ledger, GatewayMode::Lookup, Faults::default()).await;
+    let twin = twin::start(twin).unwrap();
+    let gateway = super::gateway(&tidegate.ledger, GatewayMode::Lookup, Faults::default());
     let tide = steps::open(&tidegate.wallet, &scale).await.unwrap();
     drop(books::prepare(&tidegate.wallet, &closed).unwrap());
     let work = WorkOptions {
@@ -40,7 +40,7 @@ async fn run(directory: &Path) {
         name: "worker".to_owned(),
     };
     let worker = steps::start(&tide, &work).await.unwrap();
-    let intake = Intake::start(tide, IntakeOptions::default()).await.unwrap();
+    let intake = intake::start(tide.clone(), IntakeOptions::default()).await.unwrap();
     let target = |side, url: String, gateway: String| Target { side, url, gateway };
     let load = LoadOptions {
         trace: Trace::generate(7, &options).unwrap(),
@@ -57,6 +57,8 @@ async fn run(directory: &Path) {
     twin.stop().await.unwrap();
     twin_gateway.stop().await.unwrap();
     gateway.stop().await.unwrap();
+    // Or its log would vanish while the files are copied.
+    tide.close().await;
 }
 
 /// The exit code of `deposits prove`, and what it said.

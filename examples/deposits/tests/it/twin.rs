@@ -2,11 +2,12 @@ use std::collections::HashMap;
 
 use deposits::books::Books;
 use deposits::gateway::{Faults, GatewayMode, LedgerResult, read_ledger};
-use deposits::twin::{Twin, TwinOptions};
+use deposits::service::Service;
+use deposits::twin::{self, TwinOptions};
 use reqwest::StatusCode;
 use serde_json::json;
 
-async fn ask(twin: &Twin, deposit: &str, account: &str, card: &str) -> StatusCode {
+async fn ask(twin: &Service, deposit: &str, account: &str, card: &str) -> StatusCode {
     let body = json!({ "deposit": deposit, "account": account, "cents": 100, "card": card });
     super::client().post(format!("{}/deposits", twin.url())).json(&body).send().await.unwrap().status()
 }
@@ -15,9 +16,9 @@ async fn ask(twin: &Twin, deposit: &str, account: &str, card: &str) -> StatusCod
 async fn the_usual_code_is_right_as_long_as_nothing_goes_wrong() {
     let directory = tempfile::tempdir().unwrap();
     let (ledger, wallet) = (directory.path().join("ledger"), directory.path().join("wallet.db"));
-    let gateway = super::gateway(&ledger, GatewayMode::None, Faults::default()).await;
+    let gateway = super::gateway(&ledger, GatewayMode::None, Faults::default());
     let options = TwinOptions { closed: vec!["closed".to_owned()], ..TwinOptions::new(gateway.url(), &wallet) };
-    let twin = Twin::start(options).await.unwrap();
+    let twin = twin::start(options).unwrap();
     assert_eq!(ask(&twin, "dep-1", "acct-1", "ok").await, StatusCode::OK);
     assert_eq!(ask(&twin, "dep-2", "acct-1", "declined").await, StatusCode::PAYMENT_REQUIRED);
     assert_eq!(ask(&twin, "dep-3", "closed", "ok").await, StatusCode::CONFLICT);
@@ -45,8 +46,8 @@ async fn a_lost_reply_makes_the_usual_code_charge_again() {
     let directory = tempfile::tempdir().unwrap();
     let ledger = directory.path().join("ledger");
     let faults = Faults { internal_after: 0.5, ..Faults::default() };
-    let gateway = super::gateway(&ledger, GatewayMode::Idempotent, faults).await;
-    let twin = Twin::start(TwinOptions::new(gateway.url(), directory.path().join("wallet.db"))).await.unwrap();
+    let gateway = super::gateway(&ledger, GatewayMode::Idempotent, faults);
+    let twin = twin::start(TwinOptions::new(gateway.url(), directory.path().join("wallet.db"))).unwrap();
     for number in 0..20 {
         // Whatever it answers: what counts is what the gateway did.
         let _status = ask(&twin, &format!("dep-{number}"), "acct-1", "ok").await;

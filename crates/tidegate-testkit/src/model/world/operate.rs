@@ -46,9 +46,15 @@ impl Course {
 }
 
 impl Record {
+    /// What the run said that ended it. One that crashed, or a message that never began, said nothing: then the reason.
     fn failed_with(&self) -> (String, String) {
-        let failure = self.failure.as_ref().map(|failure| (failure.code.clone(), failure.detail.clone()));
-        failure.or_else(|| Some((self.code()?, String::new()))).unwrap_or_default()
+        let by_an_operator = |outcome: &str| matches!(outcome, "edited" | "discarded");
+        let last = self.history.iter().rev().find(|ending| !by_an_operator(&ending.outcome));
+        let said = last.filter(|ending| ending.state == self.state() && !ending.code.is_empty());
+        match said {
+            Some(ending) => (ending.code.clone(), ending.detail.clone()),
+            None => (self.code().unwrap_or_default(), String::new()),
+        }
     }
 
     fn failed_at(&self) -> Option<&tidegate_core::EffectName> {
