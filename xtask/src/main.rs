@@ -29,7 +29,7 @@ usage: cargo xtask <command>
   docs [--check]    write what is generated in docs/reference and the README, or check that it is fresh
   deps              dependency direction between our crates, and the licences of theirs
   bench --peers     Tidegate beside other queues at equal durability, by turns; [--small] [--messages N]
-                    [--preload N] [--rounds N] [--dir DIR] [--json FILE]
+                    [--preload N] [--rounds N] [--dir DIR] [--json FILE] [--programs DIR]
   files             no file over 1 MiB, no machine path or registry host in a text, no dead link";
 
 fn main() -> ExitCode {

@@ -53,15 +53,17 @@ struct Arguments {
     /// Where the files are made; nothing: beside the programs.
     dir: Option<PathBuf>,
     json: Option<PathBuf>,
+    /// Where all programs are already, instead of building them: to measure a version that was kept.
+    programs: Option<PathBuf>,
 }
 
 impl Arguments {
     fn parse(words: &[&str]) -> Result<Self, String> {
         let small = words.contains(&"--small");
         let mut arguments = if small {
-            Self { messages: 400, preload: 1000, rounds: 1, dir: None, json: None }
+            Self { messages: 400, preload: 1000, rounds: 1, dir: None, json: None, programs: None }
         } else {
-            Self { messages: 40_000, preload: 100_000, rounds: 5, dir: None, json: None }
+            Self { messages: 40_000, preload: 100_000, rounds: 5, dir: None, json: None, programs: None }
         };
         if !words.contains(&"--peers") {
             return Err("cargo xtask bench compares with other queues only, and wants --peers\n\
@@ -81,6 +83,7 @@ impl Arguments {
                 "--rounds" => arguments.rounds = number()?,
                 "--dir" => arguments.dir = Some(PathBuf::from(value)),
                 "--json" => arguments.json = Some(PathBuf::from(value)),
+                "--programs" => arguments.programs = Some(PathBuf::from(value)),
                 _ => return Err(format!("cargo xtask bench has no argument {name}")),
             }
         }
@@ -91,7 +94,10 @@ impl Arguments {
 pub(crate) fn run(root: &Path, words: &[&str]) -> Result<(), String> {
     let arguments = Arguments::parse(words)?;
     let target = target_directory(root)?;
-    let programs = build(root, &target)?;
+    let programs = match &arguments.programs {
+        Some(kept) => SYSTEMS.iter().map(|system| kept.join(system.program)).collect(),
+        None => build(root, &target)?,
+    };
     let dir = Scratch::new(arguments.dir.as_deref().unwrap_or(&target))?;
     let load_before = disk::load();
     let mut fsyncs = disk::fsyncs(&dir.0)?;

@@ -7,12 +7,13 @@ use tidegate_bench::{line::Arguments, peer};
 
 fn arguments(dir: &Path, rest: &str) -> Arguments {
     let words = ["--dir", &dir.display().to_string()].map(str::to_owned);
-    Arguments::parse(words.into_iter().chain(rest.split_whitespace().map(str::to_owned))).expect("arguments of a peer")
+    Arguments::parse(words.into_iter().chain(rest.split_whitespace().map(str::to_owned)))
+        .expect("the arguments of a test")
 }
 
 async fn round(dir: &Path, rest: &str) -> Value {
-    let done = peer::run(&arguments(dir, rest)).await.expect("a round");
-    serde_json::to_value(done).expect("figures are plain data")
+    let report = peer::run(&arguments(dir, rest)).await.expect("a round");
+    serde_json::to_value(report).expect("a report is JSON")
 }
 
 #[tokio::test(flavor = "multi_thread")]

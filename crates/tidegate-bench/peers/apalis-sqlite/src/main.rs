@@ -4,8 +4,9 @@
 //! pool that is measured is opened with WAL and `synchronous=FULL`, and every connection of it is asked. Tasks are fetched
 //! in large batches and not marked a second time when they start (`lock_tasks`), as its documentation allows for speed.
 //!
-//! After the preload the tables are analysed. Nothing in its documentation says so, but without statistics SQLite finds
-//! the acknowledged tasks by the worker's name, which reads all that this worker ever did, each time anew.
+//! After the preload the tables are analysed, and the worker of every round has the name of the one that did the preload.
+//! Nothing in its documentation says so, but unless the statistics say that a worker's name is common, SQLite finds the
+//! acknowledged tasks by that name, which reads all that this worker ever did, each time anew.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -27,6 +28,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 const QUEUE: &str = "bench";
+const WORKER: &str = "bench";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -180,9 +182,11 @@ struct Running {
 }
 
 impl Bench {
-    fn start(&self, name: &str, concurrency: u32) -> Running {
+    async fn start(&self, concurrency: u32) -> anyhow::Result<Running> {
+        // The program of the round before is gone, but its worker's name stays taken for 30 s.
+        sqlx::query("update Workers set last_seen = 0 where id = ?1").bind(WORKER).execute(&self.pool).await?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let worker = WorkerBuilder::new(name)
+        let worker = WorkerBuilder::new(WORKER)
             .backend(self.storage.clone().poll_with_strategy(Every(tokio::time::interval(self.poll))))
             .data(Arc::clone(&self.runs))
             .concurrency(concurrency as usize)
@@ -191,7 +195,7 @@ impl Bench {
             let _told = stopped.await;
             Ok::<(), std::io::Error>(())
         };
-        Running { stop, ended: tokio::spawn(worker.run_until(until)) }
+        Ok(Running { stop, ended: tokio::spawn(worker.run_until(until)) })
     }
 
     /// Waits until no task of the queue is left to be done. It tells nobody when a result is stored, so the file is asked;
@@ -226,7 +230,7 @@ async fn loaded(bench: &Bench, arguments: &Arguments) -> anyhow::Result<Rates> {
     let watch = Stopwatch::start();
     push(bench, first, arguments).await?;
     let enqueue = watch.rate(warm_up);
-    let running = bench.start(&format!("bench-{}", arguments.seed), arguments.concurrency);
+    let running = bench.start(arguments.concurrency).await?;
     bench.is_done().await?;
 
     let watch = Stopwatch::start();
@@ -238,7 +242,7 @@ async fn loaded(bench: &Bench, arguments: &Arguments) -> anyhow::Result<Rates> {
 }
 
 async fn serial(bench: &Bench, arguments: &Arguments) -> anyhow::Result<Rates> {
-    let running = bench.start(&format!("serial-{}", arguments.seed), 1);
+    let running = bench.start(1).await?;
     for number in 0..arguments.messages {
         let task = task(Payload::new(arguments.seed, number), arguments.keys);
         bench.storage.clone().push_task(task).await.map_err(failed)?;
@@ -308,7 +312,7 @@ async fn preload(pool: SqlitePool, arguments: &Arguments, is_analysed: bool) -> 
         runs: Arc::new(Runs::new(0, 0)),
         poll: Duration::from_millis(10),
     };
-    let running = bench.start("preload", 1);
+    let running = bench.start(1).await?;
     bench.storage.clone().push_task(task(Payload::pattern(), arguments.keys)).await.map_err(failed)?;
     bench.is_done().await?;
     running.stop().await?;
