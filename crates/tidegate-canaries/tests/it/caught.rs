@@ -17,7 +17,6 @@ const AT_ONCE: usize = 2;
 /// The rings in the order of what they cost, for a walk from the cheapest on. The tests of one ring share a process.
 const RINGS: &[&[&str]] = &[
     &["decisions::"],
-    &["conformance::"],
     &[
         "client::",
         "effects::",
@@ -29,6 +28,7 @@ const RINGS: &[&[&str]] = &[
         "testing::",
         "worker::",
     ],
+    &["conformance::"],
     &["broken_commits::"],
     &["model_check::"],
 ];
