@@ -14,6 +14,7 @@ mod graph;
 mod licences;
 mod run;
 mod test;
+mod torture;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,6 +24,8 @@ usage: cargo xtask <command>
 
   ci                the whole gate: format, clippy, tests, docs, dependencies, files
   test [ARGS..]     every test of the workspace; ARGS go to `cargo test`
+  torture [--long] [--state FILE] [--only PART]
+                    attack the engine: a small round of everything, or the long run, which goes on where it was broken off
   docs [--check]    write what is generated in docs/reference and the README, or check that it is fresh
   deps              dependency direction between our crates, and the licences of theirs
   bench --peers     Tidegate beside other queues at equal durability, by turns; [--small] [--messages N]
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     let result = match arguments.as_slice() {
         ["ci"] => ci::run(&root),
         ["test", rest @ ..] => test::run(&root, rest),
+        ["torture", rest @ ..] => torture::Asked::read(rest, &root).and_then(|asked| torture::run(&root, &asked)),
         ["docs"] => docs::write(&root),
         ["docs", "--check"] => docs::check(&root),
         ["deps"] => graph::check(&root).and_then(|()| licences::check(&root)),

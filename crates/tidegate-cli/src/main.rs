@@ -35,6 +35,7 @@ mod resolve;
 mod role;
 mod stats;
 mod top;
+mod torture;
 mod view;
 
 use std::io::Write;
@@ -55,6 +56,7 @@ const _: () = assert!(
 const EXAMPLES: &str = "\
 Examples:
   tidegate demo
+  tidegate torture --for 2m
   tidegate enqueue --kind greet --key greet-ada --payload '{\"name\":\"Ada\"}'
   tidegate list
   tidegate explain msg_01jcz4t6q8000
@@ -90,6 +92,7 @@ const GLOBAL: &str = "Options of every command";
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::DemoArgs),
+    Torture(torture::TortureArgs),
     Enqueue(enqueue::Args),
     Get(get::Args),
     List(list::Args),
@@ -195,6 +198,8 @@ fn dressed(command: clap::Command) -> clap::Command {
 fn run(cli: Cli, store_was_typed: bool) -> ExitCode {
     let output = Output::new(cli.json, cli.color);
     log_to_stderr();
+    // It says itself what it leaves behind.
+    let listens = !matches!(cli.command, Command::Torture(_));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return ended(Err(Problem::new(Code::Failed, format!("cannot start: {error}"))), &output),
@@ -202,7 +207,7 @@ fn run(cli: Cli, store_was_typed: bool) -> ExitCode {
     let ending = runtime.block_on(async {
         tokio::select! {
             ending = command(cli, store_was_typed, &output) => ending,
-            interrupted = tokio::signal::ctrl_c() => Err(match interrupted {
+            interrupted = tokio::signal::ctrl_c(), if listens => Err(match interrupted {
                 Ok(()) => Problem::new(Code::Interrupted, "interrupted")
                     .hint("what was acknowledged is stored; giving the same input again adds nothing twice"),
                 Err(error) => Problem::new(Code::Failed, format!("cannot listen for Ctrl-C: {error}")),
@@ -229,8 +234,9 @@ fn ended(ending: Result<ExitCode, Problem>, output: &Output) -> ExitCode {
 async fn command(cli: Cli, store_was_typed: bool, output: &Output) -> Result<ExitCode, Problem> {
     let store = cli.store.as_str();
     let code = match cli.command {
-        // These two print for themselves, and know their own exit codes.
+        // These print for themselves, and know their own exit codes.
         Command::Demo(args) => return Ok(demo::run(args).await?),
+        Command::Torture(args) => return Box::pin(torture::run(args, output)).await,
         Command::Role(args) => return Ok(role::run(args).await?),
         Command::Enqueue(args) => enqueue::run(args, store, output).await,
         Command::Get(args) => get::run(args, store, output).await,

@@ -96,7 +96,7 @@ struct Watch {
 struct Armed {
     point: &'static str,
     left: u64,
-    act: fn(),
+    act: fn(&'static str),
 }
 
 /// The code has come to this point.
@@ -125,16 +125,16 @@ fn reached(point: &'static str) {
     // An act that stops the process must not keep others from reaching their points after it is let go.
     drop(watch);
     for act in acts {
-        act();
+        act(point);
     }
 }
 
-/// Has `act` done when this process comes to the point for the `nth` time from now, counted from 1. Only the hidden roles
+/// Has `act` done, with the point's name, when this process comes to it for the `nth` time from now, counted from 1. Only the hidden roles
 /// of the program call this, before they start anything.
 ///
 /// # Errors
 /// There is no such point, or `nth` is 0.
-pub fn arm(point: &str, nth: u64, act: fn()) -> Result<(), UnknownPoint> {
+pub fn arm(point: &str, nth: u64, act: fn(&'static str)) -> Result<(), UnknownPoint> {
     let Some(point) = find(point).filter(|_| nth > 0) else { return Err(UnknownPoint { name: point.to_owned(), nth }) };
     WATCH.lock().unwrap_or_else(PoisonError::into_inner).armed.push(Armed { point: point.name, left: nth, act });
     WATCHED.store(true, Ordering::Relaxed);
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_point_acts_once_at_the_visit_it_was_armed_for() {
-        arm("drain.end", 2, || {
+        arm("drain.end", 2, |_| {
             DONE.fetch_add(1, Ordering::Relaxed);
         })
         .unwrap();
@@ -207,8 +207,8 @@ mod tests {
 
     #[test]
     fn a_point_that_does_not_exist_cannot_be_armed() {
-        assert!(arm("settle.somewhere", 1, || {}).unwrap_err().to_string().contains("settle.somewhere"));
-        assert!(arm("drain.end", 0, || {}).unwrap_err().to_string().contains("counted from 1"));
+        assert!(arm("settle.somewhere", 1, |_| {}).unwrap_err().to_string().contains("settle.somewhere"));
+        assert!(arm("drain.end", 0, |_| {}).unwrap_err().to_string().contains("counted from 1"));
     }
 
     #[test]

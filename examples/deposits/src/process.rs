@@ -1,4 +1,4 @@
-//! Child processes of the demo and of the soak: the same program, started again in another role.
+//! Child processes of the demo, the soak and the torture: the same program, started again in another role.
 //!
 //! A child is told to stop when its standard input closes, so that none outlives a parent that was killed. What it says
 //! on standard output is read line by line; its standard error goes to a file that is shown when something goes wrong.
@@ -118,6 +118,44 @@ impl Process {
         }
     }
 
+    /// Its number, until it is known to have ended.
+    #[must_use]
+    pub fn pid(&self) -> Option<Pid> {
+        self.child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw)
+    }
+
+    /// Sends it a signal and does not wait.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = self.pid().with_context(|| format!("{} has ended{}", self.name, self.said()))?;
+        kill(pid, signal).with_context(|| format!("cannot send {signal} to {}", self.name))
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn try_ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        self.child.try_wait().with_context(|| format!("cannot ask for {}", self.name))
+    }
+
+    /// Waits for its end, however it comes; kills it when that takes longer than `within`, and says so by none.
+    ///
+    /// # Errors
+    /// The system does not say how it ended.
+    ///
+    /// # Cancel safety
+    /// Safe, except that dropping the process kills it.
+    pub async fn gone(&mut self, within: Duration) -> anyhow::Result<Option<ExitStatus>> {
+        let Ok(ended) = timeout(within, self.child.wait()).await else {
+            self.child.kill().await.with_context(|| format!("cannot kill {}", self.name))?;
+            return Ok(None);
+        };
+        ended.map(Some).with_context(|| format!("cannot wait for {}", self.name))
+    }
+
     /// Kills it as a crash would: SIGKILL, without a word. Returns when it is gone.
     ///
     /// # Errors
@@ -140,8 +178,8 @@ impl Process {
     /// # Cancel safety
     /// Dropping the future kills the child.
     pub async fn stop(mut self, within: Duration) -> anyhow::Result<()> {
-        if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok())
-            && let Err(error) = kill(Pid::from_raw(pid), Signal::SIGTERM)
+        if self.pid().is_some()
+            && let Err(error) = self.signal(Signal::SIGTERM)
         {
             // It is gone already, which `wait` tells better.
             tracing::debug!(error = %error, "{} could not be told to stop", self.name);
@@ -176,7 +214,8 @@ impl Process {
     }
 
     /// The end of its log, for an error message.
-    fn said(&self) -> String {
+    #[must_use]
+    pub fn said(&self) -> String {
         match tail(&self.log) {
             Some(text) => format!("; it said:\n{text}"),
             None => String::new(),

@@ -263,7 +263,8 @@ fn deposits(ledger: &[LedgerEntry], asked: &[Asked], books: &Books) -> BTreeMap<
 }
 
 /// The value that `percent` of a hundred do not exceed; 0 of nothing.
-pub(crate) fn percentile(mut values: Vec<u64>, percent: usize) -> u64 {
+#[must_use]
+pub fn percentile(mut values: Vec<u64>, percent: usize) -> u64 {
     values.sort_unstable();
     let rank = (values.len() * percent).div_ceil(100);
     rank.checked_sub(1).and_then(|index| values.get(index)).copied().unwrap_or(0)
@@ -320,7 +321,8 @@ fn row(out: &mut fmt::Formatter<'_>, name: &str, left: &str, right: &str, must: 
 }
 
 /// 6480 as `6,480`.
-fn grouped(number: u64) -> String {
+#[must_use]
+pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {

@@ -4,16 +4,19 @@
 //! soak, a test) starts the program it is part of again, so that a process can be killed without a binary being
 //! searched for.
 
+use std::fmt;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
 use serde_json::json;
-use tidegate::Tidegate;
+use tidegate::{Tidegate, failpoint};
 use tokio::sync::oneshot;
 
 use crate::books::{self, Books};
@@ -24,7 +27,7 @@ use crate::proof::{Evidence, prove};
 use crate::signal;
 use crate::soak::{self, SoakOptions};
 use crate::steps::{self, WorkOptions};
-use crate::trace::{Preset, Scenario, Trace};
+use crate::trace::{Preset, Scale, Scenario, Trace};
 use crate::twin::{self, TwinOptions};
 
 /// A command line of this application.
@@ -49,6 +52,8 @@ pub enum Role {
     Intake(IntakeArgs),
     /// Carries deposits out.
     Work(WorkArgs),
+    /// Takes deposits over HTTP and carries them out, in one process: what torture kills.
+    Service(ServiceArgs),
     /// Sends a seeded load to both sides and writes down what customers were told.
     Load(LoadArgs),
     /// Takes deposits from a file.
@@ -171,6 +176,121 @@ pub struct WorkArgs {
     preset: PresetArgs,
 }
 
+/// `service`
+#[derive(Debug, Args)]
+pub struct ServiceArgs {
+    /// The store; created if missing.
+    #[arg(long, value_name = "FILE")]
+    database: PathBuf,
+    /// The gateway's base URL.
+    #[arg(long, value_name = "URL", value_parser = base_url)]
+    gateway: String,
+    /// What the gateway promises about repeated calls: idempotent, lookup or none.
+    #[arg(long, default_value = "idempotent", value_name = "MODE")]
+    mode: GatewayMode,
+    /// Calls at once, for each step.
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    concurrency: u32,
+    /// A closed account; may be given more than once.
+    #[arg(long, value_name = "ACCOUNT")]
+    closed: Vec<String>,
+    /// Shown to people.
+    #[arg(long, default_value = "service")]
+    name: String,
+    /// The lease, from which every other time follows.
+    #[arg(long, value_name = "MS", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(100..))]
+    lease_ms: u64,
+    /// The most deposits that may wait for their authorisation; beyond it customers get 429.
+    #[arg(long, value_name = "N")]
+    max_depth: Option<u64>,
+    /// Dies or stops at a failpoint, POINT:NTH:kill|stop|exit, and says `reached POINT` before; may be given more than
+    /// once.
+    #[arg(long, value_name = "POINT", hide = true)]
+    failpoint: Vec<Armed>,
+}
+
+/// A failpoint on a hidden command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Armed {
+    /// Which.
+    pub point: &'static failpoint::Point,
+    /// At which visit, from 1.
+    pub nth: u64,
+    /// What happens there.
+    pub act: ArmedAct,
+}
+
+/// What a process does to itself at a failpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArmedAct {
+    /// SIGKILL.
+    Kill,
+    /// SIGSTOP: whoever armed it lets it go again.
+    Stop,
+    /// Ends with code 70, as a program does that gives up.
+    Exit,
+}
+
+impl FromStr for Armed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.split(':');
+        let (Some(point), Some(nth), Some(act), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+            return Err(format!("{text:?} is not POINT:NTH:ACT"));
+        };
+        let point = failpoint::find(point).ok_or_else(|| format!("no failpoint is called {point:?}"))?;
+        let nth = nth.parse().ok().filter(|nth| *nth > 0).ok_or_else(|| format!("{nth:?} is no visit, from 1"))?;
+        let act = match act {
+            "kill" => ArmedAct::Kill,
+            "stop" => ArmedAct::Stop,
+            "exit" => ArmedAct::Exit,
+            other => return Err(format!("nothing happens that is called {other:?}; hint: kill, stop or exit")),
+        };
+        Ok(Self { point, nth, act })
+    }
+}
+
+impl fmt::Display for Armed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let act = match self.act {
+            ArmedAct::Kill => "kill",
+            ArmedAct::Stop => "stop",
+            ArmedAct::Exit => "exit",
+        };
+        write!(f, "{}:{}:{act}", self.point.name, self.nth)
+    }
+}
+
+impl Armed {
+    fn arm(self) -> anyhow::Result<()> {
+        let act: fn(&'static str) = match self.act {
+            ArmedAct::Kill => |point| end(point, Signal::SIGKILL),
+            ArmedAct::Stop => |point| end(point, Signal::SIGSTOP),
+            ArmedAct::Exit => |point| {
+                told(point);
+                #[expect(clippy::disallowed_methods, reason = "an end without destructors is the point")]
+                std::process::exit(70)
+            },
+        };
+        Ok(failpoint::arm(self.point.name, self.nth, act)?)
+    }
+}
+
+/// The signal reaches the whole process before the call returns to this thread.
+fn end(point: &'static str, signal: Signal) {
+    told(point);
+    if let Err(error) = nix::sys::signal::kill(nix::unistd::getpid(), signal) {
+        tracing::error!(error = %error, "this process could not send itself {signal}");
+    }
+}
+
+fn told(point: &'static str) {
+    if let Err(error) = say(&format!("reached {point}")) {
+        tracing::error!(error = %error, "nobody hears that {point} was reached");
+    }
+}
+
 /// `load`
 #[derive(Debug, Args)]
 pub struct LoadArgs {
@@ -287,6 +407,7 @@ pub async fn run_role(args: RoleArgs, before: &[&str]) -> anyhow::Result<ExitCod
         Role::Twin(args) => run_twin(args, stop).await,
         Role::Intake(args) => run_intake(args, stop).await,
         Role::Work(args) => run_work(args, stop).await,
+        Role::Service(args) => run_service(args, stop).await,
         Role::Load(args) => run_load(args, stop).await,
         Role::Take(args) => run_take(&args).await,
         Role::Check(args) => run_check(&args).await,
@@ -388,6 +509,24 @@ async fn run_work(args: WorkArgs, stop: impl Future<Output = ()> + Send) -> anyh
     stop.await;
     worker.drain(Duration::from_millis(scale.call_timeout_ms * 2)).await?;
     drop(tide);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run_service(args: ServiceArgs, stop: impl Future<Output = ()> + Send) -> anyhow::Result<ExitCode> {
+    for armed in &args.failpoint {
+        armed.arm()?;
+    }
+    let scale = Scale::of_lease(args.lease_ms);
+    let tide = steps::open(&args.database, &scale).await?;
+    drop(books::prepare(&args.database, &args.closed)?);
+    let options =
+        WorkOptions { gateway: args.gateway, mode: args.mode, scale, concurrency: args.concurrency, name: args.name };
+    let worker = steps::start(&tide, &options).await?;
+    let options = IntakeOptions { port: 0, max_depth: args.max_depth };
+    intake::start(tide.clone(), options).await?.run(std::io::stdout(), stop).await?;
+    let drained = worker.drain(Duration::from_millis(scale.call_timeout_ms * 2)).await?;
+    drop(tide);
+    say(&format!("drained {} {} {}", drained.finished, drained.released, drained.abandoned))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -170,7 +170,9 @@ fn text(path: &Path) -> anyhow::Result<&str> {
     path.to_str().with_context(|| format!("the path {} is not UTF-8", path.display()))
 }
 
-fn is_quiet(stats: &Stats) -> bool {
+/// Whether nothing waits, runs, or needs a person.
+#[must_use]
+pub fn is_quiet(stats: &Stats) -> bool {
     stats.queues.iter().all(|queue| queue.ready + queue.scheduled + queue.leased + queue.parked == 0)
 }
 

@@ -297,6 +297,29 @@ impl Scale {
         patience_ms: 5_000,
         look_every_ms: 250,
     };
+
+    /// Times for a worker that is killed and stopped all the time: everything follows from its lease, of at least 100 ms.
+    ///
+    /// A process may be stopped for up to 1.75 leases between its last look at the clock and the departure of its request,
+    /// which is late by as much, and then by what the gateway adds; the quarantine is longer than both together.
+    #[must_use]
+    pub fn of_lease(lease_ms: u64) -> Self {
+        Self {
+            // More than a third of a lease, so that a call without an answer has its lease extended.
+            call_timeout_ms: lease_ms * 2 / 5,
+            greatest_lateness_ms: lease_ms / 4,
+            quarantine_ms: lease_ms * 3,
+            lease_ms,
+            poll_ms: 20,
+            backoff_first_ms: 30,
+            backoff_greatest_ms: 300,
+            restart_after_ms: 0,
+            hang_limit_ms: lease_ms,
+            finish_within_ms: 120_000,
+            patience_ms: 5_000,
+            look_every_ms: 250,
+        }
+    }
 }
 
 impl fmt::Display for Scale {

@@ -2,9 +2,10 @@
 
 use crate::desk::Desk;
 
-const COMMANDS: [&[&str]; 32] = [
+const COMMANDS: [&[&str]; 33] = [
     &[],
     &["demo"],
+    &["torture"],
     &["enqueue"],
     &["get"],
     &["list"],

@@ -16,5 +16,6 @@ mod inspect;
 mod operate;
 mod reconcile;
 mod terminal;
+mod torture;
 mod transcript;
 mod triage;

@@ -27,6 +27,11 @@ use crate::books::{self, Credited};
 use crate::gateway::{GatewayMode, Operation, OperationBody};
 use crate::trace::{Card, Scale};
 
+/// How often a step is attempted.
+pub const MAX_ATTEMPTS: u32 = 20;
+/// How often a step may crash its process while it runs alone.
+pub const CRASH_LIMIT: u32 = 3;
+
 /// How long the idempotent gateway remembers a key: its promise, not our guess.
 const KEYS_REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 
@@ -204,14 +209,14 @@ fn client(url: &str, scale: &Scale) -> anyhow::Result<GatewayClient> {
 /// One policy for all steps: an outage is not counted, so the attempts are for what is wrong with a deposit itself.
 fn policy(scale: &Scale) -> Policy {
     Policy {
-        max_attempts: 20,
+        max_attempts: MAX_ATTEMPTS,
         backoff: Backoff {
             base: Duration::from_millis(scale.backoff_first_ms),
             cap: Duration::from_millis(scale.backoff_greatest_ms),
         },
         // A call, or a look-up and a call, with room for a slow store.
         timeout: Duration::from_millis(scale.call_timeout_ms * 2 + 10_000),
-        crash_limit: 3,
+        crash_limit: CRASH_LIMIT,
     }
 }
 

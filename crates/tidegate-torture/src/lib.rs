@@ -1,0 +1,27 @@
+//! Kills, stops and restarts real services on one store, under load, and audits afterwards what really happened.
+//!
+//! The services are the deposits application, each a process that takes deposits and carries them out, all on one file.
+//! Producers send deposits in an open loop and write down, synced, what was accepted. A payment gateway with a synced
+//! ledger of its own loses replies, is late, answers errors after it charged, and has brown-outs. Meanwhile a seeded plan
+//! of faults is carried out: SIGKILL at random and at every failpoint of the protocol, SIGSTOP for longer than the lease,
+//! SIGTERM in the midst of the load.
+//!
+//! In the end the faults stop, what is left is worked off, and [`audit`] asks the gateway's ledger, the wallet's books and
+//! the producers' log whether anything was lost or happened twice; the store is asked last, and only about itself.
+//!
+//! Every process is ended by its number. Nothing is ever killed by name, and no process outlives a run: each ends when its
+//! standard input closes.
+
+mod audit;
+mod log;
+mod plan;
+mod producer;
+mod recovery;
+mod report;
+mod run;
+mod service;
+mod stage;
+
+pub use plan::{Amount, Failpoints, Faults};
+pub use report::{Check, Deposits, Drains, Effects, FaultCounts, PointCount, Recovery, Report};
+pub use run::{Options, Phase, Progress, run};

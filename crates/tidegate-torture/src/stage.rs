@@ -1,0 +1,265 @@
+//! What all parts of a run share: the files, the gateway, who listens where, and what was counted.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use deposits::clock;
+use deposits::gateway::{FaultScript, FaultWindow, Faults, GatewayMode, LatencyMs};
+use deposits::process::{Process, Program};
+use deposits::trace::Scale;
+
+use crate::plan::Amount;
+use crate::report::{Drains, FaultCounts, PointCount};
+use crate::run::Options;
+
+/// An account that is closed: what was taken for it is given back.
+pub(crate) const CLOSED: &str = "acct-0049";
+
+/// How long the gateway misbehaves in a run that has no length of its own.
+const MISBEHAVES_FOR: Duration = Duration::from_secs(2 * 3600);
+
+/// Everything that is counted.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) kills: AtomicU64,
+    pub(crate) kills_at_failpoints: AtomicU64,
+    pub(crate) stops: AtomicU64,
+    pub(crate) stops_at_failpoints: AtomicU64,
+    pub(crate) stops_inside_transaction: AtomicU64,
+    pub(crate) redeploys: AtomicU64,
+    pub(crate) sent: AtomicU64,
+    pub(crate) accepted: AtomicU64,
+    pub(crate) unanswered: AtomicU64,
+}
+
+/// One more.
+pub(crate) fn up(count: &AtomicU64) {
+    count.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The stage of one run.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) program: Program,
+    pub(crate) scale: Scale,
+    pub(crate) store: PathBuf,
+    pub(crate) ledger: PathBuf,
+    pub(crate) producers: PathBuf,
+    pub(crate) directory: PathBuf,
+    pub(crate) gateway: GatewayMode,
+    pub(crate) gateway_url: String,
+    pub(crate) counts: Counts,
+    drains: Mutex<Drains>,
+    points: Mutex<BTreeMap<&'static str, PointCount>>,
+    urls: Mutex<Vec<Option<String>>>,
+    /// From when on each service takes over what lapsed; none while it is down or stopped.
+    sweeps_from: Mutex<Vec<Option<Instant>>>,
+    /// What went wrong with a process: it ended by itself, or did not end.
+    broken: Mutex<Vec<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A path as an argument.
+pub(crate) fn text(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().with_context(|| format!("the path {} is not UTF-8", path.display()))
+}
+
+impl Stage {
+    /// Makes the files, and starts the gateway.
+    pub(crate) async fn set(options: &Options) -> anyhow::Result<(Self, Process)> {
+        let directory = std::path::absolute(&options.directory).context("cannot tell where the directory is")?;
+        std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        let mut inside =
+            std::fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
+        ensure!(
+            inside.next().is_none(),
+            "the directory {} is not empty; hint: a run makes files of its own and overwrites none",
+            directory.display()
+        );
+        let lease_ms = u64::try_from(options.lease.as_millis()).unwrap_or(u64::MAX);
+        let scale = Scale::of_lease(lease_ms);
+        let script = directory.join("gateway-faults.json");
+        let faults = serde_json::to_vec(&script_of(&scale, options.amount)).context("a script is plain data")?;
+        std::fs::write(&script, faults).with_context(|| format!("cannot write {}", script.display()))?;
+        let program = Program::new(&options.executable, &options.before, &directory);
+        let ledger = directory.join("gateway.ledger");
+        let seed = options.seed.to_string();
+        let really = options.gateway_really.unwrap_or(options.gateway);
+        let role = [
+            "gateway",
+            "--ledger",
+            text(&ledger)?,
+            "--mode",
+            really.name(),
+            "--seed",
+            &seed,
+            "--script",
+            text(&script)?,
+        ];
+        let mut gateway = program.start("gateway", &role.map(str::to_owned))?;
+        let gateway_url = gateway.listening().await?;
+        let stage = Self {
+            program,
+            scale,
+            store: directory.join("deposits.db"),
+            ledger,
+            producers: directory.join("producers.ndjson"),
+            gateway: options.gateway,
+            gateway_url,
+            counts: Counts::default(),
+            drains: Mutex::default(),
+            points: Mutex::default(),
+            urls: Mutex::new(vec![None; options.services]),
+            sweeps_from: Mutex::new(vec![None; options.services]),
+            broken: Mutex::default(),
+            directory,
+        };
+        Ok((stage, gateway))
+    }
+
+    /// Ends the gateway that misbehaves, and starts one on the same ledger and port that does not.
+    pub(crate) async fn calm_gateway(&self, options: &Options, gateway: Process) -> anyhow::Result<Process> {
+        gateway.stop(Duration::from_secs(30)).await?;
+        let really = options.gateway_really.unwrap_or(options.gateway);
+        let port = self.gateway_url.rsplit(':').next().unwrap_or_default();
+        let role = ["gateway", "--ledger", text(&self.ledger)?, "--mode", really.name(), "--port", port];
+        let mut gateway = self.program.start("gateway", &role.map(str::to_owned))?;
+        gateway.listening().await?;
+        Ok(gateway)
+    }
+
+    /// Where a service listens from now on; none while it is down.
+    pub(crate) fn listens(&self, slot: usize, url: Option<String>) {
+        lock(&self.sweeps_from)[slot] = url.is_some().then(clock::now);
+        lock(&self.urls)[slot] = url;
+    }
+
+    /// A service was stopped, and takes nothing over.
+    pub(crate) fn stopped(&self, slot: usize) {
+        lock(&self.sweeps_from)[slot] = None;
+    }
+
+    /// It was let go. It was asleep, so it leaves all leases alone for as long as one lasts.
+    pub(crate) fn let_go(&self, slot: usize) {
+        lock(&self.sweeps_from)[slot] = Some(clock::now() + Duration::from_millis(self.scale.lease_ms));
+    }
+
+    /// Whether there is a service that could take over what lapsed.
+    pub(crate) fn somebody_sweeps(&self) -> bool {
+        let now = clock::now();
+        lock(&self.sweeps_from).iter().flatten().any(|from| *from <= now)
+    }
+
+    /// A service that is up, if there is one; `number` picks among several.
+    pub(crate) fn url(&self, number: usize) -> Option<String> {
+        let urls = lock(&self.urls);
+        let up: Vec<&String> = urls.iter().flatten().collect();
+        (!up.is_empty()).then(|| up[number % up.len()].clone())
+    }
+
+    /// Something is wrong with a process.
+    pub(crate) fn broken(&self, what: String) {
+        tracing::warn!("{what}");
+        lock(&self.broken).push(what);
+    }
+
+    pub(crate) fn all_broken(&self) -> Vec<String> {
+        lock(&self.broken).clone()
+    }
+
+    pub(crate) fn armed(&self, point: &'static str) {
+        lock(&self.points).entry(point).or_default().armed += 1;
+    }
+
+    /// How often a service was armed for a point.
+    pub(crate) fn tries(&self, point: &'static str) -> u64 {
+        lock(&self.points).get(point).map_or(0, |count| count.armed)
+    }
+
+    pub(crate) fn reached(&self, point: &'static str) {
+        lock(&self.points).entry(point).or_default().reached += 1;
+    }
+
+    pub(crate) fn drained(&self, said: Drains) {
+        let mut drains = lock(&self.drains);
+        drains.finished += said.finished;
+        drains.released += said.released;
+        drains.abandoned += said.abandoned;
+    }
+
+    pub(crate) fn faults(&self, not_applicable: Vec<&'static str>) -> FaultCounts {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let counts = &self.counts;
+        FaultCounts {
+            kills: read(&counts.kills),
+            kills_at_failpoints: read(&counts.kills_at_failpoints),
+            stops: read(&counts.stops),
+            stops_at_failpoints: read(&counts.stops_at_failpoints),
+            stops_inside_transaction: read(&counts.stops_inside_transaction),
+            redeploys: read(&counts.redeploys),
+            drains: *lock(&self.drains),
+            failpoints: lock(&self.points).clone(),
+            not_applicable,
+        }
+    }
+}
+
+/// The gateway's weather, over and over: calm, replies that are lost or late, a brown-out, closed.
+fn script_of(scale: &Scale, amount: Amount) -> FaultScript {
+    let lossy = Faults {
+        lost_reply: 0.15,
+        late: 0.06,
+        drip: 0.02,
+        internal_after: 0.04,
+        reset_before: 0.02,
+        too_many: 0.02,
+        ..Faults::default()
+    };
+    let brown_out = Faults { unavailable: 0.6, hang: 0.1, reset_before: 0.1, ..Faults::default() };
+    let closed = Faults { refused: true, ..Faults::default() };
+    let weather = [(2_500, Faults::default()), (5_000, lossy), (1_500, brown_out), (500, closed)];
+    let length = match amount {
+        Amount::For(length) => length + Duration::from_secs(60),
+        Amount::Count(_) => MISBEHAVES_FOR,
+    };
+    let length_ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+    let mut windows = Vec::new();
+    let mut from_ms = 0;
+    for (lasts_ms, faults) in weather.into_iter().cycle() {
+        if from_ms >= length_ms {
+            break;
+        }
+        windows.push(FaultWindow { from_ms, to_ms: from_ms + lasts_ms, faults });
+        from_ms += lasts_ms;
+    }
+    FaultScript {
+        windows,
+        latency_ms: LatencyMs { min: 2, max: 12 },
+        greatest_lateness_ms: scale.greatest_lateness_ms,
+        hang_limit_ms: scale.hang_limit_ms,
+        drip_ms: 5,
+        retry_after_s: 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gateways_weather_is_a_script_that_can_be_followed_and_is_never_later_than_the_quarantine_allows() {
+        let scale = Scale::of_lease(2_000);
+        let script = script_of(&scale, Amount::For(Duration::from_secs(30)));
+        script.check().unwrap();
+        let longest_stop_ms = scale.lease_ms * 175 / 100;
+        assert!(script.greatest_lateness_ms + script.latency_ms.max + longest_stop_ms < scale.quarantine_ms);
+        assert!(scale.call_timeout_ms > scale.lease_ms / 3, "an unanswered call has its lease extended");
+    }
+}
