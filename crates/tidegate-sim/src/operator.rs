@@ -9,13 +9,13 @@ use tidegate_core::message::Payload;
 use tidegate_core::store::{
     Act, Cancel, ChangeQueue, Discard, Edit, NewOperation, Operate, Pace, QueueChange, Redrive, Resolve, Selection,
 };
-use tidegate_core::{MessageId, QueueName, Tenant};
+use tidegate_core::{Clock as _, MessageId, QueueName, Tenant};
 
 use crate::plan::Deed;
 use crate::sim::Sim;
 
 /// The most messages of one deed.
-const AT_ONCE: usize = 20;
+const AT_ONCE: usize = 50;
 
 fn because() -> Act {
     Act { actor: "operator".to_owned(), reason: "the simulation has it so".to_owned() }
@@ -91,6 +91,8 @@ async fn carry_out(sim: &Arc<Sim>, tide: &Tidegate, deed: Deed) {
 
 fn some(sim: &Sim, state: State) -> Vec<MessageId> {
     let mut ids = sim.oracle().in_state(state);
+    // Not always the first ones: there may be some that nobody can deal with yet.
+    sim.chance.shuffle(&mut ids);
     ids.truncate(AT_ONCE);
     ids
 }
@@ -136,6 +138,10 @@ pub(crate) async fn resolve_all(sim: &Arc<Sim>, tide: &Tidegate) {
                 None => Resolution::DidNotHappen,
             };
             let denied = resolution == Resolution::DidNotHappen;
+            if denied && sim.clock.now() < row.quarantined_until() {
+                // It may still arrive, and he can see that.
+                continue;
+            }
             let resolve = Resolve { id, effect: row.effect.clone(), resolution, act: because() };
             if denied {
                 // Before the act: its reply may be lost, and the message runs at once.

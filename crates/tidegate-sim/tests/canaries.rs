@@ -34,7 +34,7 @@ fn catch(canary: Canary, seeds: u64) -> Option<(u64, Violation)> {
 }
 
 #[test]
-fn every_rule_that_only_a_simulation_breaks_on_is_missed() {
+fn each_rule_that_is_broken_is_noticed() {
     let clock = SystemClock::new();
     assert_eq!(tidegate_sim::run(&busy(1)).err(), None, "with nothing broken, everything holds");
     let mut missed = Vec::new();
