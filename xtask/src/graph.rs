@@ -43,6 +43,7 @@ fn rule(member: &Member) -> Option<Rule> {
         // Proves the engine with the means of its tests; nothing depends on it.
         "tidegate-powerloss" => (&["tidegate-core", "tidegate-sqlite", "tidegate-testkit"], &[]),
         "tidegate" => (&["tidegate-core", "tidegate-sqlite", "tidegate-postgres"], &["tidegate-testkit"]),
+        "tidegate-sim" => (&["tidegate", "tidegate-core", "tidegate-testkit"], &[]),
         "tidegate-server" | "tidegate-bench" => (&["tidegate"], &[]),
         "tidegate-canaries" => (&["tidegate-core"], &["tidegate-sqlite", "tidegate-testkit", "tidegate"]),
         // `deposits` is an example, and the one that is a load as well: the demo and the torture runs drive it.

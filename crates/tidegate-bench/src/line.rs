@@ -394,6 +394,9 @@ pub struct Report {
     pub enqueue_per_s: Option<f64>,
     /// From the first enqueue to the last durable end, a second; nothing after a serial run.
     pub lifecycles_per_s: Option<f64>,
+    /// Processor time of the whole process in the measured part, by messages: says what a lifecycle costs on a machine
+    /// that others use as well. Nothing after a serial run, and where the system does not tell.
+    pub cpu_us_per_message: Option<f64>,
     /// What became of the messages, those of the warm-up included.
     pub counts: Counts,
     /// Optimised or not.
@@ -410,31 +413,54 @@ pub struct Rates {
     pub enqueue: Option<f64>,
     /// Lifecycles a second.
     pub lifecycles: Option<f64>,
+    /// Microseconds of processor time a lifecycle.
+    pub cpu_us: Option<f64>,
 }
 
-/// Takes the time.
+/// Takes the time, and the processor's.
 #[derive(Debug)]
-pub struct Stopwatch(Instant);
+pub struct Stopwatch {
+    started: Instant,
+    ticks: Option<u64>,
+}
 
 impl Stopwatch {
     /// Starts now.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "it measures programs that do not know our clock")]
     pub fn start() -> Self {
-        Self(Instant::now())
+        Self { started: Instant::now(), ticks: ticks() }
     }
 
     /// So many a second since the start.
     #[must_use]
     pub fn rate(&self, count: u32) -> f64 {
-        f64::from(count) / self.0.elapsed().max(Duration::from_micros(1)).as_secs_f64()
+        f64::from(count) / self.started.elapsed().max(Duration::from_micros(1)).as_secs_f64()
+    }
+
+    /// Microseconds of processor time since the start, by so many messages.
+    #[must_use]
+    pub fn cpu_us(&self, count: u32) -> Option<f64> {
+        let used = u32::try_from(ticks()?.checked_sub(self.ticks?)?).ok()?;
+        Some(f64::from(used) * TICK_US / f64::from(count.max(1)))
     }
 
     /// Whether so much time went by.
     #[must_use]
     pub fn is_over(&self, limit: Duration) -> bool {
-        self.0.elapsed() > limit
+        self.started.elapsed() > limit
     }
+}
+
+/// Linux tells processor time in hundredths of a second, whatever its kernel counts in.
+const TICK_US: f64 = 10_000.0;
+
+/// Processor time of this process, in its own code and in the kernel.
+fn ticks() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name may contain anything, so fields are counted from the parenthesis that closes it; the state is the first.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
 }
 
 /// How long a round may take before it is given up.

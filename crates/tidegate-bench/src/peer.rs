@@ -82,9 +82,9 @@ async fn loaded(tide: &Tidegate, ended: &Ended, runs: &Arc<Runs>, arguments: &Ar
     let watch = Stopwatch::start();
     enqueue(tide, rest, arguments.producers).await?;
     reach(ended, warm_up + arguments.messages).await?;
-    let lifecycles_per_s = watch.rate(arguments.messages);
+    let (lifecycles_per_s, cpu_us) = (watch.rate(arguments.messages), watch.cpu_us(arguments.messages));
     worker.stop().await?;
-    Ok(Rates { enqueue: Some(enqueue_per_s), lifecycles: Some(lifecycles_per_s) })
+    Ok(Rates { enqueue: Some(enqueue_per_s), lifecycles: Some(lifecycles_per_s), cpu_us })
 }
 
 /// One message after the other, each waited for from its enqueue to its durable end.
@@ -182,6 +182,7 @@ fn report(arguments: &Arguments, rates: Rates, pragmas: Pragmas, counts: Counts)
         serial: arguments.serial,
         enqueue_per_s: rates.enqueue,
         lifecycles_per_s: rates.lifecycles,
+        cpu_us_per_message: rates.cpu_us,
         counts,
         build: BUILD,
     }

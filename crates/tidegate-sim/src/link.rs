@@ -166,6 +166,9 @@ impl End {
             })
         };
         self.sim.check(held);
+        if let Some(difference) = self.sim.model.differences().into_iter().next() {
+            self.sim.check(Err(("law", difference)));
+        }
         if news.ready.is_empty() && news.ended.is_empty() {
             return;
         }

@@ -120,7 +120,11 @@ pub(crate) async fn keep(sim: Arc<Sim>, number: u8) {
     let node = &sim.nodes[usize::from(number)];
     loop {
         let boot = node.boots.fetch_add(1, Ordering::Relaxed);
-        let process = SimProcess::new(number, Chance::new(node.seed, &format!("order {number} {boot}")));
+        let process = SimProcess::new(
+            number,
+            sim.settings.concurrency * steps::QUEUES,
+            Chance::new(node.seed, &format!("order {number} {boot}")),
+        );
         let clock = Arc::new(SimClock::new(sim.started(), Duration::from_secs(1_000 * (u64::from(number) + 1))));
         {
             let mut running = node.running();
@@ -136,8 +140,8 @@ pub(crate) async fn keep(sim: Arc<Sim>, number: u8) {
             tokio::select! {
                 biased;
                 () = process.struck.notified() => {
-                    if let Some(panic) = process.panic() {
-                        sim.check(Err(("no panic", format!("process {number} panicked: {panic}"))));
+                    if let Some(broke) = process.broke() {
+                        sim.check(Err(broke));
                     }
                     if process.is_dead() {
                         break true;

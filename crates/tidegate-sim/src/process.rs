@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Poll, Waker};
 
@@ -14,6 +15,7 @@ use tidegate::simulation::{Adopted, Process};
 use tokio::sync::Notify;
 
 use crate::chance::Chance;
+use crate::oracle::Broke;
 
 /// What hits a process after so many steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +33,18 @@ pub(crate) struct SimProcess {
     /// Told when a blow has hit, and when a future panicked.
     pub(crate) struck: Notify,
     order: Chance,
+    /// Attempts under way, and how many there may be.
+    attempts: Arc<AtomicU32>,
+    most: u32,
+}
+
+/// An attempt, for as long as it is under way.
+struct Attempt(Arc<AtomicU32>);
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -41,7 +55,7 @@ struct State {
     blow: Option<(u64, Blow)>,
     slots: Vec<Weak<Slot>>,
     waiting: Vec<Waker>,
-    panic: Option<String>,
+    broke: Option<Broke>,
 }
 
 /// Where a future lies between two of its steps.
@@ -71,8 +85,10 @@ enum Step {
 }
 
 impl SimProcess {
-    pub(crate) fn new(number: u8, order: Chance) -> Arc<Self> {
-        Arc::new(Self { number, state: Mutex::default(), struck: Notify::new(), order })
+    /// A process that runs at most so many attempts.
+    pub(crate) fn new(number: u8, most: u32, order: Chance) -> Arc<Self> {
+        let (state, struck, attempts) = (Mutex::default(), Notify::new(), Arc::default());
+        Arc::new(Self { number, state, struck, order, attempts, most })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -87,16 +103,9 @@ impl SimProcess {
         self.state().paused
     }
 
-    /// How many futures it has.
-    pub(crate) fn futures(&self) -> usize {
-        let mut state = self.state();
-        state.slots.retain(|slot| slot.strong_count() > 0);
-        state.slots.len()
-    }
-
-    /// What went wrong in it, if one of its futures panicked outside of a handler.
-    pub(crate) fn panic(&self) -> Option<String> {
-        self.state().panic.clone()
+    /// What went wrong in it: one of its futures panicked outside of a handler, or there were too many of them.
+    pub(crate) fn broke(&self) -> Option<Broke> {
+        self.state().broke.clone()
     }
 
     /// The blow falls after so many steps from now.
@@ -169,7 +178,11 @@ impl SimProcess {
     fn panicked(&self, panic: &(dyn Any + Send)) {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        self.state().panic.get_or_insert(text);
+        self.breaks(("panic", format!("process {} panicked: {text}", self.number)));
+    }
+
+    fn breaks(&self, broke: Broke) {
+        self.state().broke.get_or_insert(broke);
         self.struck.notify_one();
     }
 
@@ -215,7 +228,19 @@ impl SimProcess {
 pub(crate) struct Handle(pub(crate) Arc<SimProcess>);
 
 impl Process for Handle {
-    fn adopt(&self, _role: &'static str, future: Adopted) -> Adopted {
-        Box::pin(self.0.run(future))
+    fn adopt(&self, role: &'static str, future: Adopted) -> Adopted {
+        if role != "attempt" {
+            return Box::pin(self.0.run(future));
+        }
+        let under_way = self.0.attempts.fetch_add(1, Ordering::Relaxed) + 1;
+        if under_way > self.0.most {
+            let what = format!("process {} runs {under_way} attempts, it has slots for {}", self.0.number, self.0.most);
+            self.0.breaks(("I17", what));
+        }
+        let attempt = Attempt(Arc::clone(&self.0.attempts));
+        Box::pin(self.0.run(Box::pin(async move {
+            future.await;
+            drop(attempt);
+        })))
     }
 }

@@ -56,7 +56,7 @@ pub struct Settings {
     pub retention: Duration,
     /// How many messages of a queue one process runs at once.
     pub concurrency: u32,
-    /// Whether the store asks the core what becomes of a message, instead of the reference model's own rules.
+    /// What is broken on purpose.
     pub broken: Option<Broken>,
 }
 

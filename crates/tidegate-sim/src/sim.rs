@@ -27,7 +27,7 @@ use crate::trace::{Event, Trace};
 /// How many events a failure shows.
 const SHOWN: usize = 60;
 /// How many checked calls lie between two looks at the store's own statistics.
-const STATS_EVERY: u64 = 5_000;
+const STATS_EVERY: u64 = 20_000;
 
 /// One run.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Sim {
     pub(crate) fn new(settings: Settings) -> Arc<Self> {
         let started = Instant::now();
         let clock = Arc::new(SimClock::new(started, Duration::ZERO));
-        let model = Arc::new(Model::new(Arc::clone(&clock) as Arc<dyn tidegate_core::Clock>));
+        let model = Arc::new(Model::decided_by_the_core(Arc::clone(&clock) as Arc<dyn tidegate_core::Clock>));
         let news = Arc::new(Desk::default());
         let listener = Arc::downgrade(&news);
         model.on_commit(listener);

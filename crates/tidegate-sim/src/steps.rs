@@ -17,6 +17,8 @@ use crate::gateway::{self, Ability, Done, QUARANTINE, Request, SHORT_WINDOW, WIN
 use crate::settings::Broken;
 use crate::sim::Sim;
 
+/// How many queues there are: each kind has its own.
+pub(crate) const QUEUES: u32 = 7;
 /// How long a request may be on its way out.
 const SEND_WITHIN: Duration = Duration::from_secs(20);
 

@@ -70,6 +70,8 @@ pub(super) struct Measured<'a> {
     waited: Option<Waited>,
     lifecycles: Range,
     enqueues: Range,
+    /// Nothing where the system does not tell.
+    cpu_us: Option<Range>,
     each: Vec<f64>,
     /// Tidegate's rate by its, round by round; nothing across tiers.
     tidegate_by_it: Option<Range>,
@@ -108,6 +110,7 @@ pub(super) fn measured<'a>(
             lifecycles: Range::of(each.iter().copied()).ok_or_else(|| format!("no rate of {}", system.label))?,
             enqueues: Range::of(rounds.iter().filter_map(|round| round.enqueue_per_s))
                 .ok_or_else(|| format!("no enqueue rate of {}", system.label))?,
+            cpu_us: Range::of(rounds.iter().filter_map(|round| round.cpu_us)),
             tidegate_by_it: Range::of(ratios).filter(|_| is_comparable),
             each,
             ran_again: rounds.iter().map(|round| round.ran_again).sum(),
@@ -119,17 +122,19 @@ pub(super) fn measured<'a>(
 /// As Markdown, so that it can be put into the page as it is.
 pub(super) fn table(all: &[Measured<'_>], conditions: &Conditions) -> String {
     let mut lines = vec![
-        "| Queue | Lifecycles/s | Tidegate ÷ it | Enqueues/s, alone | Acknowledged after | Fsyncs a message, alone → loaded |"
+        "| Queue | Lifecycles/s | Tidegate ÷ it | Enqueues/s, alone | CPU µs a message | Acknowledged after \
+         | Fsyncs a message, alone → loaded |"
             .to_owned(),
-        "|---|---|---|---|---|---|".to_owned(),
+        "|---|---|---|---|---|---|---|".to_owned(),
     ];
     for one in all {
         let ratio = one.tidegate_by_it.map_or_else(|| "another tier".to_owned(), |ratio| ratio.shown(1));
         let waited = one
             .waited
             .map_or_else(|| "not counted".to_owned(), |waited| format!("{:.2} → {:.4}", waited.alone, waited.loaded));
+        let cpu = one.cpu_us.map_or_else(|| "not told".to_owned(), |cpu| cpu.shown(0));
         lines.push(format!(
-            "| {} {} | {} | {ratio} | {} | {} | {waited} |",
+            "| {} {} | {} | {ratio} | {} | {cpu} | {} | {waited} |",
             one.label,
             one.first.text("version"),
             one.lifecycles.shown(0),
@@ -172,6 +177,7 @@ pub(super) fn json(all: &[Measured<'_>], conditions: &Conditions) -> Value {
             "lifecycles_per_s": one.lifecycles.json(),
             "lifecycles_per_s_by_round": one.each,
             "enqueue_per_s": one.enqueues.json(),
+            "cpu_us_per_message": one.cpu_us.map(Range::json),
             "tidegate_by_it": one.tidegate_by_it.map(Range::json),
             "lost": 0,
             "duplicates": 0,
@@ -219,7 +225,10 @@ mod tests {
         let conditions = Conditions { load_before: Some(1.0), load_after: None, fsyncs: vec![0.5], rounds: 3 };
         let table = table(&all, &conditions);
         assert!(table.contains("| theirs 1.0.0 | 40 (10–100) | 6.0 (2.0–10.0) |"), "{table}");
-        assert!(table.contains("3.00 → 0.0100") && table.contains("0.50 (0.50–0.50) ms"), "{table}");
+        assert!(
+            table.contains("| 50 (50–50) | fsync, counted | 3.00 → 0.0100 |") && table.contains("0.50 (0.50–0.50) ms"),
+            "{table}"
+        );
         let json = json(&all, &conditions);
         assert_eq!(json["systems"][1]["tidegate_by_it"]["median"], 6.0);
         assert_eq!(json["systems"][1]["ran_again"], 3);

@@ -10,6 +10,7 @@ pub(super) struct Round {
     pub(super) synchronous: i64,
     pub(super) lifecycles_per_s: Option<f64>,
     pub(super) enqueue_per_s: Option<f64>,
+    pub(super) cpu_us: Option<f64>,
     pub(super) ran_again: u64,
 }
 
@@ -48,6 +49,7 @@ impl Round {
             synchronous: synchronous.ok_or_else(|| format!("its line does not tell synchronous: {line}"))?,
             lifecycles_per_s: line["lifecycles_per_s"].as_f64(),
             enqueue_per_s: line["enqueue_per_s"].as_f64(),
+            cpu_us: line["cpu_us_per_message"].as_f64(),
             ran_again: count("ran_again")?,
             line,
         };
@@ -79,7 +81,7 @@ pub(super) mod tests {
             "acknowledged": {"enqueue": "fsynced", "completion": "fsynced"},
             "settings": {"producers": "8", "batch": "250"},
             "pragmas": {"asked_by": "a test", "connections": 1, "journal_mode": "wal", "synchronous": 2},
-            "enqueue_per_s": 2.0 * per_s, "lifecycles_per_s": per_s,
+            "enqueue_per_s": 2.0 * per_s, "lifecycles_per_s": per_s, "cpu_us_per_message": 50.0,
             "counts": {"enqueued": 10, "completed_once": 10, "lost": 0, "unfinished": 0, "duplicates": 0,
                 "ran_again": 1, "ran_wrong": 0, "results_wrong": 0, "results_right": 10},
         })

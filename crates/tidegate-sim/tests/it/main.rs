@@ -7,8 +7,8 @@ use tidegate_sim::{Broken, Settings};
 
 /// A run that a debug build makes in a few seconds.
 fn short(seed: u64) -> Settings {
-    let whole = Settings::of(seed, Duration::from_secs(1_200));
-    let clients_per_hour = whole.clients_per_hour.min(1_800);
+    let whole = Settings::of(seed, Duration::from_secs(900));
+    let clients_per_hour = whole.clients_per_hour.clamp(600, 1_200);
     Settings { clients_per_hour, faults_per_hour: clients_per_hour / 2, ..whole }
 }
 
@@ -29,10 +29,10 @@ fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
 #[test]
 fn fixed_seeds_hold_their_invariants() {
     let mut faults = 0;
-    for seed in 1..=6 {
+    for seed in 1..=4 {
         faults += holds(&short(seed)).all_faults();
     }
-    assert!(faults > 300, "{faults} faults are no simulation of faults");
+    assert!(faults > 100, "{faults} faults are no simulation of faults");
 }
 
 #[test]

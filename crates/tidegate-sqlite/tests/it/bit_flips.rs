@@ -289,7 +289,7 @@ impl Golden {
             let views = store.inspect(ids).await.unwrap().into_iter().flatten();
             let new = |view: tidegate_core::store::MessageView| {
                 let payload = tidegate_core::message::Payload::from_json(&*view.message.payload).unwrap();
-                (view.message.id, NewMessage { key: view.message.key.clone(), payload, ..message("x") })
+                (view.message.id, NewMessage { key: view.message.key, payload, ..message("x") })
             };
             let messages: Vec<_> = views.map(new).collect();
             store.close().await;

@@ -4,6 +4,7 @@
 //! suite runs on it as on any engine, and the [model check](crate::check) compares engines with it. It keeps a
 //! world per place, so that two handles on one place share it as two processes share a file. Nothing is durable.
 
+mod by_core;
 mod rules;
 mod world;
 
@@ -101,6 +102,21 @@ impl Model {
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self::on(Arc::default(), clock)
+    }
+
+    /// An empty store in which the core decides, at every step, and the rules of the model are only compared with it: see
+    /// [`Model::differences`].
+    #[must_use]
+    pub fn decided_by_the_core(clock: Arc<dyn Clock>) -> Self {
+        let model = Self::new(clock);
+        model.lock().differences = Some(Vec::new());
+        model
+    }
+
+    /// Where the core decided otherwise than the rules of the model, since this was last asked.
+    #[must_use]
+    pub fn differences(&self) -> Vec<String> {
+        self.lock().differences.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     fn on(world: Arc<Mutex<World>>, clock: Arc<dyn Clock>) -> Self {

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use tidegate_core::effect::{EffectAnswer, EffectRow, EffectState};
-use tidegate_core::lifecycle::{Cancellation, Counters, Outcome, ParkReason, Resolution, State};
+use tidegate_core::lifecycle::{Admission, Cancellation, Counters, Outcome, ParkReason, Resolution, State};
 use tidegate_core::message::{
     Answer, DEFAULT_MAX_AGE, DEFAULT_MAX_PAYLOAD, Due, Failure, Message, NewMessage, Priority,
 };
@@ -21,7 +21,7 @@ use tidegate_core::{
     WorkerId,
 };
 
-use super::{Mutation, rules};
+use super::{Mutation, by_core, rules};
 
 mod operate;
 
@@ -29,6 +29,8 @@ mod operate;
 #[derive(Debug, Default)]
 pub(super) struct World {
     pub(super) mutation: Option<Mutation>,
+    /// The core is asked, and done as it says; where the rules say otherwise, it stands here.
+    pub(super) differences: Option<Vec<String>>,
     pub(super) keys: BTreeMap<(Tenant, QueueName, IdempotencyKey), MessageId>,
     pub(super) policies: BTreeMap<Kind, Policy>,
     pub(super) audit: Vec<AuditEntry>,
@@ -99,19 +101,19 @@ struct Queue {
 }
 
 #[derive(Debug, Clone)]
-struct Record {
-    message: Message,
+pub(super) struct Record {
+    pub(super) message: Message,
     fingerprint: [u8; 16],
     max_age: Duration,
     life: Life,
-    counters: Counters,
-    cancel_wanted: bool,
+    pub(super) counters: Counters,
+    pub(super) cancel_wanted: bool,
     release_wanted: bool,
-    suspect: bool,
+    pub(super) suspect: bool,
     /// What it did is given back by a compensation.
     undone: bool,
     failure: Option<Failure>,
-    journal: Vec<EffectRow>,
+    pub(super) journal: Vec<EffectRow>,
     evidence: Vec<Evidence>,
     history: Vec<Ending>,
     settled: Option<(LeaseToken, [u8; 16], Settled)>,
@@ -212,6 +214,33 @@ fn apply(
     write: &JournalWrite,
     token: LeaseToken,
     now: Timestamp,
+    differences: &mut Option<Vec<String>>,
+) -> Result<Option<EffectRow>, StoreError> {
+    let told = written(record, rows, write, token, now);
+    let told = match differences {
+        None => told,
+        Some(differences) => {
+            let decided = by_core::row(record, rows, write, token, now);
+            if decided.as_ref().ok() != told.as_ref().ok() {
+                differences.push(format!("{write:?} of {}: core {decided:?}, rules {told:?}", record.message.id));
+            }
+            decided
+        }
+    };
+    let Some(row) = told? else { return Ok(None) };
+    rows.retain(|known| (&known.effect, known.seq) != (&row.effect, row.seq));
+    rows.push(row.clone());
+    rows.sort_by(|a, b| (&a.effect, a.seq).cmp(&(&b.effect, b.seq)));
+    Ok(Some(row))
+}
+
+/// The row that a write leaves.
+fn written(
+    record: &Record,
+    rows: &[EffectRow],
+    write: &JournalWrite,
+    token: LeaseToken,
+    now: Timestamp,
 ) -> Result<Option<EffectRow>, StoreError> {
     let round = record.counters.round;
     let row = match write {
@@ -241,9 +270,6 @@ fn apply(
             EffectRow { state: rules::answer(&row, &EffectAnswer::NotDone, now)?, ..row }
         }
     };
-    rows.retain(|known| (&known.effect, known.seq) != (&row.effect, row.seq));
-    rows.push(row.clone());
-    rows.sort_by(|a, b| (&a.effect, a.seq).cmp(&(&b.effect, b.seq)));
     Ok(Some(row))
 }
 
@@ -591,6 +617,22 @@ impl World {
         let now = self.time.now;
         let record = self.record(id).expect("a candidate").clone();
         let journal = record.facts();
+        if let Some(differences) = &mut self.differences {
+            let decided = by_core::admit(&record, record.due_at().unwrap_or(now), now);
+            let cancelled = record.cancel_wanted && !journal.is_open() && !journal.is_confirmed();
+            let agrees = match (decided, rules::too_late(&record.message, &journal, now)) {
+                (Admission::Cancelled, _) => cancelled,
+                (Admission::Dead(reason), late) => !cancelled && late == Some(reason),
+                (Admission::Start { counters, reconciling }, late) => {
+                    let attempt = record.counters.attempt + u32::from(!reconciling);
+                    let same = counters == Counters { claims: record.counters.claims + 1, attempt, ..record.counters };
+                    same && !cancelled && late.is_none() && reconciling == journal.is_open()
+                }
+            };
+            if !agrees {
+                differences.push(format!("the claim of {id}: core {decided:?}"));
+            }
+        }
         if record.cancel_wanted && !journal.is_open() && !journal.is_confirmed() {
             self.finish(id, State::Cancelled, None, None);
             return None;
@@ -679,7 +721,7 @@ impl World {
             if lapsed && matches!(write, JournalWrite::Intent { .. }) {
                 return Err(StoreError::lease_lost(id));
             }
-            let written = apply(&record, &mut rows, write, journal.token, now)?;
+            let written = apply(&record, &mut rows, write, journal.token, now, &mut self.differences)?;
             row = written.ok_or_else(|| StoreError::conflict("nothing to write"));
         }
         if row.is_ok() {
@@ -702,7 +744,7 @@ impl World {
         };
         let mut rows = record.journal.clone();
         for write in &settle.journal {
-            apply(&record, &mut rows, write, settle.token, self.time.now)?;
+            apply(&record, &mut rows, write, settle.token, self.time.now, &mut self.differences)?;
         }
         self.change(id).journal = rows;
 
@@ -829,7 +871,14 @@ impl World {
             unit,
             mutation: self.mutation,
         };
-        let ended = rules::end(&run, outcome);
+        let mut ended = rules::end(&run, outcome);
+        if let Some(differences) = &mut self.differences {
+            let decided = by_core::end(&record, &run, outcome);
+            if decided != ended {
+                differences.push(format!("{outcome:?} of {id}: core {decided:?}, rules {ended:?}"));
+            }
+            ended = decided;
+        }
         let code = outcome.failure().map(|failure| failure.code.clone()).unwrap_or_default();
 
         let record = self.change(id);

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use tidegate::store::{Counted, Filter};
-use tidegate::{Context, EffectAnswer, HandlerError, State};
+use tidegate::{Context, EffectAnswer, HandlerError, State, StoreErrorKind, Tidegate};
 
 use crate::stage::{Next, SOON, Stage, Work, at_once};
 
@@ -87,4 +87,39 @@ async fn counters_equal_a_recount_of_what_is_stored() {
     ] {
         assert!(text.contains(line), "no {line} in\n{text}");
     }
+}
+
+/// The limits are beyond any disk, so that none has room; a real full disk is the engine's own test.
+#[tokio::test]
+async fn without_room_on_the_disk_nothing_is_accepted_or_claimed_and_the_metrics_say_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tidegate.db");
+    let with = async |accept, claim| {
+        let room = tidegate::sqlite::Room { accept, claim, reserve: 0 };
+        Tidegate::builder().room(room).open(&path).await.unwrap()
+    };
+    let roomy = with(0, 0).await;
+    let sent = roomy.enqueue(Work { n: 1 }).await.unwrap();
+    roomy.close().await;
+
+    let short = with(1 << 60, 1 << 60).await;
+    let refused = short.enqueue(Work { n: 2 }).await.unwrap_err();
+    assert_eq!(refused.kind(), StoreErrorKind::QueueFull);
+    assert!(refused.retry_after_duration().is_some() && refused.to_string().contains("hint: free space"), "{refused}");
+    assert!(!short.enqueue(Work { n: 1 }).await.unwrap().is_new(), "what is known is answered");
+    let handler = |_: Context, work: Work| async move { Ok(work.n) };
+    let worker = short.worker().handle(handler).start().await.unwrap();
+    let text = short.metrics_text().await.unwrap();
+    for line in ["tidegate_disk_room{for=\"settling\"} 1", "tidegate_disk_room{for=\"accepting\"} 0"] {
+        assert!(text.contains(line), "no {line} in\n{text}");
+    }
+    worker.stop().await.unwrap();
+    let view = short.store().inspect(vec![sent.id()]).await.unwrap().remove(0).unwrap();
+    assert_eq!((view.state, view.counters.claims), (State::Ready, 0), "it was not begun");
+    short.close().await;
+
+    let roomy = with(0, 0).await;
+    let worker = roomy.worker().handle(handler).start().await.unwrap();
+    assert_eq!(roomy.sent::<Work>(sent.id()).answer(SOON).await.unwrap().completed().unwrap(), 1);
+    worker.stop().await.unwrap();
 }

@@ -40,7 +40,7 @@ async fn run(directory: &Path) {
         name: "worker".to_owned(),
     };
     let worker = steps::start(&tide, &work).await.unwrap();
-    let intake = intake::start(tide, IntakeOptions::default()).await.unwrap();
+    let intake = intake::start(tide.clone(), IntakeOptions::default()).await.unwrap();
     let target = |side, url: String, gateway: String| Target { side, url, gateway };
     let load = LoadOptions {
         trace: Trace::generate(7, &options).unwrap(),
@@ -57,6 +57,8 @@ async fn run(directory: &Path) {
     twin.stop().await.unwrap();
     twin_gateway.stop().await.unwrap();
     gateway.stop().await.unwrap();
+    // Or its log would vanish while the files are copied.
+    tide.close().await;
 }
 
 /// The exit code of `deposits prove`, and what it said.

@@ -77,6 +77,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Report> {
         serial: arguments.serial,
         enqueue_per_s: rates.enqueue,
         lifecycles_per_s: rates.lifecycles,
+        cpu_us_per_message: rates.cpu_us,
         counts: Counts::of_absence(&runs, left),
         build: BUILD,
     })
@@ -103,11 +104,12 @@ fn loaded(db: &Database, runs: &Arc<Runs>, arguments: &Arguments, fetch: i64) ->
         let watch = Stopwatch::start();
         enqueue(db, rest, arguments.producers)?;
         reach(&acked, warm_up + arguments.messages)?;
-        Ok(watch.rate(arguments.messages))
+        Ok((watch.rate(arguments.messages), watch.cpu_us(arguments.messages)))
     });
     stop.store(true, Ordering::SeqCst);
     worker.join().ok().context("the worker panicked")??;
-    Ok(Rates { enqueue: Some(enqueue_per_s), lifecycles: Some(lifecycles?) })
+    let (lifecycles, cpu_us) = lifecycles?;
+    Ok(Rates { enqueue: Some(enqueue_per_s), lifecycles: Some(lifecycles), cpu_us })
 }
 
 fn serial(db: &Database, runs: &Runs, arguments: &Arguments) -> anyhow::Result<Rates> {

@@ -104,6 +104,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<Report> {
         serial: arguments.serial,
         enqueue_per_s: rates.enqueue,
         lifecycles_per_s: rates.lifecycles,
+        cpu_us_per_message: rates.cpu_us,
         counts,
         build: BUILD,
     })
@@ -161,9 +162,9 @@ async fn loaded(client: &Client, events: &mut EventReceiver, arguments: &Argumen
     let watch = Stopwatch::start();
     let (inserted, ended) = tokio::join!(insert(client, rest, arguments), reach(events, arguments.messages));
     inserted.and(ended)?;
-    let lifecycles = watch.rate(arguments.messages);
+    let (lifecycles, cpu_us) = (watch.rate(arguments.messages), watch.cpu_us(arguments.messages));
     running.stop().await?;
-    Ok(Rates { enqueue: Some(enqueue), lifecycles: Some(lifecycles) })
+    Ok(Rates { enqueue: Some(enqueue), lifecycles: Some(lifecycles), cpu_us })
 }
 
 async fn serial(client: &Client, events: &mut EventReceiver, arguments: &Arguments) -> anyhow::Result<Rates> {
