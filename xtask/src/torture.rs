@@ -44,8 +44,9 @@ struct Part {
     needs: &'static str,
     says: Says,
     figures: &'static [Figure],
-    /// The figures that end it, and at how much; the last word of `long` and `short` is what a step may know of them.
+    /// The figures that end the long run, and at how much.
     goal: &'static [(&'static str, u64)],
+    /// Those of the small round.
     short_goal: &'static [(&'static str, u64)],
     /// Arguments of `cargo` for a step: its number from 0, its own state file.
     step: fn(&Step<'_>) -> Vec<String>,
@@ -187,7 +188,7 @@ impl Asked {
             let mut value = || rest.next().copied().ok_or_else(|| format!("{argument} wants a value"));
             match *argument {
                 "--long" => asked.long = true,
-                "--state" => asked.state = PathBuf::from(value()?),
+                "--state" => asked.state = std::path::absolute(value()?).map_err(|e| format!("--state: {e}"))?,
                 "--only" => asked.only = Some(value()?.to_owned()),
                 other => return Err(format!("{other:?} is no argument\nhint: [--long] [--state FILE] [--only PART]")),
             }
@@ -198,6 +199,10 @@ impl Asked {
 
 /// Runs what is left of the programme, and prints the table.
 pub(crate) fn run(root: &Path, asked: &Asked) -> Result<(), String> {
+    // The programs of some parts keep files of their own beside it.
+    if let Some(directory) = asked.state.parent() {
+        fs::create_dir_all(directory).map_err(|e| format!("{}: {e}", directory.display()))?;
+    }
     let mut state = State::read(&asked.state)?;
     let members: Vec<String> = graph::members(root)?.into_iter().map(|member| member.name).collect();
     let mut failed = Vec::new();
@@ -278,9 +283,6 @@ impl State {
     /// Whole or not at all.
     fn write(&self, path: &Path) -> Result<(), String> {
         let problem = |error: std::io::Error| format!("{}: {error}", path.display());
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(problem)?;
-        }
         let text = serde_json::to_vec_pretty(&self.0).map_err(|e| format!("{}: {e}", path.display()))?;
         let beside = path.with_extension("new");
         fs::write(&beside, text).and_then(|()| fs::rename(&beside, path)).map_err(problem)

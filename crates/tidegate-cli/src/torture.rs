@@ -121,27 +121,28 @@ pub(crate) async fn run(args: TortureArgs, output: &Output) -> Result<ExitCode, 
         args.gateway,
         explain::span(args.lease),
     ));
-    let ran = {
-        let mut report = |progress: &Progress| show.progress(progress);
-        tokio::select! {
-            ran = tidegate_torture::run(&options, &mut report) => Some(ran),
-            // The run is dropped, and its processes are killed with it.
-            interrupted = tokio::signal::ctrl_c() => interrupted.map(|()| None).context("cannot listen for Ctrl-C")?,
-        }
-    };
+    let ran = tidegate_torture::run(&options, &mut |progress| show.progress(progress), interrupted()).await;
     show.clear();
     let report = match ran {
-        Some(Ok(report)) => report,
-        Some(Err(error)) => {
+        Ok(Some(report)) => report,
+        Err(error) => {
             let hint = format!("the store, the ledger and the services' words are in {}", directory.display());
             return Err(Problem::new(Code::Failed, format!("{error:#}")).hint(hint));
         }
-        None => {
+        Ok(None) => {
             return Err(Problem::new(Code::Interrupted, "interrupted; every process of the run has been killed")
                 .hint(format!("what there is so far is in {}", directory.display())));
         }
     };
     conclude(&args, &report, &directory, temporary, output)
+}
+
+/// Ctrl-C; never, if it cannot be heard.
+async fn interrupted() {
+    if let Err(error) = tokio::signal::ctrl_c().await {
+        tracing::warn!(error = %error, "Ctrl-C cannot be heard");
+        std::future::pending::<()>().await;
+    }
 }
 
 fn directory(args: &TortureArgs) -> anyhow::Result<(PathBuf, bool)> {

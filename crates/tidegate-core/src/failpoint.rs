@@ -1,9 +1,9 @@
 //! Places at which a process may be made to die: one at each arrow of the protocol.
 //!
 //! [`reach`] stands in the code of the engine and of the library. While nothing is armed it is one relaxed load of a flag
-//! that stays in the cache and a branch that is never taken, so it is always compiled in: the program that is shipped is
-//! the one that is tortured. `tidegate torture` arms a point in a child process, by that child's hidden command line;
-//! nothing else does, and no setting or variable of a user's process can.
+//! that stays in the cache and a branch that is never taken (on x86-64: mov, test, jne), so it is always compiled in: the
+//! program that is shipped is the one that is tortured. `tidegate torture` arms a point in a child process, by that
+//! child's hidden command line; nothing else does, and no setting or variable of a user's process can.
 //!
 //! What happens at an armed point is the caller's to say: this crate sends no signals.
 

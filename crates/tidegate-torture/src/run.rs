@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -90,22 +91,44 @@ pub struct Progress {
     pub depth: u64,
 }
 
-/// Makes a run. `report` hears four times a second how far it is.
+/// Makes a run; none when `stop` ended it before its end. `report` hears four times a second how far it is.
+///
+/// When this returns, every process of the run has ended or was killed, stopped ones included.
 ///
 /// # Errors
 /// The directory is not empty, a process cannot be started or ended by itself, or a witness cannot be read. What was found
 /// wrong is no error but in the report.
 ///
 /// # Cancel safety
-/// Dropping the future kills every process of the run; the files stay.
-pub async fn run(options: &Options, report: &mut (dyn FnMut(&Progress) + Send)) -> anyhow::Result<Report> {
+/// Use `stop`: dropped, the future leaves processes that are stopped at that moment.
+/// The files stay in any case.
+pub async fn run(
+    options: &Options,
+    report: &mut (dyn FnMut(&Progress) + Send),
+    stop: impl Future<Output = ()> + Send,
+) -> anyhow::Result<Option<Report>> {
+    let mut services = JoinSet::new();
+    let ran = tokio::select! {
+        ran = to_the_end(options, report, &mut services) => Some(ran),
+        () = stop => None,
+    };
+    // Waited for: a service is killed when the task that holds it is gone, and one that is stopped would not end otherwise.
+    services.shutdown().await;
+    ran.transpose()
+}
+
+async fn to_the_end(
+    options: &Options,
+    report: &mut (dyn FnMut(&Progress) + Send),
+    attacking: &mut Attacking,
+) -> anyhow::Result<Report> {
     ensure!(options.services > 0, "0 services cannot be hurt; hint: --services 1 or more");
     let start = clock::now();
     let (stage, gateway) = Stage::set(options).await?;
     let stage = Arc::new(stage);
     let tide = Tidegate::builder().housekeeping(false).open(&stage.store).await?;
 
-    let (measured, services) = attack(options, &stage, &tide, start, report).await?;
+    let (measured, services) = attack(options, &stage, &tide, attacking, start, report).await?;
 
     let gateway = stage.calm_gateway(options, gateway).await?;
     let sent = Sent::read(&stage)?;
@@ -148,19 +171,21 @@ pub async fn run(options: &Options, report: &mut (dyn FnMut(&Progress) + Send)) 
 }
 
 type Services = Vec<(Slot, Running)>;
+/// Where services are hurt, each in a task of its own.
+type Attacking = JoinSet<anyhow::Result<(Slot, Running)>>;
 
 /// Producers send and services are hurt until the plan is at its end.
 async fn attack(
     options: &Options,
     stage: &Arc<Stage>,
     tide: &Tidegate,
+    services: &mut Attacking,
     start: Instant,
     report: &mut (dyn FnMut(&Progress) + Send),
 ) -> anyhow::Result<(crate::recovery::Measured, Services)> {
     let Options { seed, lease, gateway, failpoints, amount, .. } = *options;
     let plan = Arc::new(Plan::new(seed, lease, gateway, failpoints, amount));
     let (deaths, died) = mpsc::unbounded_channel();
-    let mut services = JoinSet::new();
     for number in 0..options.services {
         let slot = Slot {
             number,

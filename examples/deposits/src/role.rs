@@ -617,6 +617,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_armed_failpoint_survives_its_command_line_and_a_wrong_one_is_refused() {
+        for text in ["settle.after_commit:1:kill", "drain.end:2:stop", "group.before_commit:12:exit"] {
+            assert_eq!(text.parse::<Armed>().unwrap().to_string(), text);
+        }
+        for wrong in ["settle:1:kill", "drain.end:0:kill", "drain.end:1:burn", "drain.end:1", "drain.end:1:kill:2"] {
+            assert!(wrong.parse::<Armed>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_gateway_that_is_no_http_url_is_refused_at_once() {
         assert_eq!(base_url("http://127.0.0.1:7001/").as_deref(), Ok("http://127.0.0.1:7001"));
         for wrong in ["nonsense", "127.0.0.1:7001", "localhost:7001", "https://127.0.0.1:7001"] {
