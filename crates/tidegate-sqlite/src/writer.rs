@@ -164,6 +164,7 @@ pub(crate) struct Settings {
 
 /// What the product never varies; the power-loss harness does, through the feature `power-loss`.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(not(feature = "power-loss"), expect(unreachable_pub, reason = "public for the power-loss harness alone"))]
 pub struct Tuning {
     /// What a commit waits for: below `Full` it proves that the harness sees what is lost.
     pub synchronous: Synchronous,
@@ -184,6 +185,7 @@ impl Default for Tuning {
 /// SQLite's `synchronous`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(feature = "power-loss"), expect(dead_code, reason = "only the power-loss harness weakens a store"))]
+#[cfg_attr(not(feature = "power-loss"), expect(unreachable_pub, reason = "public for the power-loss harness alone"))]
 pub enum Synchronous {
     /// Nothing is waited for.
     Off,
