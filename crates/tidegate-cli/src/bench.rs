@@ -162,7 +162,7 @@ fn print(report: &Report, output: &Output) -> Result<(), Problem> {
             ]
         })
         .collect();
-    output.say(&format!("a claim of {CLAIMED} in front of a backlog"));
+    output.say(format!("a claim of {CLAIMED} in front of a backlog"));
     output
         .rows(&["backlog", "steps_per_claim", "pages_per_claim", "writer_cpu_us_per_claim", "claim_p50_ms"], &costs)?;
     let Some(worked_off) = &report.worked_off else { return Ok(()) };
