@@ -259,17 +259,20 @@ async fn a_sweeper_that_was_asleep_takes_nothing_over_for_one_lease() {
     };
     assert_eq!(store.claim(request).await.unwrap().leases.len(), 1);
     // A sweep that is noted as it begins: the one before it has ended by then.
-    let sweeps_begin = async |n: usize| {
-        let seen = store.spoilt().len();
-        (0..n).for_each(|_| store.spoil(Verb::Sweep, Fault::Duplicate));
-        while store.spoilt().len() < seen + n {
+    let have_begun = async |n: usize| {
+        while store.spoilt().len() < n {
             tokio::task::yield_now().await;
         }
     };
-    sweeps_begin(2).await;
+    let away = 200;
+    (0..2).for_each(|_| store.spoil(Verb::Sweep, Fault::Duplicate));
+    // Asked for before the sleep, a sweep must not arrive after it: for a while none arrives.
+    (0..away).for_each(|_| store.spoil(Verb::Sweep, Fault::FailBefore));
+    (0..3).for_each(|_| store.spoil(Verb::Sweep, Fault::Duplicate));
+    have_begun(3).await;
     // The machine slept: every lease has lapsed, and every holder is about to extend his.
     clock.advance(lease * 3);
-    sweeps_begin(3).await;
+    have_begun(2 + away + 3).await;
     let view = tide.store().inspect(vec![sent.id()]).await.unwrap().pop().unwrap().unwrap();
     assert_eq!((view.state, view.history.len()), (State::Leased, 0), "taken from a worker that had no time to extend");
 }
