@@ -141,7 +141,6 @@ const TYPED: [(&str, Typed); 4] = [
     ("docs/operations/backup-and-restore.md", in_their_order),
     ("docs/operations/disk-full.md", in_their_order),
     ("docs/operations/doctor.md", in_their_order),
-    ("docs/operations/disk-full.md", in_their_order),
 ];
 
 /// Pages with transcripts, each of which some test runs.
