@@ -80,7 +80,8 @@ fn whichever_call_of_opening_a_restored_backup_fails_what_is_answered_afterwards
             let image = disk.cut(Entries::Strict, loss, &mut random);
             let found = tempfile::tempdir().expect("a directory can be made");
             image.write(found.path()).expect("it can be written");
-            let again = SqliteStore::open(found.path().join(STORE), Options::default()).expect("it opens");
+            let again = SqliteStore::open(found.path().join(STORE), Options::default());
+            let again = again.unwrap_or_else(|e| panic!("call {after} failed, {loss:?}, {:?}: {e}", image.0.keys()));
             let ready = run(again.stats()).expect("answered").queues[0].ready;
             assert!(ready > u64::from(stored), "call {after} failed, {loss:?}: {ready} messages");
         }
