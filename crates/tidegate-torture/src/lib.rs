@@ -6,7 +6,7 @@
 //! of faults is carried out: SIGKILL at random and at every failpoint of the protocol, SIGSTOP for longer than the lease,
 //! SIGTERM in the midst of the load.
 //!
-//! In the end the faults stop, what is left is worked off, and [`audit`] asks the gateway's ledger, the wallet's books and
+//! In the end the faults stop, what is left is worked off, and `audit.rs` asks the gateway's ledger, the wallet's books and
 //! the producers' log whether anything was lost or happened twice; the store is asked last, and only about itself.
 //!
 //! Every process is ended by its number. Nothing is ever killed by name, and no process outlives a run: each ends when its
