@@ -233,6 +233,20 @@ impl Recorder {
         self.files.get(&inode_of_fd(fd)?).copied()
     }
 
+    /// The file of this name, if it has no other.
+    fn last_name(&self, name: &str) -> Option<Inode> {
+        use std::os::unix::fs::MetadataExt as _;
+        let found = self.root.join(name).symlink_metadata().ok()?;
+        (found.nlink() == 1).then(|| (found.dev(), found.ino()))
+    }
+
+    /// A file without a name is on no disk that is found again, and the kernel gives its number to the next file, anybody's.
+    fn forget(&mut self, file: Option<Inode>) {
+        if let Some(inode) = file {
+            self.files.remove(&inode);
+        }
+    }
+
     /// Whether this call is the one to fail.
     fn fails(&mut self, calls: Calls) -> bool {
         let Some(fault) = &mut self.fault else { return false };
@@ -465,8 +479,10 @@ stand_in! {
             if recorder.fails(Calls::Writes) {
                 return Some(-1);
             }
+            let last = recorder.last_name(&to);
             let answer = call();
             if answer == 0 {
+                recorder.forget(last);
                 recorder.ops.push(Op::Rename { from, to });
             }
             Some(answer)
@@ -479,8 +495,10 @@ stand_in! {
             if recorder.fails(Calls::Writes) {
                 return Some(-1);
             }
+            let last = recorder.last_name(&name);
             let answer = call();
             if answer == 0 {
+                recorder.forget(last);
                 recorder.ops.push(Op::Unlink { name });
             }
             Some(answer)

@@ -142,5 +142,9 @@ fn mark(copy: &Connection, now: Timestamp) -> rusqlite::Result<u32> {
     copy.execute_batch("pragma journal_mode = delete; pragma synchronous = full;")?;
     let mut uuid = [0; 16];
     SystemRandom.fill(&mut uuid);
-    copy.query_row(MARK, params![uuid, now.as_millis()], |row| row.get(0))
+    // In a transaction of its own: a statement that returns a row has not been committed yet when it does.
+    copy.execute_batch("begin immediate")?;
+    let incarnation = copy.query_row(MARK, params![uuid, now.as_millis()], |row| row.get(0))?;
+    copy.execute_batch("commit")?;
+    Ok(incarnation)
 }

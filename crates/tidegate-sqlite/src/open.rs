@@ -374,7 +374,13 @@ fn settings(conn: &Connection, synchronous: Synchronous) -> Result<(), Looked> {
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
     stable_plans(conn)?;
     seal::teach(conn)?;
-    let mode: String = conn.query_row("pragma journal_mode = wal", [], |row| row.get(0))?;
+    // To its end: the row that says "wal" comes before the change is committed, and that may fail.
+    let mut mode = String::new();
+    let mut asked = conn.prepare("pragma journal_mode = wal")?;
+    let mut rows = asked.query([])?;
+    while let Some(row) = rows.next()? {
+        mode = row.get(0)?;
+    }
     conn.execute_batch(
         "pragma synchronous = full;
          pragma trusted_schema = off;
