@@ -954,6 +954,11 @@ pub struct LaneStats {
     pub oldest: Duration,
 }
 
+/// The most codes that are told apart of one queue, kind and counter; what comes after them is counted as [`OTHER_CODES`].
+pub const MOST_CODES: u32 = 100;
+/// The code of all codes beyond [`MOST_CODES`].
+pub const OTHER_CODES: &str = "other";
+
 /// A counter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Tally {
@@ -963,7 +968,7 @@ pub struct Tally {
     pub kind: Kind,
     /// What is counted.
     pub what: Counted,
-    /// Code of the failure or reason, where there is one.
+    /// Code of the failure or reason, where there is one; [`OTHER_CODES`] beyond the first [`MOST_CODES`].
     pub code: String,
     /// How often.
     pub n: u64,

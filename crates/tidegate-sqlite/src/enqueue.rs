@@ -72,7 +72,7 @@ pub(crate) fn enqueue(
 
 /// Stores one message, or finds what its key means already.
 pub(crate) fn one(group: &mut Group<'_>, new: &Prepared, origin: Origin) -> Result<Enqueued, Trouble> {
-    const TAKE_KEY: &str = "-- enqueue: the key is the gate, one row for ever
+    const TAKE_KEY: &str = "-- enqueue: the key is the gate, one row for as long as its message is kept
         insert into tide_key values (?1, ?2, ?3, ?4, ?5)
         on conflict (queue, hash) do nothing";
     let message = &new.message;

@@ -14,7 +14,7 @@ use tidegate_core::error::StoreError;
 use tidegate_core::id::{Kind, MessageId, QueueName, Tenant};
 use tidegate_core::message::Priority;
 use tidegate_core::retry::Policy;
-use tidegate_core::store::{Act, Counted, News};
+use tidegate_core::store::{self, Act, Counted, News};
 
 use crate::room::RoomFor;
 use crate::row;
@@ -395,9 +395,18 @@ impl<'c> Group<'c> {
             }
         }
         for ((_, what, code), Tallied { queue_id, kind, n }) in std::mem::take(&mut self.tallies) {
-            const TALLY: &str = "insert into tide_tally (queue, kind, what, code, n) values (?1, ?2, ?3, ?4, ?5)
+            const TALLY: &str =
+                "-- a code is what a handler says: a number in it must not make a row, and a metric, for each
+                insert into tide_tally (queue, kind, what, code, n)
+                select ?1, ?2, ?3, case
+                    when ?4 = '' or exists (select 1 from tide_tally
+                        where queue = ?1 and kind = ?2 and what = ?3 and code = ?4) then ?4
+                    when (select count(*) from tide_tally where queue = ?1 and kind = ?2 and what = ?3) < ?6 then ?4
+                    else ?7 end, ?5
+                where true
                 on conflict (queue, kind, what, code) do update set n = n + excluded.n";
-            self.conn.prepare_cached(TALLY)?.execute(params![queue_id, kind.as_str(), what.as_str(), code, n])?;
+            let tally = params![queue_id, kind.as_str(), what.as_str(), code, n, store::MOST_CODES, store::OTHER_CODES];
+            self.conn.prepare_cached(TALLY)?.execute(tally)?;
         }
         Ok(std::mem::take(&mut self.news))
     }

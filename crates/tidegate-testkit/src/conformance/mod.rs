@@ -210,6 +210,7 @@ macro_rules! __cases {
                 a_follow_up_that_exists_already_is_not_made_twice
                 a_settlement_that_cannot_be_stored_ends_its_message_alone
                 what_cannot_be_stored_is_compensated_all_the_same
+                codes_beyond_the_first_hundred_are_counted_together
                 a_settlement_that_cannot_be_stored_with_an_open_effect_is_not_the_end
                 a_lost_lease_in_a_batch_of_settlements_is_refused_alone
                 a_lapsed_lease_that_nobody_took_still_settles

@@ -712,3 +712,20 @@ pub async fn a_settled_key_stays_known(engine: &dyn Engine) {
     let known = stage.enqueue(message("next")).await;
     assert_eq!(known, Ok(Enqueued::Existing { id: follow_up, state: State::Ready, ignored: vec![] }));
 }
+
+/// A handler that puts a number into its codes makes no row, and no series of a metric, for each.
+pub async fn codes_beyond_the_first_hundred_are_counted_together(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    for n in 0..105 {
+        stage.put(message(&format!("m{n}"))).await;
+    }
+    for (n, lease) in stage.take(105).await.iter().enumerate() {
+        let failure = failure(&format!("code-{n}"));
+        stage.end(lease, Outcome::Retryable { failure, after: None }).await;
+    }
+    let stats = stage.stats().await;
+    let codes: Vec<_> = stats.tallies.iter().filter(|tally| tally.what == Counted::Failures).collect();
+    assert_eq!((codes.len(), codes.iter().map(|tally| tally.n).sum::<u64>()), (101, 105));
+    assert_eq!(stage.tally_of(Counted::Failures, "other").await, 5);
+    assert_eq!(stage.tally_of(Counted::Failures, "code-0").await, 1, "the first ones keep their names");
+}

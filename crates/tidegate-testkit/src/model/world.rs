@@ -12,9 +12,9 @@ use tidegate_core::message::{
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
     Act, AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, Counted, DEFAULT_RETENTION, Ending, Enqueued,
-    Evidence, ExplainFacts, Extend, Extended, Filter, Journal, JournalWrite, LaneStats, Lease, MessageView, News,
-    QueueChange, QueueStats, REDRIVE_CHUNK, Redrive, Resolve, Resolved, Settle, Settled, Stats, Summary, SweepRequest,
-    Swept, TakenOver, Tally,
+    Evidence, ExplainFacts, Extend, Extended, Filter, Journal, JournalWrite, LaneStats, Lease, MOST_CODES, MessageView,
+    News, OTHER_CODES, QueueChange, QueueStats, REDRIVE_CHUNK, Redrive, Resolve, Resolved, Settle, Settled, Stats,
+    Summary, SweepRequest, Swept, TakenOver, Tally,
 };
 use tidegate_core::{
     Clock, IdempotencyKey, Kind, LeaseToken, MessageId, QueueName, StoreError, StoreErrorKind, Tenant, Timestamp,
@@ -330,7 +330,11 @@ impl World {
     }
 
     fn tally_for(&mut self, queue: &QueueName, kind: &Kind, what: Counted, code: &str) {
-        *self.tallies.entry((queue.clone(), kind.clone(), what, code.to_owned())).or_default() += 1;
+        let of = |code: &str| (queue.clone(), kind.clone(), what, code.to_owned());
+        let told_apart = self.tallies.keys().filter(|(q, k, w, _)| (q, k, *w) == (queue, kind, what)).count();
+        let new = !code.is_empty() && !self.tallies.contains_key(&of(code));
+        let code = if new && told_apart >= MOST_CODES as usize { OTHER_CODES } else { code };
+        *self.tallies.entry(of(code)).or_default() += 1;
     }
 
     fn record_act(
