@@ -217,9 +217,11 @@ impl Campaign {
             if !failed.stopped {
                 return Err(format!("after {fault:?} in {} ({}) the store went on", failed.what, failed.error));
             }
-            // SQLite does not tell of a directory that was not synced; the store knows of what failed next.
-            let known = recorded.ops.iter().position(|op| matches!(op, Op::SyncFailed { .. }));
-            let after = &recorded.ops[known.map_or(failed_at, |failed| failed + 1)..];
+            // The store knows of what failed in this call: not of an error in tidying up an earlier time it was closed, nor of a
+            // directory that was not synced, which SQLite keeps to itself.
+            let after = &recorded.ops[failed_at.max(failed.begun)..];
+            let known = after.iter().position(|op| matches!(op, Op::SyncFailed { .. }));
+            let after = &after[known.map_or(0, |failed| failed + 1)..];
             // Giving up the reserve is no use of the store.
             let reserve = format!("{}-reserve", workload::STORE);
             let went_on = after

@@ -116,8 +116,8 @@ pub struct Failed {
     pub error: String,
     /// Whether it went through the store's writer.
     pub by_the_writer: bool,
-    /// Operations that changed files after the error was hit and before the store was let go.
-    pub position: usize,
+    /// Operations before it was called.
+    pub begun: usize,
     /// A further call was refused.
     pub stopped: bool,
 }
@@ -363,9 +363,8 @@ impl Driver<'_> {
                 let refused = answered(store.enqueue(vec![self.plain("after")])).0;
                 refused.is_err_and(|error| error.kind() == StoreErrorKind::Unavailable)
             });
-        let position = shim::position();
         let (Ok(()) | Err(_)) = self.close();
-        Failed { what, error: error.to_string(), by_the_writer, position, stopped }
+        Failed { what, error: error.to_string(), by_the_writer, begun: self.begun, stopped }
     }
 
     // --- the calls ---------------------------------------------------------------------------------------------------
