@@ -85,9 +85,11 @@ const PARTS: &[Part] = &[
         goal: &[("simulated_ms", 31_536_000_000), ("messages", 20_000_000), ("faults", 2_000_000)],
         short_goal: &[("runs", 4)],
         step: |step| {
-            let to = if step.long { 20 * (step.number + 1) + 1 } else { 5 };
+            let (to, hours) = if step.long { (20 * (step.number + 1) + 1, 6) } else { (5, 1) };
             let state = step.state;
-            words(&format!("run --release --quiet -p tidegate-sim -- --seeds 1..{to} --json --state {state}"))
+            words(&format!(
+                "run --release --quiet -p tidegate-sim -- --seeds 1..{to} --hours {hours} --json --state {state}"
+            ))
         },
         environment: &[],
         long_environment: &[],

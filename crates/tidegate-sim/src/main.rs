@@ -20,7 +20,7 @@ struct Asked {
     #[arg(long, value_parser = seeds, default_value = "1..33")]
     seeds: Range,
     /// How many simulated hours faults and clients come for in each run.
-    #[arg(long, default_value_t = 24.0)]
+    #[arg(long, default_value_t = 6.0)]
     hours: f64,
     /// Prints one JSON object a line: a run, a failure, and in the end the sum.
     #[arg(long)]

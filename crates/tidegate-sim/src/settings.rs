@@ -66,12 +66,12 @@ pub struct Settings {
 
 impl Settings {
     /// The run of a seed: how busy, how faulty and how large it is comes from the seed as well. On average some 1,200 clients
-    /// come in an hour, who make some 2,500 messages, and some 350 things go wrong: a year of it is 20 million messages.
+    /// come in an hour, who make some 2,500 messages, and some 300 things go wrong that hit: a year of it is 20 million messages.
     #[must_use]
     pub fn of(seed: u64, span: Duration) -> Self {
         let chance = Chance::new(seed, "settings");
         let clients_per_hour = *chance.pick(&[200, 400, 800, 1_600, 3_200]).unwrap_or(&800);
-        let faults_per_hour = clients_per_hour / u32::try_from(chance.within(2, 6)).unwrap_or(4);
+        let faults_per_hour = clients_per_hour / u32::try_from(chance.within(1, 4)).unwrap_or(2);
         Self {
             seed,
             span,
