@@ -690,7 +690,7 @@ impl World {
         let mut held: Vec<(u64, Lease)> = under
             .filter_map(|(id, _)| {
                 let record = self.records.get(id)?;
-                let held = if let Life::Leased(held) = &record.life { held } else { return None };
+                let Life::Leased(held) = &record.life else { return None };
                 Some((held.order, lease(record, held)))
             })
             .collect();
