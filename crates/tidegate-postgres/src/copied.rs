@@ -2,9 +2,11 @@
 
 use tidegate_core::clock::Timestamp;
 use tidegate_core::effect::{Fate, JournalFacts};
+use tidegate_core::id::MessageId;
 
+use crate::conn::Conn;
 use crate::group::Group;
-use crate::row::COPIED;
+use crate::row::{self, COPIED};
 use crate::trouble::Trouble;
 
 /// Puts a restored store right before it does its first work.
@@ -19,4 +21,11 @@ pub(crate) fn count_in(journal: &mut JournalFacts, flags: i64, now: Timestamp) {
         journal.open.push(Fate::Reconcile { not_before: now });
         journal.intents = true;
     }
+}
+
+/// Whether a message belongs to a flow that may have gone on elsewhere.
+pub(crate) async fn covers(conn: &Conn, id: MessageId) -> Result<bool, Trouble> {
+    const COVERS: &str = "-- restored: by the first message of its flow, whose id is the smallest
+        select true from tidegate.message m, tidegate.store s where m.id = $1 and coalesce(m.flow, m.id) <= s.copied_id";
+    row::first_bool(&conn.query(COVERS, &[&id.as_i64()]).await?)
 }
