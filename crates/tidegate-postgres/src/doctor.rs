@@ -9,7 +9,7 @@ use std::fmt;
 use std::pin::pin;
 
 use futures_util::TryStreamExt as _;
-use serde::Serialize;
+use tidegate_core::doctor::{Check, Finding};
 use tidegate_core::error::StoreError;
 use tidegate_core::id::{IdempotencyKey, MessageId};
 use tidegate_core::store::Counted;
@@ -34,34 +34,6 @@ const OVERDUE_MS: i64 = 600_000;
 const RECENT_MS: i64 = 24 * 3_600_000;
 /// A duty is taken for seconds; one that is held for so long is held by a mistake, and kept from everybody else.
 const LONGEST_DUTY_MS: i64 = 3_600_000;
-
-/// What one check found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Check {
-    /// Its name.
-    pub name: &'static str,
-    /// What it looks at.
-    pub what: &'static str,
-    /// Nothing was found, or nothing worse than what may become a problem.
-    pub ok: bool,
-    /// How much was found.
-    pub found: usize,
-    /// The first of it.
-    pub findings: Vec<Finding>,
-}
-
-/// Something that is not as it should be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// In which table; empty when it is about the server.
-    pub table: String,
-    /// In which row: a message's number, or whatever names the row in that table.
-    pub row: String,
-    /// The message, if the row is about one.
-    pub message: Option<MessageId>,
-    /// What is wrong.
-    pub what: String,
-}
 
 type Found = Vec<Finding>;
 

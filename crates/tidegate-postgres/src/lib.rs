@@ -45,7 +45,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tidegate_core::clock::Clock;
+use tidegate_core::doctor::Check;
 use tidegate_core::effect::EffectRow;
+use tidegate_core::erase::Erase;
 use tidegate_core::error::StoreError;
 use tidegate_core::failpoint;
 use tidegate_core::id::{IdempotencyKey, Kind, MessageId, QueueName, Tenant};
@@ -59,8 +61,6 @@ use tidegate_core::store::{
 };
 
 pub use conn::Statements;
-pub use doctor::{Check, Finding};
-pub use erase::{Also, Erase, TOMBSTONE};
 pub use migrate::{Migrate, MigrationStatus, migration_sql};
 pub use shared::GroupStats;
 /// The version of tokio-postgres whose connections and transactions this engine takes.
@@ -176,7 +176,8 @@ impl PostgresStore {
         doctor::names()
     }
 
-    /// Replaces the payload of ended messages, and what else is asked for, by a [`TOMBSTONE`]. Key, fingerprint and state
+    /// Replaces the payload of ended messages, and what else is asked for, by a
+    /// [`TOMBSTONE`](tidegate_core::erase::TOMBSTONE). Key, fingerprint and state
     /// stay: a duplicate still starts no work, and gets its answer unless that was erased as well.
     ///
     /// # Errors

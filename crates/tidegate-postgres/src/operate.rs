@@ -369,7 +369,7 @@ async fn find(group: &Group, name: &str) -> Result<Option<Known>, Trouble> {
 /// Operations, the newest first.
 pub(crate) async fn operations(snapshot: &Snapshot, name: Option<&str>, limit: u32) -> Result<Vec<Operation>, Trouble> {
     const OPERATIONS: &str = "-- operations
-        select * from tidegate.operation where $1 is null or name = $1 order by created_at desc, name limit $2";
+        select * from tidegate.operation where $1 is null or name = $1 order by created_at desc, name collate \"C\" limit $2";
     let rows = snapshot.conn.query(OPERATIONS, &[&name, &i64::from(limit)]).await?;
     rows.iter().map(read).collect()
 }
