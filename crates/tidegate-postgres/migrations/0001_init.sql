@@ -336,6 +336,7 @@ create table tidegate.duty (
     token  bytea  not null,
     until  bigint not null
 );
+insert into tidegate.duty (name, holder, token, until) values ('sweep', '', '', 0), ('retention', '', '', 0);
 
 -- Tables whose rows come and go: what is gone from them is cleared away at once, however many rows stand.
 alter table tidegate.ready set (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
