@@ -1,0 +1,1 @@
+//! Sums up what commits added to depths and counters.

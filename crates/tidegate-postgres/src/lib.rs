@@ -1,0 +1,329 @@
+//! The PostgreSQL engine of Tidegate: one store for any number of processes on any number of machines.
+//!
+//! [`PostgresStore`] implements the contract of [`tidegate_core::store`]. Each verb is a file of its name, with its SQL above
+//! the function that binds it, as in the SQLite engine. A verb locks the rows it decides about, reads them, lets the core
+//! decide and writes what it decided, all in one transaction (`group.rs`, `writes.rs`); transactions are shared by calls
+//! (`writer.rs`). `place.rs` maps states to tables and `row.rs` alone decodes rows.
+
+mod cancel;
+mod claim;
+mod conn;
+mod copied;
+mod discard;
+mod edit;
+mod enqueue;
+mod erase;
+mod extend;
+mod fold;
+mod group;
+mod inspect;
+mod journal;
+mod migrate;
+mod names;
+mod open;
+mod operate;
+mod pause;
+mod place;
+mod policy;
+mod read;
+mod redrive;
+mod resolve;
+mod row;
+mod settle;
+mod shared;
+mod stats;
+mod sweep;
+mod trouble;
+mod watch;
+mod writer;
+mod writes;
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tidegate_core::clock::Clock;
+use tidegate_core::effect::EffectRow;
+use tidegate_core::error::StoreError;
+use tidegate_core::failpoint;
+use tidegate_core::id::{IdempotencyKey, Kind, MessageId, QueueName, Tenant};
+use tidegate_core::lifecycle::Cancellation;
+use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
+use tidegate_core::retry::Policy;
+use tidegate_core::store::{
+    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, DEFAULT_RETENTION, Discard, Edit, Edited,
+    Enqueued, ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Operate, Operation, Progress,
+    Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest, Swept, Verdicts,
+};
+
+pub use conn::Statements;
+pub use migrate::{Migrate, MigrationStatus, migration_sql};
+pub use shared::GroupStats;
+/// The version of tokio-postgres whose connections and transactions this engine takes.
+pub use tokio_postgres;
+
+use crate::read::Snapshot;
+use crate::writer::{CLOSING, Engine, Hot, Writer};
+
+/// How a store is opened.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the store's time comes from; from the server when there is none.
+    pub clock: Option<Arc<dyn Clock>>,
+    /// The largest payload, result or effect value, in bytes.
+    pub max_payload: usize,
+    /// How long answers are kept: an unknown key that is older is `Stale`.
+    pub retention: Duration,
+    /// Which stores may be changed to the tables of this version.
+    pub migrate: Migrate,
+    /// The schema of the tables, unless the URL says `schema=…`.
+    pub schema: String,
+    /// The most connections of this process.
+    pub pool_size: usize,
+    /// How many groups are carried out at a time, each on a connection of its own.
+    pub writers: usize,
+    /// How statements are sent, unless the URL says `statements=…`.
+    pub statements: Statements,
+    /// Opens a store on a server that can lose what it acknowledged (`fsync` or `full_page_writes` off).
+    pub allow_unsafe: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            clock: None,
+            max_payload: DEFAULT_MAX_PAYLOAD,
+            retention: DEFAULT_RETENTION,
+            migrate: Migrate::NewStore,
+            schema: "tidegate".to_owned(),
+            pool_size: 8,
+            writers: 2,
+            statements: Statements::Prepared,
+            allow_unsafe: false,
+        }
+    }
+}
+
+/// A store in one schema of a PostgreSQL database.
+#[derive(Debug)]
+pub struct PostgresStore {
+    writer: Writer,
+}
+
+impl PostgresStore {
+    /// Connects to the database of `url`, makes the tables if there are none, and starts the store's thread.
+    ///
+    /// `postgres://user:password@host:5432/database`, with these parameters beside the driver's own: `schema`,
+    /// `statements=unnamed` behind a proxy that pools transactions, `sslrootcert` for a certificate authority of your own.
+    /// With `sslmode=require` (and `prefer`, where the server offers TLS) the server's certificate is checked.
+    ///
+    /// # Errors
+    /// `Invalid` when the URL or the schema's name cannot be read, the server is older than 14 or not in UTF-8, or the
+    /// tables are those of a newer version; `Unavailable` when the server cannot be reached, is a standby, or may lose
+    /// what it acknowledged; `NotFound` and `Conflict` when tables would have to be made or migrated and may not be.
+    ///
+    /// # Cancel safety
+    /// Dropped, the tables may have been made all the same.
+    pub async fn open(url: &str, options: Options) -> Result<Arc<Self>, StoreError> {
+        let shared = open::prepare(url, &options)?;
+        let engine = Engine::start()?;
+        let writers = options.writers;
+        Engine::run(&engine.handle, open::open(Arc::clone(&shared), options)).await?;
+        Ok(Arc::new(Self { writer: Writer::start(engine, shared, writers) }))
+    }
+
+    /// The steps of this program's tables, and which of them the store at `url` has.
+    ///
+    /// # Errors
+    /// As [`PostgresStore::open`].
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn migrations(url: &str, options: Options) -> Result<Vec<MigrationStatus>, StoreError> {
+        let shared = open::prepare(url, &options)?;
+        let engine = Engine::start()?;
+        Engine::run(&engine.handle, async move {
+            let conn = shared.connect().await.map_err(|none| none.error)?;
+            migrate::status(&conn).await.map_err(trouble::Trouble::into_store_error)
+        })
+        .await
+    }
+
+    /// The schema of the store's tables.
+    #[must_use]
+    pub fn schema(&self) -> &str {
+        self.writer.shared.texts.schema()
+    }
+
+    /// What this process's writers did since the store was opened.
+    #[must_use]
+    pub fn group_stats(&self) -> GroupStats {
+        self.writer.shared.stats()
+    }
+
+    /// Finishes the calls that wait, takes no more, and closes the connections. Further calls are `Unavailable`.
+    ///
+    /// # Cancel safety
+    /// Dropped half-way, the store closes all the same.
+    pub async fn close(&self) {
+        let thread = self.writer.close();
+        let shared = Arc::clone(&self.writer.shared);
+        // The writers end when nothing waits any more, and give their connections back.
+        let _closed = self
+            .writer
+            .run(async move {
+                let idle = async {
+                    while shared.pool.status().available < shared.pool.status().size {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                };
+                let _in_time = tokio::time::timeout(CLOSING, idle).await;
+                shared.pool.close();
+                Ok(())
+            })
+            .await;
+        self.writer.stop();
+        if let Some(thread) = thread {
+            // A join blocks, but this thread has nothing left to do.
+            let _joined = thread.join();
+        }
+    }
+
+    async fn read<R, T, F>(&self, request: R, read: F) -> Result<T, StoreError>
+    where
+        R: Send + Sync + 'static,
+        T: Send + 'static,
+        F: for<'a> Fn(&'a Snapshot, &'a R) -> group::Doing<'a, T> + Send + Sync + 'static,
+    {
+        self.writer.shared.check()?;
+        if watch::jumped(&self.writer.shared) {
+            // An empty group has the leases and quarantines put right that this read is going to show.
+            self.writer.alone((), |_, ()| Box::pin(async { Ok(()) })).await?;
+        }
+        let shared = Arc::clone(&self.writer.shared);
+        self.writer.run(async move { read::read(&shared, &request, &read).await }).await
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn enqueue(&self, batch: Vec<NewMessage>) -> Result<Verdicts<Enqueued>, StoreError> {
+        let max_payload = self.writer.shared.limits.max_payload;
+        let batch: Vec<_> = batch.into_iter().map(|message| enqueue::Prepared::of(message, max_payload)).collect();
+        self.writer.hot(Hot::Enqueue, batch).await.inspect(|_| failpoint::reach("enqueue.after_commit"))
+    }
+
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StoreError> {
+        let mut verdicts = self.writer.hot(Hot::Claim, vec![request]).await?;
+        let claimed = verdicts.pop().unwrap_or_else(|| Ok(Claimed::default()));
+        claimed.inspect(|_| failpoint::reach("claim.after_commit"))
+    }
+
+    async fn declare(&self, policies: Vec<(Kind, Policy)>) -> Result<(), StoreError> {
+        self.writer.alone(policies, |group, policies| Box::pin(policy::declare(group, policies))).await
+    }
+
+    async fn extend(&self, batch: Vec<Extend>) -> Result<Verdicts<Extended>, StoreError> {
+        self.writer.hot(Hot::Extend, batch).await.inspect(|_| failpoint::reach("extend.after_commit"))
+    }
+
+    async fn journal(&self, batch: Vec<Journal>) -> Result<Verdicts<EffectRow>, StoreError> {
+        self.writer.hot(Hot::Journal, batch).await.inspect(|_| failpoint::reach("journal.after_commit"))
+    }
+
+    async fn settle(&self, batch: Vec<Settle>) -> Result<Verdicts<Settled>, StoreError> {
+        let max_payload = self.writer.shared.limits.max_payload;
+        let batch: Vec<_> = batch.into_iter().map(|settle| settle::Prepared::of(settle, max_payload)).collect();
+        self.writer.hot(Hot::Settle, batch).await.inspect(|_| failpoint::reach("settle.after_commit"))
+    }
+
+    async fn sweep(&self, request: SweepRequest) -> Result<Swept, StoreError> {
+        self.writer
+            .alone(request, |group, request| Box::pin(sweep::sweep(group, request)))
+            .await
+            .inspect(|_| failpoint::reach("sweep.after_commit"))
+    }
+
+    async fn redrive(&self, request: Redrive) -> Result<Verdicts<MessageId>, StoreError> {
+        self.writer.alone(request, |group, request| Box::pin(redrive::redrive(group, request))).await
+    }
+
+    async fn operate(&self, request: Operate) -> Result<Stepped, StoreError> {
+        self.writer.alone(request, |group, request| Box::pin(operate::operate(group, request))).await
+    }
+
+    async fn operations(&self, name: Option<String>, limit: u32) -> Result<Vec<Operation>, StoreError> {
+        self.read((name, limit), |snapshot, (name, limit)| {
+            Box::pin(operate::operations(snapshot, name.as_deref(), *limit))
+        })
+        .await
+    }
+
+    async fn edit(&self, request: Edit) -> Result<Edited, StoreError> {
+        self.writer.alone(request, |group, request| Box::pin(edit::edit(group, request))).await
+    }
+
+    async fn discard(&self, request: Discard) -> Result<Verdicts<MessageId>, StoreError> {
+        self.writer.alone(request, |group, request| Box::pin(discard::discard(group, request))).await
+    }
+
+    async fn cancel(&self, request: Cancel) -> Result<Verdicts<Cancellation>, StoreError> {
+        self.writer.alone(request, |group, request| Box::pin(cancel::cancel(group, request))).await
+    }
+
+    async fn pause(&self, request: ChangeQueue) -> Result<(), StoreError> {
+        self.writer.alone(request, |group, request| Box::pin(pause::pause(group, request))).await
+    }
+
+    async fn resolve(&self, request: Resolve) -> Result<Resolved, StoreError> {
+        self.writer.alone(request, |group, request| Box::pin(resolve::resolve(group, request))).await
+    }
+
+    async fn inspect(&self, ids: Vec<MessageId>) -> Result<Vec<Option<MessageView>>, StoreError> {
+        self.read(ids, |snapshot, ids| Box::pin(inspect::inspect(snapshot, ids))).await
+    }
+
+    async fn find(
+        &self,
+        tenant: Tenant,
+        queue: QueueName,
+        key: IdempotencyKey,
+    ) -> Result<Option<MessageId>, StoreError> {
+        self.read((tenant, queue, key), |snapshot, (tenant, queue, key)| {
+            Box::pin(inspect::find(snapshot, tenant, queue, key))
+        })
+        .await
+    }
+
+    async fn progress(&self, ids: Vec<MessageId>) -> Result<Vec<Option<Progress>>, StoreError> {
+        self.read(ids, |snapshot, ids| Box::pin(inspect::progress(snapshot, ids))).await
+    }
+
+    async fn flow(&self, root: MessageId) -> Result<Vec<Summary>, StoreError> {
+        self.read(root, |snapshot, root| Box::pin(inspect::flow(snapshot, *root))).await
+    }
+
+    async fn list(&self, filter: Filter) -> Result<Vec<Summary>, StoreError> {
+        self.read(filter, |snapshot, filter| Box::pin(inspect::list(snapshot, filter))).await
+    }
+
+    async fn groups(&self, filter: Filter) -> Result<Vec<FailureGroup>, StoreError> {
+        self.read(filter, |snapshot, filter| Box::pin(inspect::groups(snapshot, filter))).await
+    }
+
+    async fn explain(&self, id: MessageId) -> Result<Option<ExplainFacts>, StoreError> {
+        self.read(id, |snapshot, id| Box::pin(inspect::explain(snapshot, *id))).await
+    }
+
+    async fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
+        self.read((after, limit), |snapshot, (after, limit)| Box::pin(inspect::audit(snapshot, *after, *limit))).await
+    }
+
+    async fn stats(&self) -> Result<Stats, StoreError> {
+        self.read((), |snapshot, ()| Box::pin(stats::stats(snapshot))).await
+    }
+
+    fn on_commit(&self, listener: Weak<dyn CommitListener>) {
+        self.writer.shared.listen(listener);
+    }
+}
