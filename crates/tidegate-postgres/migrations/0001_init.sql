@@ -12,6 +12,7 @@ create table tidegate.store (
     begun_at     bigint,                        -- when the copy was first put to work
     system_id    bigint,                        -- of the cluster it worked on last: a restored store runs on another one
     timeline     integer,                       -- and of its history: a promoted store begins a new one
+    home         bigint,                        -- the number of this table: one that was dumped and restored has another
     last_tick    bigint  not null default 0,    -- store time of the last sweep
     steady_since bigint  not null default 0     -- when the wall clock was last set; 0: never
 );
