@@ -37,9 +37,12 @@ fn rule(member: &Member) -> Option<Rule> {
         return Some(Rule { uses: &["tidegate"], tests_with: &[] });
     }
     let (uses, tests_with): (&[&str], &[&str]) = match member.name.as_str() {
-        "tidegate-core" | "xtask" => (&[], &[]),
+        "tidegate-core" | "tidegate-pgcluster" => (&[], &[]),
+        // Which is why it depends on nothing: `cargo xtask` is quick to build.
+        "xtask" => (&["tidegate-pgcluster"], &[]),
         "tidegate-testkit" => (&["tidegate-core"], &[]),
-        "tidegate-sqlite" | "tidegate-postgres" => (&["tidegate-core"], &["tidegate-testkit"]),
+        "tidegate-sqlite" => (&["tidegate-core"], &["tidegate-testkit"]),
+        "tidegate-postgres" => (&["tidegate-core"], &["tidegate-testkit", "tidegate-pgcluster"]),
         // Proves the engine with the means of its tests; nothing depends on it.
         "tidegate-powerloss" => (&["tidegate-core", "tidegate-sqlite", "tidegate-testkit"], &[]),
         "tidegate" => (&["tidegate-core", "tidegate-sqlite", "tidegate-postgres"], &["tidegate-testkit"]),
@@ -210,7 +213,8 @@ mod tests {
             ("tidegate-bench", "crates", &[("tidegate", None)]),
             ("deposits", "examples", &[("tidegate", None)]),
             ("tidegate-cli", "crates", &[("tidegate", None), ("deposits", None), ("tidegate-bench", None)]),
-            ("xtask", ".", &[("serde_json", None)]),
+            ("tidegate-pgcluster", "crates", &[]),
+            ("xtask", ".", &[("serde_json", None), ("tidegate-pgcluster", None)]),
         ]);
         assert_eq!(found, Vec::<String>::new());
     }

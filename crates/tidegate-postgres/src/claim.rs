@@ -87,7 +87,6 @@ impl Plan {
 
 /// Claims for one worker.
 pub(crate) async fn claim(group: &mut Group, request: &ClaimRequest) -> Result<Claimed, Trouble> {
-    copied::begin(group).await?;
     let (repeated, mut plans) = look(group, request).await?;
     if !repeated.is_empty() && !canary::is(Canary::ClaimRepeatTakesMore) {
         return Ok(Claimed { leases: repeated, next_due: None, ended: 0 });

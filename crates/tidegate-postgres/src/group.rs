@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::clock::Timestamp;
-use tidegate_core::error::StoreError;
 use tidegate_core::id::{Kind, MessageId, QueueName};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{Act, Counted, News};
@@ -273,16 +272,7 @@ impl Group {
 pub(crate) async fn policies(conn: &Conn) -> Result<HashMap<Kind, Policy>, Trouble> {
     const POLICIES: &str = "-- policies: as many as there are kinds
         select kind, policy from tidegate.policy";
-    let table = "policy";
-    let mut policies = HashMap::new();
-    for row in &conn.query(POLICIES, &[]).await? {
-        let kind: Kind = row::parsed(row, "kind", table)?;
-        let text: &str = row::column(row, "policy", table)?;
-        let policy = serde_json::from_str(text)
-            .map_err(|e| StoreError::corrupt(&format!("policy.policy, kind {kind}"), &e.to_string()))?;
-        policies.insert(kind, policy);
-    }
-    Ok(policies)
+    conn.query(POLICIES, &[]).await?.iter().map(row::policy).collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod claim;
 mod conn;
 mod copied;
 mod discard;
+mod doctor;
 mod edit;
 mod enqueue;
 mod erase;
@@ -18,6 +19,7 @@ mod fold;
 mod group;
 mod inspect;
 mod journal;
+mod list;
 mod migrate;
 mod names;
 mod open;
@@ -44,7 +46,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tidegate_core::clock::Clock;
+use tidegate_core::doctor::Check;
 use tidegate_core::effect::{EffectRow, Reached};
+use tidegate_core::erase::Erase;
 use tidegate_core::error::StoreError;
 use tidegate_core::failpoint;
 use tidegate_core::id::{IdempotencyKey, Kind, LeaseToken, MessageId, QueueName, Tenant};
@@ -182,6 +186,43 @@ impl PostgresStore {
                 .await?;
         }
         done.inspect(|_| failpoint::reach("transactional.after_commit"))
+    }
+
+    /// Looks the store at `url` over, without changing it: the server's settings, and what the rows promise one another.
+    /// Reads all of it in one snapshot, beside everybody who uses it.
+    ///
+    /// # Errors
+    /// `Invalid` when the URL or the schema's name cannot be read; `Unavailable` when the server cannot be reached. What is
+    /// wrong with the store is no error but a finding.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn doctor(url: &str, options: Options) -> Result<Vec<Check>, StoreError> {
+        let shared = open::prepare(url, &options)?;
+        let engine = Engine::start()?;
+        Engine::run(&engine.handle, async move {
+            read::read(&shared, &(), &|snapshot: &Snapshot, ()| Box::pin(doctor::examine(snapshot))).await
+        })
+        .await
+    }
+
+    /// The names of the checks that [`PostgresStore::doctor`] makes.
+    pub fn doctor_checks() -> impl Iterator<Item = &'static str> {
+        doctor::names()
+    }
+
+    /// Replaces the payload of ended messages, and what else is asked for, by a
+    /// [`TOMBSTONE`](tidegate_core::erase::TOMBSTONE). Key, fingerprint and state
+    /// stay: a duplicate still starts no work, and gets its answer unless that was erased as well.
+    ///
+    /// # Errors
+    /// `Invalid` without a reason. The verdicts: `NotFound`; `Conflict` when the message is live, parked, or has an open
+    /// effect; `Corrupt`.
+    ///
+    /// # Cancel safety
+    /// Dropped, they may have been erased; erasing them again is harmless.
+    pub async fn erase(&self, request: Erase) -> Result<Verdicts<()>, StoreError> {
+        self.writer.alone(request, |group, request| Box::pin(erase::erase(group, request))).await
     }
 
     /// The schema of the store's tables.
@@ -335,15 +376,15 @@ impl Store for PostgresStore {
     }
 
     async fn flow(&self, root: MessageId) -> Result<Vec<Summary>, StoreError> {
-        self.read(root, |snapshot, root| Box::pin(inspect::flow(snapshot, *root))).await
+        self.read(root, |snapshot, root| Box::pin(list::flow(snapshot, *root))).await
     }
 
     async fn list(&self, filter: Filter) -> Result<Vec<Summary>, StoreError> {
-        self.read(filter, |snapshot, filter| Box::pin(inspect::list(snapshot, filter))).await
+        self.read(filter, |snapshot, filter| Box::pin(list::list(snapshot, filter))).await
     }
 
     async fn groups(&self, filter: Filter) -> Result<Vec<FailureGroup>, StoreError> {
-        self.read(filter, |snapshot, filter| Box::pin(inspect::groups(snapshot, filter))).await
+        self.read(filter, |snapshot, filter| Box::pin(list::groups(snapshot, filter))).await
     }
 
     async fn explain(&self, id: MessageId) -> Result<Option<ExplainFacts>, StoreError> {

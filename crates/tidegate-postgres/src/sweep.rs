@@ -37,7 +37,6 @@ const DUTY: Duration = Duration::from_secs(2);
 
 /// One sweep.
 pub(crate) async fn sweep(group: &mut Group, request: &SweepRequest) -> Result<Swept, Trouble> {
-    copied::begin(group).await?;
     let mut swept = Swept::default();
     if has_duty(group, "sweep").await? {
         watch::tick(group).await?;
