@@ -267,7 +267,7 @@ pub(crate) async fn find_each(conn: &Conn, ids: &[MessageId]) -> Result<Each, Tr
 }
 
 /// The journals of messages that were found, where their flags say that there is one.
-pub(crate) async fn journals_of(
+pub(crate) async fn journals_found(
     conn: &Conn,
     found: &Each,
 ) -> Result<HashMap<MessageId, Result<Vec<EffectRow>, StoreError>>, Trouble> {
