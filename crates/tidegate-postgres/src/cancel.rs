@@ -21,7 +21,7 @@ pub(crate) async fn cancel(group: &mut Group, request: &Cancel) -> Result<Verdic
     // All are locked together and in one order before anything is written: two operators with the same list wait one
     // behind the other, not crosswise.
     let mut found = place::find_each(&group.conn, &request.ids).await?;
-    let mut journals = place::journals_of(&group.conn, &found).await?;
+    let mut journals = place::journals_found(&group.conn, &found).await?;
     let mut verdicts = Vec::with_capacity(request.ids.len());
     let mut asked = HashSet::new();
     for id in &request.ids {
@@ -29,7 +29,7 @@ pub(crate) async fn cancel(group: &mut Group, request: &Cancel) -> Result<Verdic
             // Named twice: the second time it is what the first time made of it.
             group.flush().await?;
             let again = place::find_each(&group.conn, &[*id]).await?;
-            journals.extend(place::journals_of(&group.conn, &again).await?);
+            journals.extend(place::journals_found(&group.conn, &again).await?);
             found.extend(again);
         }
         verdicts.push(verdict(one(group, request, *id, found.get(id), journals.get(id)).await)?);

@@ -24,7 +24,7 @@ pub(crate) async fn discard(group: &mut Group, request: &Discard) -> Result<Verd
         return Err(StoreError::invalid(what).hint("discard them in chunks").into());
     }
     let found = place::find_each(&group.conn, &request.ids).await?;
-    let journals = place::journals_of(&group.conn, &found).await?;
+    let journals = place::journals_found(&group.conn, &found).await?;
     let mut verdicts = Vec::with_capacity(request.ids.len());
     let mut discarded = HashSet::new();
     for id in &request.ids {

@@ -37,6 +37,7 @@ mod stats;
 mod sweep;
 mod trouble;
 mod watch;
+mod within;
 mod writer;
 mod writes;
 
@@ -46,11 +47,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tidegate_core::clock::Clock;
 use tidegate_core::doctor::Check;
-use tidegate_core::effect::EffectRow;
+use tidegate_core::effect::{EffectRow, Reached};
 use tidegate_core::erase::Erase;
 use tidegate_core::error::StoreError;
 use tidegate_core::failpoint;
-use tidegate_core::id::{IdempotencyKey, Kind, MessageId, QueueName, Tenant};
+use tidegate_core::id::{IdempotencyKey, Kind, LeaseToken, MessageId, QueueName, Tenant};
 use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
 use tidegate_core::retry::Policy;
@@ -65,6 +66,7 @@ pub use migrate::{Migrate, MigrationStatus, migration_sql};
 pub use shared::GroupStats;
 /// The version of tokio-postgres whose connections and transactions this engine takes.
 pub use tokio_postgres;
+pub use within::{EffectInError, Work, WorkError, Working};
 
 use crate::read::Snapshot;
 use crate::writer::{CLOSING, Engine, Hot, Writer};
@@ -151,6 +153,39 @@ impl PostgresStore {
             migrate::status(&conn).await.map_err(trouble::Trouble::into_store_error)
         })
         .await
+    }
+
+    /// Runs `work` as a transactional effect of a running message: its writes and its confirmation are one commit, under
+    /// the lease token. An effect that is confirmed already is answered without running the work again.
+    ///
+    /// The work gets a transaction on a connection of the store's own pool, in which the lease cannot be taken over: it
+    /// must be short, must neither end that transaction nor leave settings on the connection, and runs on the store's
+    /// thread. Other calls of the process go on meanwhile.
+    ///
+    /// # Errors
+    /// `Store(LeaseLost)` when the token is not current or the lease lapsed; `Store(Conflict)` when the effect may not
+    /// happen now; `Store(Unavailable)` when the database failed, or did not answer the commit; `Work` when the work failed
+    /// or panicked, with nothing of it stored.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not undo it; the effect replays its value when it is reached again.
+    pub async fn effect_in(
+        &self,
+        id: MessageId,
+        token: LeaseToken,
+        reached: Reached,
+        work: Work,
+    ) -> Result<Arc<str>, EffectInError> {
+        self.writer.shared.check()?;
+        let item = within::EffectIn { id, token, reached, work };
+        let shared = Arc::clone(&self.writer.shared);
+        let done = self.writer.run(async move { Ok(within::effect_in(&shared, item).await) }).await?;
+        if done.as_ref().is_err_and(within::is_late) {
+            self.writer
+                .alone(id, |group, id| Box::pin(async move { extend::lost(group, *id).await.map(|_| ()) }))
+                .await?;
+        }
+        done.inspect(|_| failpoint::reach("transactional.after_commit"))
     }
 
     /// Looks the store at `url` over, without changing it: the server's settings, and what the rows promise one another.

@@ -267,7 +267,7 @@ pub(crate) async fn find_each(conn: &Conn, ids: &[MessageId]) -> Result<Each, Tr
 }
 
 /// The journals of messages that were found, where their flags say that there is one.
-pub(crate) async fn journals_of(
+pub(crate) async fn journals_found(
     conn: &Conn,
     found: &Each,
 ) -> Result<HashMap<MessageId, Result<Vec<EffectRow>, StoreError>>, Trouble> {
@@ -379,12 +379,19 @@ pub(crate) async fn journals(
     conn: &Conn,
     ids: &[MessageId],
 ) -> Result<HashMap<MessageId, Result<Vec<EffectRow>, StoreError>>, Trouble> {
-    let mut found: HashMap<MessageId, Result<Vec<EffectRow>, StoreError>> = HashMap::new();
     if ids.is_empty() {
-        return Ok(found);
+        return Ok(HashMap::new());
     }
     let list = row::id_list(ids);
-    for row in &conn.query(JOURNALS, &[&list]).await? {
+    journals_of(&conn.query(JOURNALS, &[&list]).await?)
+}
+
+/// The journals that [`JOURNALS`] found.
+pub(crate) fn journals_of(
+    effects: &[tokio_postgres::Row],
+) -> Result<HashMap<MessageId, Result<Vec<EffectRow>, StoreError>>, Trouble> {
+    let mut found: HashMap<MessageId, Result<Vec<EffectRow>, StoreError>> = HashMap::new();
+    for row in effects {
         let id = row::message_id(row, "message", "effect")?;
         let rows = found.entry(id).or_insert_with(|| Ok(Vec::new()));
         match (crate::trouble::verdict(row::effect(row))?, rows) {
@@ -422,11 +429,13 @@ pub(crate) async fn journal_if(conn: &Conn, id: MessageId, flags: i64) -> Result
     Ok(journal)
 }
 
-fn journalless(id: MessageId) -> StoreError {
+/// What a message says whose journal is gone.
+pub(crate) fn journalless(id: MessageId) -> StoreError {
     let what = "the message has a journal, and no row of it is found";
     StoreError::corrupt(&format!("effect, message {}", id.as_i64()), what).message_id(id)
 }
 
+/// What a live message says whose body is gone.
 pub(crate) fn bodiless(id: MessageId) -> StoreError {
     StoreError::corrupt(&format!("message, row {}", id.as_i64()), "the body of a live message is missing")
         .message_id(id)

@@ -44,7 +44,7 @@ pub(crate) async fn chunk(group: &mut Group, request: &Redrive, watch: Watch) ->
     let known = Known {
         // Only now, with the rows locked: a repeat that waited for the first one sees what that one noted.
         done: done(group, request).await?,
-        journals: place::journals_of(&group.conn, &found).await?,
+        journals: place::journals_found(&group.conn, &found).await?,
         ages: max_ages(group, &request.ids).await?,
         found,
     };

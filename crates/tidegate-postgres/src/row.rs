@@ -505,6 +505,11 @@ pub(crate) fn narrow(count: u32) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
+/// Flags as a narrow column holds them.
+pub(crate) fn bits(flags: i64) -> i32 {
+    i32::try_from(flags).unwrap_or_default()
+}
+
 /// The state of a row of `result`, `held` or `history`.
 pub(crate) fn state(row: &Row, table: &str) -> Result<State, Trouble> {
     parsed(row, "state", table)
