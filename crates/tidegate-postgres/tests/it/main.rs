@@ -6,6 +6,7 @@ mod enqueue_in;
 mod fixture;
 mod model_check;
 mod pooler;
+mod through;
 mod wake_ups;
 
 mod conformance {
