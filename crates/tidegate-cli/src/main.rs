@@ -24,6 +24,7 @@ mod input;
 mod ledger;
 mod list;
 mod man;
+mod migrate;
 mod open;
 mod operations;
 mod output;
@@ -67,12 +68,13 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "tidegate", version, before_help = EXAMPLES, arg_required_else_help = true)]
 struct Cli {
-    /// The store: a file, or sqlite://PATH
+    /// The store: a file, sqlite://PATH, or postgres://HOST/DATABASE
     #[arg(
         long,
         global = true,
         value_name = "PATH",
         env = "TIDEGATE_STORE",
+        hide_env_values = true,
         default_value = "tidegate.db",
         help_heading = GLOBAL
     )]
@@ -107,6 +109,7 @@ enum Command {
     Top(top::Args),
     Doctor(doctor::Args),
     Backup(backup::Args),
+    Migrate(migrate::Args),
     Erase(erase::Args),
     Bench(bench::Args),
     Completions(completions::Args),
@@ -252,6 +255,7 @@ async fn command(cli: Cli, store_was_typed: bool, output: &Output) -> Result<Exi
         Command::Top(args) => top::run(args, store, output).await,
         Command::Doctor(args) => doctor::run(args, store, output).await,
         Command::Backup(args) => backup::run(args, store, output).await,
+        Command::Migrate(args) => migrate::run(args, store, output).await,
         Command::Erase(args) => erase::run(args, store, output).await,
         Command::Completions(args) => completions::run(&args, &dressed(Cli::command()), output),
         Command::Man(args) => man::run(&args, dressed(Cli::command()), output),

@@ -12,6 +12,7 @@ create table tidegate.store (
     begun_at     bigint,                        -- when the copy was first put to work
     system_id    bigint,                        -- of the cluster it worked on last: a restored store runs on another one
     timeline     integer,                       -- and of its history: a promoted store begins a new one
+    home         bigint,                        -- the number of this table: one that was dumped and restored has another
     last_tick    bigint  not null default 0,    -- store time of the last sweep
     steady_since bigint  not null default 0     -- when the wall clock was last set; 0: never
 );
@@ -336,6 +337,7 @@ create table tidegate.duty (
     token  bytea  not null,
     until  bigint not null
 );
+insert into tidegate.duty (name, holder, token, until) values ('sweep', '', '', 0), ('retention', '', '', 0);
 
 -- Tables whose rows come and go: what is gone from them is cleared away at once, however many rows stand.
 alter table tidegate.ready set (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,

@@ -134,6 +134,11 @@ impl Conn {
         &self.client
     }
 
+    /// The same, for a transaction that the driver looks after.
+    pub(crate) fn client_mut(&mut self) -> &mut tokio_postgres::Client {
+        &mut self.client
+    }
+
     /// A transaction on it may be open and cannot be ended: nobody else may get it.
     pub(crate) fn discard(self) {
         let _closed_when_dropped = Object::take(self.client);

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::clock::Timestamp;
-use tidegate_core::error::StoreError;
 use tidegate_core::id::{Kind, MessageId, QueueName};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{Act, Counted, News};
@@ -21,6 +20,7 @@ use crate::names::{Lane, Names};
 use crate::row;
 use crate::shared::Shared;
 use crate::trouble::Trouble;
+use crate::watch::Hands;
 use crate::writes::{Mark, NewAudit, Writes};
 
 /// Which count of a queue a message is in.
@@ -63,8 +63,8 @@ pub(crate) struct Group {
     pub(crate) writes: Writes,
     /// How much was done: messages, leases, settlements and so on.
     pub(crate) items: usize,
-    /// The last jump of the clock that anybody noted, as it was when the transaction began.
-    pub(crate) noted: i64,
+    /// The clock as it was when the transaction began.
+    pub(crate) hands: Hands,
     pub(crate) shared: Arc<Shared>,
     counts: BTreeMap<i64, Counts>,
     tallies: BTreeMap<(i64, Counted, Cow<'static, str>), Tallied>,
@@ -82,15 +82,15 @@ pub(crate) struct Saved {
 }
 
 impl Group {
-    pub(crate) fn new(conn: Conn, now: Timestamp, noted: i64, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(conn: Conn, hands: Hands, shared: Arc<Shared>) -> Self {
         Self {
             conn,
-            now,
+            now: hands.wall,
             limits: shared.limits,
             news: News::default(),
             writes: Writes::default(),
             items: 0,
-            noted,
+            hands,
             shared,
             counts: BTreeMap::new(),
             tallies: BTreeMap::new(),
@@ -171,6 +171,16 @@ impl Group {
             self.policies = Some(policies(&self.conn).await?);
         }
         Ok(self.policies.as_ref().and_then(|policies| policies.get(kind)).cloned())
+    }
+
+    /// Whether what kinds allow was read in this group.
+    pub(crate) fn knows_policies(&self) -> bool {
+        self.policies.is_some()
+    }
+
+    /// What kinds allow, read together with something else.
+    pub(crate) fn remember_policies(&mut self, policies: HashMap<Kind, Policy>) {
+        self.policies = Some(policies);
     }
 
     /// A call of this group changed policies: the next one reads them again.
@@ -262,16 +272,7 @@ impl Group {
 pub(crate) async fn policies(conn: &Conn) -> Result<HashMap<Kind, Policy>, Trouble> {
     const POLICIES: &str = "-- policies: as many as there are kinds
         select kind, policy from tidegate.policy";
-    let table = "policy";
-    let mut policies = HashMap::new();
-    for row in &conn.query(POLICIES, &[]).await? {
-        let kind: Kind = row::parsed(row, "kind", table)?;
-        let text: &str = row::column(row, "policy", table)?;
-        let policy = serde_json::from_str(text)
-            .map_err(|e| StoreError::corrupt(&format!("policy.policy, kind {kind}"), &e.to_string()))?;
-        policies.insert(kind, policy);
-    }
-    Ok(policies)
+    conn.query(POLICIES, &[]).await?.iter().map(row::policy).collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod claim;
 mod conn;
 mod copied;
 mod discard;
+mod doctor;
 mod edit;
 mod enqueue;
 mod enqueue_in;
@@ -19,6 +20,7 @@ mod fold;
 mod group;
 mod inspect;
 mod journal;
+mod list;
 mod listen;
 mod migrate;
 mod names;
@@ -37,6 +39,7 @@ mod stats;
 mod sweep;
 mod trouble;
 mod watch;
+mod within;
 mod writer;
 mod writes;
 
@@ -45,10 +48,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tidegate_core::clock::Clock;
-use tidegate_core::effect::EffectRow;
+use tidegate_core::doctor::Check;
+use tidegate_core::effect::{EffectRow, Reached};
+use tidegate_core::erase::Erase;
 use tidegate_core::error::StoreError;
 use tidegate_core::failpoint;
-use tidegate_core::id::{IdempotencyKey, Kind, MessageId, QueueName, Tenant};
+use tidegate_core::id::{IdempotencyKey, Kind, LeaseToken, MessageId, QueueName, Tenant};
 use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
 use tidegate_core::retry::Policy;
@@ -64,6 +69,7 @@ pub use migrate::{Migrate, MigrationStatus, migration_sql};
 pub use shared::GroupStats;
 /// The version of tokio-postgres whose connections and transactions this engine takes.
 pub use tokio_postgres;
+pub use within::{EffectInError, Work, WorkError, Working};
 
 use crate::read::Snapshot;
 use crate::writer::{CLOSING, Engine, Hot, Writer};
@@ -151,6 +157,76 @@ impl PostgresStore {
             migrate::status(&conn).await.map_err(trouble::Trouble::into_store_error)
         })
         .await
+    }
+
+    /// Runs `work` as a transactional effect of a running message: its writes and its confirmation are one commit, under
+    /// the lease token. An effect that is confirmed already is answered without running the work again.
+    ///
+    /// The work gets a transaction on a connection of the store's own pool, in which the lease cannot be taken over: it
+    /// must be short, must neither end that transaction nor leave settings on the connection, and runs on the store's
+    /// thread. Other calls of the process go on meanwhile.
+    ///
+    /// # Errors
+    /// `Store(LeaseLost)` when the token is not current or the lease lapsed; `Store(Conflict)` when the effect may not
+    /// happen now; `Store(Unavailable)` when the database failed, or did not answer the commit; `Work` when the work failed
+    /// or panicked, with nothing of it stored.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not undo it; the effect replays its value when it is reached again.
+    pub async fn effect_in(
+        &self,
+        id: MessageId,
+        token: LeaseToken,
+        reached: Reached,
+        work: Work,
+    ) -> Result<Arc<str>, EffectInError> {
+        self.writer.shared.check()?;
+        let item = within::EffectIn { id, token, reached, work };
+        let shared = Arc::clone(&self.writer.shared);
+        let done = self.writer.run(async move { Ok(within::effect_in(&shared, item).await) }).await?;
+        if done.as_ref().is_err_and(within::is_late) {
+            self.writer
+                .alone(id, |group, id| Box::pin(async move { extend::lost(group, *id).await.map(|_| ()) }))
+                .await?;
+        }
+        done.inspect(|_| failpoint::reach("transactional.after_commit"))
+    }
+
+    /// Looks the store at `url` over, without changing it: the server's settings, and what the rows promise one another.
+    /// Reads all of it in one snapshot, beside everybody who uses it.
+    ///
+    /// # Errors
+    /// `Invalid` when the URL or the schema's name cannot be read; `Unavailable` when the server cannot be reached. What is
+    /// wrong with the store is no error but a finding.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn doctor(url: &str, options: Options) -> Result<Vec<Check>, StoreError> {
+        let (shared, _) = open::prepare(url, &options)?;
+        let engine = Engine::start()?;
+        Engine::run(&engine.handle, async move {
+            read::read(&shared, &(), &|snapshot: &Snapshot, ()| Box::pin(doctor::examine(snapshot))).await
+        })
+        .await
+    }
+
+    /// The names of the checks that [`PostgresStore::doctor`] makes.
+    pub fn doctor_checks() -> impl Iterator<Item = &'static str> {
+        doctor::names()
+    }
+
+    /// Replaces the payload of ended messages, and what else is asked for, by a
+    /// [`TOMBSTONE`](tidegate_core::erase::TOMBSTONE). Key, fingerprint and state
+    /// stay: a duplicate still starts no work, and gets its answer unless that was erased as well.
+    ///
+    /// # Errors
+    /// `Invalid` without a reason. The verdicts: `NotFound`; `Conflict` when the message is live, parked, or has an open
+    /// effect; `Corrupt`.
+    ///
+    /// # Cancel safety
+    /// Dropped, they may have been erased; erasing them again is harmless.
+    pub async fn erase(&self, request: Erase) -> Result<Verdicts<()>, StoreError> {
+        self.writer.alone(request, |group, request| Box::pin(erase::erase(group, request))).await
     }
 
     /// The schema of the store's tables.
@@ -331,15 +407,15 @@ impl Store for PostgresStore {
     }
 
     async fn flow(&self, root: MessageId) -> Result<Vec<Summary>, StoreError> {
-        self.read(root, |snapshot, root| Box::pin(inspect::flow(snapshot, *root))).await
+        self.read(root, |snapshot, root| Box::pin(list::flow(snapshot, *root))).await
     }
 
     async fn list(&self, filter: Filter) -> Result<Vec<Summary>, StoreError> {
-        self.read(filter, |snapshot, filter| Box::pin(inspect::list(snapshot, filter))).await
+        self.read(filter, |snapshot, filter| Box::pin(list::list(snapshot, filter))).await
     }
 
     async fn groups(&self, filter: Filter) -> Result<Vec<FailureGroup>, StoreError> {
-        self.read(filter, |snapshot, filter| Box::pin(inspect::groups(snapshot, filter))).await
+        self.read(filter, |snapshot, filter| Box::pin(list::groups(snapshot, filter))).await
     }
 
     async fn explain(&self, id: MessageId) -> Result<Option<ExplainFacts>, StoreError> {

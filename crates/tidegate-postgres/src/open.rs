@@ -13,6 +13,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::Options;
 use crate::conn::{Conn, Statements, Texts};
+use crate::copied;
 use crate::group::Limits;
 use crate::listen::{Line, Tls};
 use crate::migrate;
@@ -145,12 +146,11 @@ pub(crate) async fn open(shared: Arc<Shared>, options: Options) -> Result<(), St
     let conn = shared.connect().await.map_err(|NoConnection { error, .. }| error)?;
     check_server(&conn, options.allow_unsafe).await.map_err(Trouble::into_store_error)?;
     let now = now(&shared, &conn).await.map_err(Trouble::into_store_error)?;
-    let made = migrate::bring_up(&conn, options.migrate, now).await;
-    made.map_err(Trouble::into_store_error)?;
+    migrate::bring_up(&conn, options.migrate, now).await.map_err(Trouble::into_store_error)?;
     let uuid = uuid(&conn).await.map_err(Trouble::into_store_error)?;
     // A store is opened once.
     let _known = shared.uuid.set(uuid);
-    Ok(())
+    copied::arrive(&shared, &conn).await.map_err(Trouble::into_store_error)
 }
 
 /// By what a store knows itself.

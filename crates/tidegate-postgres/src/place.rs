@@ -9,6 +9,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::clock::Timestamp;
@@ -169,10 +170,7 @@ pub(crate) async fn find_all(conn: &Conn, ids: &[MessageId], lock: Lock) -> Resu
             }
         }
         if let Some(id) = exist.iter().find(|id| !places.iter().any(|place| place.contains(id))) {
-            let what = "the message is in none of the tables of its states";
-            return Err(StoreError::corrupt(&format!("message, row {id}"), what)
-                .message_id(MessageId::from_i64(*id))
-                .into());
+            return Err(astray(MessageId::from_i64(*id)).into());
         }
         let before = found.len();
         rows_of(conn, &places, lock, &mut found).await?;
@@ -244,6 +242,58 @@ async fn rows_of(
         }
     }
     Ok(())
+}
+
+/// Messages that are looked for to be decided about, locked where they are. One that cannot be read is an error of its own.
+pub(crate) type Each = HashMap<MessageId, Result<Found, StoreError>>;
+
+/// Finds messages as [`find_all`] does, for a verb with a verdict for each of them.
+pub(crate) async fn find_each(conn: &Conn, ids: &[MessageId]) -> Result<Each, Trouble> {
+    match find_all(conn, ids, Lock::Rows).await {
+        Ok(found) => return Ok(found.into_iter().map(|(id, found)| (id, Ok(found))).collect()),
+        Err(Trouble::Item(_)) => {}
+        Err(trouble) => return Err(trouble),
+    }
+    // A row among them cannot be read: one by one, it is in nobody else's way.
+    let mut each = Each::with_capacity(ids.len());
+    for id in ids {
+        match crate::trouble::verdict(find(conn, *id, Lock::Rows).await)? {
+            Ok(Some(found)) => drop(each.insert(*id, Ok(found))),
+            Ok(None) => {}
+            Err(error) => drop(each.insert(*id, Err(error))),
+        }
+    }
+    Ok(each)
+}
+
+/// The journals of messages that were found, where their flags say that there is one.
+pub(crate) async fn journals_found(
+    conn: &Conn,
+    found: &Each,
+) -> Result<HashMap<MessageId, Result<Vec<EffectRow>, StoreError>>, Trouble> {
+    let readable = found.iter().filter_map(|(id, found)| Some((*id, found.as_ref().ok()?.flags())));
+    journals_if(conn, readable).await
+}
+
+/// A message that was looked for; `NotFound` when there is none.
+pub(crate) fn known(found: Option<&Result<Found, StoreError>>, id: MessageId) -> Result<&Found, StoreError> {
+    found.ok_or_else(|| StoreError::not_found(id))?.as_ref().map_err(Clone::clone)
+}
+
+/// The rows of a journal that was looked for: none where the message has none.
+pub(crate) fn rows_known(journal: Option<&Result<Vec<EffectRow>, StoreError>>) -> Result<&[EffectRow], StoreError> {
+    journal.map_or(Ok(&[]), |journal| journal.as_deref().map_err(Clone::clone))
+}
+
+/// A lane that a message names; it must be there.
+pub(crate) fn lane_of(lanes: &HashMap<i64, Arc<Lane>>, id: i64) -> Result<&Lane, StoreError> {
+    let lane = lanes.get(&id).ok_or_else(|| StoreError::corrupt(&format!("lane, row {id}"), "no such lane"))?;
+    Ok(lane)
+}
+
+pub(crate) fn astray(id: MessageId) -> StoreError {
+    let what = "the message is in none of the tables of its states";
+    StoreError::corrupt(&format!("message, row {}", id.as_i64()), what).message_id(id)
 }
 
 /// The lease of a running message, locked until the transaction ends.
@@ -329,12 +379,19 @@ pub(crate) async fn journals(
     conn: &Conn,
     ids: &[MessageId],
 ) -> Result<HashMap<MessageId, Result<Vec<EffectRow>, StoreError>>, Trouble> {
-    let mut found: HashMap<MessageId, Result<Vec<EffectRow>, StoreError>> = HashMap::new();
     if ids.is_empty() {
-        return Ok(found);
+        return Ok(HashMap::new());
     }
     let list = row::id_list(ids);
-    for row in &conn.query(JOURNALS, &[&list]).await? {
+    journals_of(&conn.query(JOURNALS, &[&list]).await?)
+}
+
+/// The journals that [`JOURNALS`] found.
+pub(crate) fn journals_of(
+    effects: &[tokio_postgres::Row],
+) -> Result<HashMap<MessageId, Result<Vec<EffectRow>, StoreError>>, Trouble> {
+    let mut found: HashMap<MessageId, Result<Vec<EffectRow>, StoreError>> = HashMap::new();
+    for row in effects {
         let id = row::message_id(row, "message", "effect")?;
         let rows = found.entry(id).or_insert_with(|| Ok(Vec::new()));
         match (crate::trouble::verdict(row::effect(row))?, rows) {
@@ -372,12 +429,14 @@ pub(crate) async fn journal_if(conn: &Conn, id: MessageId, flags: i64) -> Result
     Ok(journal)
 }
 
-fn journalless(id: MessageId) -> StoreError {
+/// What a message says whose journal is gone.
+pub(crate) fn journalless(id: MessageId) -> StoreError {
     let what = "the message has a journal, and no row of it is found";
     StoreError::corrupt(&format!("effect, message {}", id.as_i64()), what).message_id(id)
 }
 
-fn bodiless(id: MessageId) -> StoreError {
+/// What a live message says whose body is gone.
+pub(crate) fn bodiless(id: MessageId) -> StoreError {
     StoreError::corrupt(&format!("message, row {}", id.as_i64()), "the body of a live message is missing")
         .message_id(id)
 }

@@ -14,9 +14,11 @@ use std::time::Duration;
 use tidegate_core::clock::Timestamp;
 use tidegate_core::effect::{EffectId, EffectKey, EffectPolicy, EffectRow, EffectState};
 use tidegate_core::error::StoreError;
-use tidegate_core::id::{EffectName, IdempotencyKey, LeaseToken, MessageId, Nonce, QueueName, Tenant};
+use tidegate_core::id::{EffectName, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, Tenant};
 use tidegate_core::lifecycle::{Counters, State};
-use tidegate_core::message::{Message, Priority};
+use tidegate_core::message::{Answer, Failure, Message, Priority};
+use tidegate_core::retry::Policy;
+use tidegate_core::store::Progress;
 use tokio_postgres::Row;
 use tokio_postgres::row::RowIndex;
 use tokio_postgres::types::FromSql;
@@ -354,7 +356,7 @@ pub(crate) fn ended_result(row: &Row) -> Result<Ended, Trouble> {
     let state = state(row, table)?;
     let code: Option<String> = column(row, "code", table)?;
     let body: Option<String> = column(row, "body", table)?;
-    let failure = code.map(|code| tidegate_core::message::Failure { code, detail: body.clone().unwrap_or_default() });
+    let failure = code.map(|code| Failure { code, detail: body.clone().unwrap_or_default() });
     Ok(Ended {
         state,
         at: time(row, "at", table)?,
@@ -382,7 +384,7 @@ pub(crate) fn ended_held(row: &Row) -> Result<Ended, Trouble> {
         counters: counters(row, table)?,
         flags: i64::from(column::<i32, _>(row, "flags", table)?),
         reason: Some(column(row, "reason", table)?),
-        failure: code.map(|code| tidegate_core::message::Failure { code, detail: detail.clone().unwrap_or_default() }),
+        failure: code.map(|code| Failure { code, detail: detail.clone().unwrap_or_default() }),
         body: None,
         last: last_settlement(row, table)?,
         expires_at: maybe_time(row, "expires_at", table)?,
@@ -503,6 +505,11 @@ pub(crate) fn narrow(count: u32) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
+/// Flags as a narrow column holds them.
+pub(crate) fn bits(flags: i64) -> i32 {
+    i32::try_from(flags).unwrap_or_default()
+}
+
 /// The state of a row of `result`, `held` or `history`.
 pub(crate) fn state(row: &Row, table: &str) -> Result<State, Trouble> {
     parsed(row, "state", table)
@@ -521,6 +528,45 @@ pub(crate) fn id_list(ids: &[MessageId]) -> Vec<i64> {
 /// A text that many rows share.
 pub(crate) fn shared(row: &Row, name: &'static str, table: &str) -> Result<Arc<str>, Trouble> {
     column::<&str, _>(row, name, table).map(Arc::from)
+}
+
+/// The key of a row with `id` and `key` of a message.
+pub(crate) fn key(row: &Row) -> Result<IdempotencyKey, Trouble> {
+    let key: &str = column(row, "key", "message")?;
+    IdempotencyKey::new(key).map_err(|e| corrupt(row, "key", "message", e.what()))
+}
+
+/// A row of `policy`.
+pub(crate) fn policy(row: &Row) -> Result<(Kind, Policy), Trouble> {
+    let table = "policy";
+    let kind: Kind = parsed(row, "kind", table)?;
+    let text: &str = column(row, "policy", table)?;
+    let policy = serde_json::from_str(text)
+        .map_err(|e| StoreError::corrupt(&format!("policy.policy, kind {kind}"), &e.to_string()))?;
+    Ok((kind, policy))
+}
+
+/// Where an ended message stands, from `state`, `flags`, `code`, `body` and `reason`; none without a state.
+pub(crate) fn progress(row: &Row) -> Result<Option<Progress>, Trouble> {
+    let table = "result";
+    if column::<Option<&str>, _>(row, "state", table)?.is_none() {
+        return Ok(None);
+    }
+    let state = state(row, table)?;
+    let (code, body): (Option<&str>, Option<&str>) = (column(row, "code", table)?, column(row, "body", table)?);
+    let told = i64::from(column::<i32, _>(row, "flags", table)?) & ANSWER_ERASED == 0;
+    let detail = body.unwrap_or_default();
+    let answer = match state {
+        State::Completed => Some(Answer::Completed(detail.into())),
+        State::Failed => code.map(|code| Answer::Failed(Failure::new(code, detail))),
+        State::Ready | State::Leased | State::Dead | State::Cancelled | State::Parked => None,
+    };
+    Ok(Some(Progress { state, reason: column(row, "reason", table)?, answer: answer.filter(|_| told) }))
+}
+
+/// Flags as a row holds them.
+pub(crate) fn narrow_flags(flags: i64) -> i32 {
+    i32::try_from(flags).unwrap_or_default()
 }
 
 #[cfg(test)]

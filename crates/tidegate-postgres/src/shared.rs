@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) hints: Mutex<HashMap<i64, Hint>>,
     /// The clock as the last group saw it.
     pub(crate) hands: Mutex<Option<Hands>>,
+    /// Which history of its cluster the server was in when it was looked at last; 0 where it does not say.
+    pub(crate) timeline: AtomicI64,
     /// Who this process is when it does a duty for all.
     pub(crate) holder: String,
     pub(crate) token: [u8; 16],
@@ -90,6 +92,7 @@ impl Shared {
             real: SystemClock::new(),
             hints: Mutex::default(),
             hands: Mutex::default(),
+            timeline: AtomicI64::new(0),
             holder: format!("process {}", std::process::id()),
             token,
             uuid: OnceLock::new(),

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tidegate_core::canary::{self, Canary};
-use tidegate_core::clock::{Clock as _, Timestamp};
+use tidegate_core::clock::Clock as _;
 use tidegate_core::effect::EffectRow;
 use tidegate_core::error::{StoreError, StoreErrorKind};
 use tidegate_core::failpoint;
@@ -30,7 +30,8 @@ use crate::names::LaneName;
 use crate::row;
 use crate::shared::{NoConnection, PATIENCE, Shared, closed};
 use crate::trouble::{Class, Trouble, class, verdict};
-use crate::{claim, enqueue, extend, journal, settle, watch};
+use crate::watch::Hands;
+use crate::{claim, copied, enqueue, extend, journal, settle, watch};
 
 /// No group has more items than this.
 const GROUP_ITEMS: usize = 4096;
@@ -387,14 +388,19 @@ async fn group(shared: &Arc<Shared>, slot: &mut Option<Conn>, load: &Load<'_>) -
         Err(Failed { class: Class::Data | Class::Locked, .. }) if load.len() > 1 => {
             let mut answers = Answers::default();
             for item in load.single() {
-                answers.append(match transact(shared, slot, &item).await {
-                    Ok(answer) => answer,
-                    Err(Failed { error, .. }) => item.refused(&error),
-                });
+                answers.append(Box::pin(group(shared, slot, &item)).await.unwrap_or_else(|error| item.refused(&error)));
             }
             Ok(answers)
         }
-        Err(Failed { class: Class::Data, error }) => Ok(load.refused(&error)),
+        Err(Failed { class: Class::Data, error }) => match load.settle.first() {
+            // A settlement that the database refuses ends its message, for a person to look at.
+            Some(settlement) if load.len() == 1 => {
+                let refused = settlement.refused(&error);
+                let load = Load { settle: vec![&refused], ..Load::default() };
+                Ok(transact(shared, slot, &load).await.unwrap_or_else(|Failed { error, .. }| load.refused(&error)))
+            }
+            Some(_) | None => Ok(load.refused(&error)),
+        },
         Err(Failed { error, .. }) => Err(error),
     }
 }
@@ -513,12 +519,19 @@ async fn try_once<W: Work>(shared: &Arc<Shared>, slot: &mut Option<Conn>, conn: 
         *slot = Some(conn);
         return Tried::Undone(trouble);
     }
-    let (now, noted) = match begin(shared, &conn).await {
+    let (hands, timeline) = match begin(shared, &conn).await {
         Ok(begun) => begun,
         Err(trouble) => return roll_back(slot, conn, trouble).await,
     };
+    if copied::is_elsewhere(shared, timeline) {
+        let undone = roll_back(slot, conn, Trouble::Again("the store was on another server")).await;
+        return match slot {
+            Some(conn) => copied::arrive(shared, conn).await.map_or_else(Tried::Undone, |()| undone),
+            None => undone,
+        };
+    }
     failpoint::reach("group.after_begin");
-    let mut group = Group::new(conn, now, noted, Arc::clone(shared));
+    let mut group = Group::new(conn, hands, Arc::clone(shared));
     let ran = AssertUnwindSafe(async {
         let hands = watch::look(&mut group).await?;
         let out = work.run(&mut group).await?;
@@ -554,24 +567,40 @@ async fn try_once<W: Work>(shared: &Arc<Shared>, slot: &mut Option<Conn>, conn: 
 }
 
 /// Begins a transaction: its settings end with it. Plans are made once and look nothing through: the tables of a queue are
-/// empty at one moment and full at the next, so that statistics of either say nothing.
-async fn begin(shared: &Shared, conn: &Conn) -> Result<(Timestamp, i64), Trouble> {
+/// empty at one moment and full at the next, so that statistics of either say nothing. Answers what the clock shows, and
+/// which history of its cluster the server is in, where it says that.
+async fn begin(shared: &Shared, conn: &Conn) -> Result<(Hands, Option<i64>), Trouble> {
     const BEGIN: &str = "begin isolation level read committed read write";
-    const BEGUN: &str = "-- begin: settings of this transaction, the store's time, the last jump of the clock
+    macro_rules! begun {
+        ($timeline:expr) => {
+            concat!(
+                "-- begin: settings of this transaction, the store's time, the last jump of the clock
         select (extract(epoch from clock_timestamp()) * 1000)::bigint,
-            (select coalesce(max(seq), 0) from tidegate.jump),
+            (select coalesce(max(seq), 0) from tidegate.jump), ",
+                $timeline,
+                ",
             set_config('lock_timeout', '2000', true),
             set_config('plan_cache_mode', 'force_generic_plan', true),
             set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
             set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true),
             set_config('synchronous_commit', case current_setting('synchronous_commit')
-                when 'off' then 'on' else current_setting('synchronous_commit') end, true)";
-    conn.prepare([(BEGUN, &[][..])].into_iter()).await?;
-    let (begun, rows) = futures_util::future::join(conn.client().batch_execute(BEGIN), conn.query(BEGUN, &[])).await;
-    begun?;
+                when 'off' then 'on' else current_setting('synchronous_commit') end, true)"
+            )
+        };
+    }
+    const BEGUN: &str = begun!(copied::timeline!());
+    // Where the provider keeps it to itself.
+    const BEGUN_SOMEWHERE: &str = begun!("null::bigint");
+    let begun = if copied::says_timeline(shared) { BEGUN } else { BEGUN_SOMEWHERE };
+    conn.prepare([(begun, &[][..])].into_iter()).await?;
+    let asked = shared.monotonic();
+    let (began, rows) = futures_util::future::join(conn.client().batch_execute(BEGIN), conn.query(begun, &[])).await;
+    began?;
     let rows = rows?;
+    let answered = shared.monotonic();
     let row = rows.first().ok_or(Trouble::Again("the server did not say what time it is"))?;
-    Ok((shared.time(row::time(row, 0, "clock")?), row::column(row, 1, "jump")?))
+    let wall = shared.time(row::time(row, 0, "clock")?);
+    Ok((Hands { wall, asked, answered, noted: row::column(row, 1, "jump")? }, row::column(row, 2, "clock")?))
 }
 
 async fn roll_back<T>(slot: &mut Option<Conn>, conn: Conn, trouble: Trouble) -> Tried<T> {

@@ -479,6 +479,9 @@ impl Writes {
             from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::integer[], $6::integer[],
                 $7::text[], $8::text[], $9::text[], $10::text[])
                 as u(message, nth, at, due_at, attempt, generation, outcome, state, code, detail)";
+        const AUDIT_IN_ORDER: &str =
+            "-- audit: numbers are seen in their order, so that whoever reads on behind one misses none
+            select pg_advisory_xact_lock(hashtextextended('tidegate.audit', $1))";
         const AUDIT: &str = "-- acts of operators, in the commit of the act
             insert into tidegate.audit (at, actor, act, reason, message, queue, detail)
             select u.at, u.actor, u.act, u.reason, u.message, u.queue, u.detail
@@ -522,6 +525,7 @@ impl Writes {
         }
         let rows = &self.audits;
         if !rows.is_empty() {
+            part!(parts, AUDIT_IN_ORDER, None, 0_i64);
             part!(
                 parts,
                 AUDIT,

@@ -126,7 +126,7 @@ async fn to_the_end(
     let start = clock::now();
     let (stage, gateway) = Stage::set(options).await?;
     let stage = Arc::new(stage);
-    let tide = Tidegate::builder().housekeeping(false).open(&stage.store).await?;
+    let tide = Tidegate::builder().housekeeping(false).open_at(&stage.store).await?;
 
     let (measured, services) = attack(options, &stage, &tide, attacking, start, report).await?;
 

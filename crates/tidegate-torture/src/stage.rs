@@ -11,6 +11,7 @@ use deposits::clock;
 use deposits::gateway::{FaultScript, FaultWindow, Faults, GatewayMode, LatencyMs};
 use deposits::process::{Process, Program};
 use deposits::trace::Scale;
+use tidegate::Address;
 
 use crate::plan::Amount;
 use crate::report::{Drains, FaultCounts, PointCount};
@@ -46,7 +47,7 @@ pub(crate) fn up(count: &AtomicU64) {
 pub(crate) struct Stage {
     pub(crate) program: Program,
     pub(crate) scale: Scale,
-    pub(crate) store: PathBuf,
+    pub(crate) store: Address,
     pub(crate) ledger: PathBuf,
     pub(crate) producers: PathBuf,
     pub(crate) directory: PathBuf,
@@ -88,7 +89,8 @@ impl Stage {
         let script = directory.join("gateway-faults.json");
         let faults = serde_json::to_vec(&script_of(&scale, options.amount)).context("a script is plain data")?;
         std::fs::write(&script, faults).with_context(|| format!("cannot write {}", script.display()))?;
-        let program = Program::new(&options.executable, &options.before, &directory);
+        let store = Address::from(directory.join("deposits.db"));
+        let program = Program::new(&options.executable, &options.before, &directory).with_store(&store);
         let ledger = directory.join("gateway.ledger");
         let seed = options.seed.to_string();
         let really = options.gateway_really.unwrap_or(options.gateway);
@@ -108,7 +110,7 @@ impl Stage {
         let stage = Self {
             program,
             scale,
-            store: directory.join("deposits.db"),
+            store,
             ledger,
             producers: directory.join("producers.ndjson"),
             gateway: options.gateway,

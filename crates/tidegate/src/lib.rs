@@ -36,12 +36,14 @@
 //! The life of an attempt is one function, `attempt::run`. What a message becomes is decided in `tidegate-core`
 //! ([`lifecycle`]), what an effect may do next in [`journal`]; a store persists both.
 
+mod address;
 mod answer;
 mod attempt;
 mod check;
 mod client;
 mod context;
 mod effect;
+pub mod engine;
 mod handler;
 pub mod http;
 mod instrumented;
@@ -61,11 +63,13 @@ mod transactional;
 mod waiter;
 mod worker;
 
+pub use address::{Address, Server};
 pub use answer::{Answer, Flow, NotCompleted, Sent};
 pub use check::{Report, Undecodable};
 pub use client::{Builder, Tidegate};
 pub use context::Context;
 pub use effect::{Effect, EffectAnswer, EffectBuilder, Found};
+pub use engine::Engine;
 pub use handler::{Handled, HandlerError, Message, Rejection};
 pub use maintenance::Housekeeping;
 pub use options::Options;
@@ -92,8 +96,8 @@ pub use tidegate_core::lifecycle::State;
 pub use tidegate_core::message::{Failure, Priority};
 pub use tidegate_core::retry::{Backoff, Policy};
 pub use tidegate_core::{
-    Clock, Random, Store, StoreError, StoreErrorKind, SystemClock, SystemRandom, Timestamp, canonical, clock, error,
-    explain, group, id, lifecycle, message, retry, store,
+    Clock, Random, Store, StoreError, StoreErrorKind, SystemClock, SystemRandom, Timestamp, canonical, clock, doctor,
+    erase, error, explain, group, id, lifecycle, message, migration, retry, store,
 };
 
 /// Where `tidegate torture` has its child processes die; of no use to an application.

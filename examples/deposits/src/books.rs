@@ -7,13 +7,16 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use rusqlite::{Connection, OpenFlags, params};
 use serde::{Deserialize, Serialize};
+use tidegate::sqlite::SqliteStore;
+use tidegate::{Address, Engine, HandlerError, Tidegate, Transactional};
 
-use crate::gateway::{LedgerEntry, LedgerResult};
+use crate::gateway::{LedgerEntry, LedgerResult, OperationBody};
 
 /// The other side of every customer's credit: what the gateway owes us.
 pub const CLEARING: &str = "gateway-clearing";
@@ -118,6 +121,58 @@ pub fn credit(transaction: &Connection, deposit: &str, account: &str, cents: i64
     Ok(Credited::Entry(transaction.last_insert_rowid()))
 }
 
+/// The wallet of a store: in the store's own database, so that a credit commits together with its confirmation.
+#[derive(Clone, Debug)]
+pub enum Wallet {
+    /// In the store's file.
+    Sqlite(Arc<SqliteStore>),
+}
+
+impl Wallet {
+    /// The wallet of a store.
+    ///
+    /// # Errors
+    /// The store's database is not to be had: it was opened elsewhere.
+    pub fn of(tide: &Tidegate) -> anyhow::Result<Self> {
+        match tide.engine() {
+            Engine::Sqlite(store) => Ok(Self::Sqlite(Arc::clone(store))),
+            Engine::Other(_) => anyhow::bail!(
+                "deposits are credited in the store's own database, and this store shows none; hint: open a file, or \
+                 postgres://HOST/DATABASE"
+            ),
+        }
+    }
+
+    /// Adds the wallet's tables to the store's database, and closes these accounts.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    ///
+    /// # Cancel safety
+    /// Safe: it can be done again.
+    pub async fn prepare(&self, closed: &[String]) -> anyhow::Result<()> {
+        match self {
+            Self::Sqlite(store) => prepare(store.path(), closed).map(drop),
+        }
+    }
+
+    /// Books a deposit, as the effect that it is.
+    ///
+    /// # Errors
+    /// As [`Transactional::in_store`].
+    ///
+    /// # Cancel safety
+    /// As [`Transactional::in_store`].
+    pub async fn credit(&self, effect: Transactional, request: &OperationBody) -> Result<Credited, HandlerError> {
+        let OperationBody { deposit, account, cents, .. } = request.clone();
+        match self {
+            Self::Sqlite(store) => {
+                effect.in_store(store, move |transaction| credit(transaction, &deposit, &account, cents)).await
+            }
+        }
+    }
+}
+
 impl Sums {
     /// Sums a wallet.
     ///
@@ -133,11 +188,18 @@ impl Sums {
 }
 
 impl Books {
-    /// Reads a wallet's books from its file, without writing to it.
+    /// Reads a wallet's books from its database, without writing to it.
     ///
     /// # Errors
-    /// The file is missing, or has no wallet in it.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
+    /// The database is missing, or has no wallet in it.
+    pub fn read(database: impl Into<Address>) -> anyhow::Result<Self> {
+        match database.into() {
+            Address::File(path) => Self::read_file(&path),
+            Address::Server(server) => anyhow::bail!("no books are kept in {server}"),
+        }
+    }
+
+    fn read_file(path: &Path) -> anyhow::Result<Self> {
         let context = || format!("cannot read the books in {}", path.display());
         // Not read-only: a file in WAL mode whose last user was killed has to be recovered by whoever opens it next.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;

@@ -73,7 +73,7 @@ impl Stage {
         let (synchronous_gateway, tidegate_gateway) =
             (synchronous_gateway.listening().await?, tidegate_gateway.listening().await?);
 
-        let wallet = text(&evidence[0].wallet)?;
+        let wallet = evidence[0].wallet.reveal()?.to_owned();
         let mut twin_role = with_times(args(["twin", "--gateway", &synchronous_gateway, "--wallet", &wallet]));
         twin_role.extend(closed.iter().cloned());
         let mut twin = program.start("synchronous", &twin_role)?;
@@ -82,15 +82,15 @@ impl Stage {
         // Its customers know the address, so it comes back under the same.
         twin_role.extend(args(["--port", port]));
 
-        let store = text(&evidence[1].wallet)?;
-        let mut intake = program.start("intake", &with_times(args(["intake", "--database", &store])))?;
+        let store = Program::database(&evidence[1].wallet)?;
+        let of_store = |role: &str, rest: Vec<String>| [vec![role.to_owned()], store.clone(), rest].concat();
+        let mut intake = program.start("intake", &with_times(of_store("intake", Vec::new())))?;
         let intake_url = intake.listening().await?;
-        let mut work_role =
-            with_times(args(["work", "--database", &store, "--gateway", &tidegate_gateway, "--mode", mode]));
+        let mut work_role = with_times(of_store("work", args(["--gateway", &tidegate_gateway, "--mode", mode])));
         work_role.extend(closed);
         let mut worker = program.start("worker", &work_role)?;
         worker.announced().await?;
-        let operator = Tidegate::builder().housekeeping(false).create(false).open(&evidence[1].wallet).await?;
+        let operator = Tidegate::builder().housekeeping(false).create(false).open_at(&evidence[1].wallet).await?;
 
         let out = text(directory)?;
         let load_role = with_times(args([
