@@ -196,10 +196,11 @@ async fn rows_of(
     const HELD: &str = "select * from tidegate.held where id = any($1)";
     const HELD_LOCKED: &str = "select * from tidegate.held where id = any($1) order by id for update";
     const LEASE: &str = concat!("select ", row::lease_columns!(), " from tidegate.lease l where l.id = any($1)");
+    // No key update: a transactional effect whose work takes its time holds the key of its lease, and is in no operator's way.
     const LEASE_LOCKED: &str = concat!(
         "select ",
         row::lease_columns!(),
-        " from tidegate.lease l where l.id = any($1) order by l.id for update"
+        " from tidegate.lease l where l.id = any($1) order by l.id for no key update"
     );
     const READY: &str = concat!("select ", row::life_columns!(), " from tidegate.ready r where r.id = any($1)");
     const READY_LOCKED: &str = concat!(
