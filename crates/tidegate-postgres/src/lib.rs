@@ -13,6 +13,7 @@ mod discard;
 mod doctor;
 mod edit;
 mod enqueue;
+mod enqueue_in;
 mod erase;
 mod extend;
 mod fold;
@@ -20,6 +21,7 @@ mod group;
 mod inspect;
 mod journal;
 mod list;
+mod listen;
 mod migrate;
 mod names;
 mod open;
@@ -63,6 +65,7 @@ use tidegate_core::store::{
 };
 
 pub use conn::Statements;
+pub use enqueue_in::EnqueueSql;
 pub use migrate::{Migrate, migration_sql};
 pub use open::{connect, schema_of};
 pub use shared::GroupStats;
@@ -134,10 +137,11 @@ impl PostgresStore {
     /// # Cancel safety
     /// Dropped, the tables may have been made all the same.
     pub async fn open(url: &str, options: Options) -> Result<Arc<Self>, StoreError> {
-        let shared = open::prepare(url, &options)?;
+        let (shared, line) = open::prepare(url, &options)?;
         let engine = Engine::start()?;
         let writers = options.writers;
         Engine::run(&engine.handle, open::open(Arc::clone(&shared), options)).await?;
+        engine.handle.spawn(listen::serve(line, Arc::clone(&shared.messenger), Arc::downgrade(&shared)));
         Ok(Arc::new(Self { writer: Writer::start(engine, shared, writers) }))
     }
 
@@ -149,7 +153,7 @@ impl PostgresStore {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn migrations(url: &str, options: Options) -> Result<Vec<Step>, StoreError> {
-        let shared = open::prepare(url, &options)?;
+        let (shared, _) = open::prepare(url, &options)?;
         let engine = Engine::start()?;
         Engine::run(&engine.handle, async move {
             let conn = shared.connect().await.map_err(|none| none.error)?;
@@ -201,7 +205,7 @@ impl PostgresStore {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn doctor(url: &str, options: Options) -> Result<Vec<Check>, StoreError> {
-        let shared = open::prepare(url, &options)?;
+        let (shared, _) = open::prepare(url, &options)?;
         let engine = Engine::start()?;
         Engine::run(&engine.handle, async move {
             read::read(&shared, &(), &|snapshot: &Snapshot, ()| Box::pin(doctor::examine(snapshot))).await
@@ -238,6 +242,33 @@ impl PostgresStore {
     #[must_use]
     pub fn group_stats(&self) -> GroupStats {
         self.writer.shared.stats()
+    }
+
+    /// Messages as a statement for a transaction of the caller's own, with whatever driver that has. What is refused before
+    /// anything is sent keeps its place among the verdicts.
+    #[must_use]
+    pub fn enqueue_sql(&self, batch: Vec<NewMessage>) -> EnqueueSql {
+        EnqueueSql::of(batch, &self.writer.shared)
+    }
+
+    /// Enqueues in a transaction that the caller began: stored when that commits, and never there when it rolls back.
+    ///
+    /// Workers find such a message when they next look, at most their poll later: nobody is told of a commit that is not
+    /// the store's. A verdict that is an error leaves the transaction as it was.
+    ///
+    /// # Errors
+    /// `Invalid` when the connection is on another store; nothing was enqueued. `Unavailable` when the statement failed, as
+    /// with another transaction that holds the key: the transaction is over, and repeating it is safe. The verdicts as
+    /// [`Store::enqueue`].
+    ///
+    /// # Cancel safety
+    /// Dropped, the messages may be in the transaction all the same: roll it back.
+    pub async fn enqueue_in(
+        &self,
+        transaction: &tokio_postgres::Transaction<'_>,
+        batch: Vec<NewMessage>,
+    ) -> Result<Verdicts<Enqueued>, StoreError> {
+        self.enqueue_sql(batch).send(transaction).await
     }
 
     /// Finishes the calls that wait, takes no more, and closes the connections. Further calls are `Unavailable`.

@@ -18,7 +18,10 @@ struct Migration {
     sql: &'static str,
 }
 
-const MIGRATIONS: [Migration; 1] = [Migration { name: "0001_init", sql: include_str!("../migrations/0001_init.sql") }];
+const MIGRATIONS: [Migration; 2] = [
+    Migration { name: "0001_init", sql: include_str!("../migrations/0001_init.sql") },
+    Migration { name: "0002_enqueue_function", sql: include_str!("../migrations/0002_enqueue_function.sql") },
+];
 
 /// Which stores an open may change the tables of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

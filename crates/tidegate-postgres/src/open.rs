@@ -15,6 +15,7 @@ use crate::Options;
 use crate::conn::{Conn, Statements, Texts};
 use crate::copied;
 use crate::group::Limits;
+use crate::listen::{Line, Tls};
 use crate::migrate;
 use crate::row;
 use crate::shared::{NoConnection, Shared};
@@ -81,9 +82,8 @@ fn check_schema(schema: &str) -> Result<(), StoreError> {
         .hint("1 to 63 of the characters a-z 0-9 _, the first one no digit, and not pg_…"))
 }
 
-/// How this engine connects to the server of a URL.
-fn config(url: &Url) -> Config {
-    let mut config = url.config.clone();
+/// How every connection of this process is made.
+fn connecting(mut config: Config, root_cert: Option<&str>) -> Result<(Config, Tls), StoreError> {
     if config.get_application_name().is_none() {
         config.application_name("tidegate");
     }
@@ -96,7 +96,8 @@ fn config(url: &Url) -> Config {
     config.keepalives_interval(std::time::Duration::from_secs(5));
     config.keepalives_retries(3);
     config.tcp_user_timeout(std::time::Duration::from_secs(30));
-    config
+    let tls = if config.get_ssl_mode() == SslMode::Disable { Tls::None } else { Tls::Checked(tls(root_cert)?) };
+    Ok((config, tls))
 }
 
 /// One connection to the server of a URL, as the store's own are made but for nothing of the store's: for an application
@@ -109,19 +110,23 @@ fn config(url: &Url) -> Config {
 /// Safe: nothing is done but connecting.
 pub async fn connect(url: &str) -> Result<tokio_postgres::Client, StoreError> {
     let url = Url::parse(url)?;
-    let config = config(&url);
+    let (config, tls) = connecting(url.config, url.root_cert.as_deref())?;
     let unreachable = |e: tokio_postgres::Error| {
         StoreError::unavailable(format!("the PostgreSQL server cannot be reached: {}", said(&e))).source(e)
     };
-    if config.get_ssl_mode() == SslMode::Disable {
-        let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(unreachable)?;
-        // Its end is told to whoever uses the client.
-        tokio::spawn(async { drop(connection.await) });
-        return Ok(client);
+    match tls {
+        Tls::None => {
+            let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(unreachable)?;
+            // Its end is told to whoever uses the client.
+            tokio::spawn(async { drop(connection.await) });
+            Ok(client)
+        }
+        Tls::Checked(tls) => {
+            let (client, connection) = config.connect(tls).await.map_err(unreachable)?;
+            tokio::spawn(async { drop(connection.await) });
+            Ok(client)
+        }
     }
-    let (client, connection) = config.connect(tls(url.root_cert.as_deref())?).await.map_err(unreachable)?;
-    tokio::spawn(async { drop(connection.await) });
-    Ok(client)
 }
 
 /// The schema that the URL of a store names, or the usual one.
@@ -135,13 +140,11 @@ pub fn schema_of(url: &str) -> Result<String, StoreError> {
 }
 
 /// Makes the pool; nothing is sent yet.
-fn pool(url: &Url, size: usize) -> Result<Pool, StoreError> {
-    let config = config(url);
+fn pool(config: Config, tls: Tls, size: usize) -> Result<Pool, StoreError> {
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    let manager = if config.get_ssl_mode() == SslMode::Disable {
-        Manager::from_config(config, tokio_postgres::NoTls, recycling)
-    } else {
-        Manager::from_config(config, tls(url.root_cert.as_deref())?, recycling)
+    let manager = match tls {
+        Tls::None => Manager::from_config(config, tokio_postgres::NoTls, recycling),
+        Tls::Checked(tls) => Manager::from_config(config, tls, recycling),
     };
     Pool::builder(manager)
         .max_size(size)
@@ -169,17 +172,21 @@ fn tls(root_cert: Option<&str>) -> Result<MakeRustlsConnect, StoreError> {
     Ok(MakeRustlsConnect::new(config))
 }
 
-/// Reads the URL into what the tasks share; nothing is sent yet.
-pub(crate) fn prepare(url: &str, options: &Options) -> Result<Arc<Shared>, StoreError> {
+/// Reads the URL into what the tasks share, and how other processes are talked to; nothing is sent yet.
+pub(crate) fn prepare(url: &str, options: &Options) -> Result<(Arc<Shared>, Line), StoreError> {
     let url = Url::parse(url)?;
-    let schema = url.schema.clone().unwrap_or_else(|| options.schema.clone());
+    let schema = url.schema.unwrap_or_else(|| options.schema.clone());
     check_schema(&schema)?;
-    let texts = Arc::new(Texts::new(&schema, url.statements.unwrap_or(options.statements)));
+    let statements = url.statements.unwrap_or(options.statements);
+    let texts = Arc::new(Texts::new(&schema, statements));
     let limits = Limits { max_payload: options.max_payload, retention: options.retention };
+    let (config, tls) = connecting(url.config, url.root_cert.as_deref())?;
+    let listens = statements == Statements::Prepared;
+    let line = Line { config: config.clone(), tls: tls.clone(), schema, listens };
     // Each writer keeps one; reads and operators' verbs share the others.
     let size = url.pool_size.unwrap_or(options.pool_size);
-    let pool = pool(&url, size.max(options.writers.max(1) + 2))?;
-    Ok(Arc::new(Shared::new(pool, texts, limits, options.clock.clone())))
+    let pool = pool(config, tls, size.max(options.writers.max(1) + 2))?;
+    Ok((Arc::new(Shared::new(pool, texts, limits, options.clock.clone())), line))
 }
 
 /// Connects, checks the server, and makes the tables if there are none.
@@ -188,7 +195,20 @@ pub(crate) async fn open(shared: Arc<Shared>, options: Options) -> Result<(), St
     check_server(&conn, options.allow_unsafe).await.map_err(Trouble::into_store_error)?;
     let now = now(&shared, &conn).await.map_err(Trouble::into_store_error)?;
     migrate::bring_up(&conn, options.migrate, now).await.map_err(Trouble::into_store_error)?;
+    let uuid = uuid(&conn).await.map_err(Trouble::into_store_error)?;
+    // A store is opened once.
+    let _known = shared.uuid.set(uuid);
     copied::arrive(&shared, &conn).await.map_err(Trouble::into_store_error)
+}
+
+/// By what a store knows itself.
+async fn uuid(conn: &Conn) -> Result<[u8; 16], Trouble> {
+    const UUID: &str = "-- open: which store it is
+        select uuid from tidegate.store";
+    match conn.query_opt(UUID, &[]).await? {
+        Some(row) => row::bytes16(&row, "uuid", "store"),
+        None => Err(StoreError::corrupt("store", "its one row is not there").into()),
+    }
 }
 
 /// The store's time.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use deadpool_postgres::{Pool, PoolError};
@@ -14,6 +14,7 @@ use tidegate_core::store::{CommitListener, News};
 use crate::claim::Hint;
 use crate::conn::{Conn, Texts};
 use crate::group::Limits;
+use crate::listen::Messenger;
 use crate::names::Names;
 use crate::trouble::{Class, class, said};
 use crate::watch::Hands;
@@ -40,6 +41,10 @@ pub(crate) struct Shared {
     /// Who this process is when it does a duty for all.
     pub(crate) holder: String,
     pub(crate) token: [u8; 16],
+    /// By what the store knows itself, once it is open.
+    pub(crate) uuid: OnceLock<[u8; 16]>,
+    /// What there is to tell other processes.
+    pub(crate) messenger: Arc<Messenger>,
     listeners: Mutex<Vec<Weak<dyn CommitListener>>>,
     stats: Mutex<GroupStats>,
     closed: AtomicBool,
@@ -90,6 +95,8 @@ impl Shared {
             timeline: AtomicI64::new(0),
             holder: format!("process {}", std::process::id()),
             token,
+            uuid: OnceLock::new(),
+            messenger: Arc::default(),
             listeners: Mutex::default(),
             stats: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -146,8 +153,14 @@ impl Shared {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
     }
 
-    /// Tells this process what a commit changed.
+    /// Tells this process what a commit of its own changed, and others that there is something to claim.
     pub(crate) fn tell(&self, news: &News) {
+        self.announce(news);
+        self.messenger.tell(&news.ready);
+    }
+
+    /// Tells this process what a commit changed, its own or another's.
+    pub(crate) fn announce(&self, news: &News) {
         if news.ready.is_empty() && news.ended.is_empty() {
             return;
         }

@@ -8,13 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use tidegate::engine::Opening;
 use tidegate::journal::{EffectAnswer, EffectId, EffectPolicy, IntentTimes, Reached};
 use tidegate::lifecycle::Outcome;
 use tidegate::message::{Failure, NewMessage, Payload};
 use tidegate::retry::Policy;
 use tidegate::store::{ClaimRequest, Enqueued, Journal, JournalWrite, Lease, QueueSlots, Settle};
-use tidegate::engine::Opening;
-use tidegate::{Address, Engine, EffectName, IdempotencyKey, Kind, MessageId, Nonce, QueueName, Store, SystemRandom, Tenant, WorkerId};
+use tidegate::{
+    Address, EffectName, Engine, IdempotencyKey, Kind, MessageId, Nonce, QueueName, Store, SystemRandom, Tenant,
+    WorkerId,
+};
 
 use tidegate_pgcluster::Cluster;
 

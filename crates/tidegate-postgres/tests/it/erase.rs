@@ -49,7 +49,10 @@ fn an_erased_message_keeps_its_key_and_its_answer() {
         let again = store.enqueue(vec![about_ada("a")]).await.unwrap().remove(0).unwrap();
         let Enqueued::Replayed { id: of, answer: Answer::Completed(answer) } = again else { panic!("{again:?}") };
         assert_eq!((of, &*answer), (id, &*format!("\"{ADA}\"")));
-        assert_eq!(kind_of(store.enqueue(vec![with_payload("a", "1")]).await.unwrap().remove(0)), StoreErrorKind::KeyConflict);
+        assert_eq!(
+            kind_of(store.enqueue(vec![with_payload("a", "1")]).await.unwrap().remove(0)),
+            StoreErrorKind::KeyConflict
+        );
         let audit = store.audit(0, 10).await.unwrap();
         assert_eq!((audit[0].act.as_str(), audit[0].message, audit[0].detail.as_str()), ("erase", Some(id), "payload"));
     });

@@ -166,7 +166,8 @@ const PLANNED: &str = "set plan_cache_mode = 'force_generic_plan'; set enable_se
 async fn plan(client: &Client, sql: &str) -> Result<Vec<String>, String> {
     let said = |error: tokio_postgres::Error| error.as_db_error().map_or(error.to_string(), |e| e.message().to_owned());
     client.batch_execute(&format!("prepare looked_at as {sql}")).await.map_err(said)?;
-    let types = "select coalesce(array_length(parameter_types, 1), 0) from pg_prepared_statements where name = 'looked_at'";
+    let types =
+        "select coalesce(array_length(parameter_types, 1), 0) from pg_prepared_statements where name = 'looked_at'";
     let count: i32 = client.query_one(types, &[]).await.map_err(said)?.get(0);
     let nulls = vec!["null"; usize::try_from(count).expect("a count")].join(", ");
     let arguments = if nulls.is_empty() { nulls } else { format!("({nulls})") };
@@ -188,7 +189,9 @@ fn scans(plan: &[String]) -> Vec<String> {
             continue;
         }
         let details = plan[at + 1..].iter().take_while(|line| !line.contains("->"));
-        let looked_up = details.map(|line| line.trim()).any(|line| line.starts_with("Index Cond:") || line.starts_with("TID Cond:"));
+        let looked_up = details
+            .map(|line| line.trim())
+            .any(|line| line.starts_with("Index Cond:") || line.starts_with("TID Cond:"));
         let whole = node.contains("Seq Scan") || (node.contains("using") && !looked_up);
         found.push(format!("{node}{}", if whole { ", all of it" } else { "" }));
     }
@@ -223,7 +226,8 @@ fn no_statement_reads_a_table_that_grows_without_bound_and_every_plan_is_the_one
             };
             let scans = scans(&plan);
             let may = MAY.iter().any(|(first, _)| name.starts_with(first));
-            for scan in scans.iter().filter(|scan| scan.ends_with("all of it") && LARGE.contains(&table(scan)) && !may) {
+            for scan in scans.iter().filter(|scan| scan.ends_with("all of it") && LARGE.contains(&table(scan)) && !may)
+            {
                 wrong.push(format!("{file}: {scan}\n{sql}\n{}", plan.join("\n")));
             }
             writeln!(shown, "{file}: {name}").unwrap();

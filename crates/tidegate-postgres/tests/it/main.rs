@@ -1,0 +1,14 @@
+//! What the PostgreSQL engine does: the conformance suite of every engine, and what only this one has.
+
+mod engine;
+mod enqueue_function;
+mod enqueue_in;
+mod fixture;
+mod model_check;
+mod pooler;
+mod through;
+mod wake_ups;
+
+mod conformance {
+    tidegate_testkit::conformance!(crate::engine::Postgres);
+}
