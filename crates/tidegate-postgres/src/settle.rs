@@ -312,7 +312,7 @@ fn journaled(group: &Group, run: &Run<'_>, outcome: &Outcome, lenient: bool) -> 
         for write in &settle.journal {
             match journal.apply(&mut rows, write) {
                 Err(error) if lenient && is_data_error(&error) => {}
-                applied => written.extend(applied?.and_then(Applied::new)),
+                applied => written.extend(applied?.and_then(Applied::into_stored)),
             }
         }
         failpoint::reach("settle.after_journal");

@@ -6,8 +6,11 @@ mod enqueue_in;
 mod fixture;
 mod model_check;
 mod pooler;
+mod races;
+mod restored;
 mod through;
 mod wake_ups;
+mod within;
 
 mod conformance {
     tidegate_testkit::conformance!(crate::engine::Postgres);
