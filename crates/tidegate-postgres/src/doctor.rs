@@ -410,7 +410,7 @@ async fn journal(conn: &Conn) -> Result<Found, Trouble> {
         " where s.flags & $1 = 0 and exists (select from tidegate.effect e where e.message = s.id)"
     );
     let mut found = findings(conn, NOBODYS, &[]).await?;
-    found.append(&mut findings(conn, UNREAD, &[&row::narrow_flags(JOURNALED)]).await?);
+    found.append(&mut findings(conn, UNREAD, &[&row::bits(JOURNALED)]).await?);
     Ok(found)
 }
 

@@ -75,7 +75,7 @@ async fn one(
     }
     let Also { answer, effects, headers, history } = request.also;
     let answered = matches!(ended.state, State::Completed | State::Failed);
-    let flags = row::narrow_flags(ERASED | if answer && answered { ANSWER_ERASED } else { 0 });
+    let flags = row::bits(ERASED | if answer && answered { ANSWER_ERASED } else { 0 });
     for sql in [RESULT, HELD] {
         group.conn.execute(sql, &[&number, &flags]).await?;
     }

@@ -21,6 +21,7 @@ use tidegate_core::lifecycle::{Counters, Facts, Next, State};
 use tidegate_core::message::{Answer, Failure, Message};
 use tidegate_core::store::{self, Counted};
 
+use crate::claim;
 use crate::conn::{Conn, Step};
 use crate::group::{Group, Place};
 use crate::names::Lane;
@@ -195,10 +196,11 @@ async fn rows_of(
     const HELD: &str = "select * from tidegate.held where id = any($1)";
     const HELD_LOCKED: &str = "select * from tidegate.held where id = any($1) order by id for update";
     const LEASE: &str = concat!("select ", row::lease_columns!(), " from tidegate.lease l where l.id = any($1)");
+    // No key update: a transactional effect whose work takes its time holds the key of its lease, and is in no operator's way.
     const LEASE_LOCKED: &str = concat!(
         "select ",
         row::lease_columns!(),
-        " from tidegate.lease l where l.id = any($1) order by l.id for update"
+        " from tidegate.lease l where l.id = any($1) order by l.id for no key update"
     );
     const READY: &str = concat!("select ", row::life_columns!(), " from tidegate.ready r where r.id = any($1)");
     const READY_LOCKED: &str = concat!(
@@ -491,6 +493,10 @@ pub(crate) fn put_ready(group: &mut Group, lane: &Lane, id: MessageId, life: &Li
     let due = life.due_at <= group.now;
     let place = if due { &mut group.writes.ready } else { &mut group.writes.sched };
     place.push((id, life.clone()));
+    if life.due_at < group.now {
+        // A run that was given back lies where it was, which is before where claims look by now.
+        claim::look_back(&group.shared, life.lane, life.due_at);
+    }
     group.count(lane.queue_id, if due { Place::Ready } else { Place::Scheduled }, 1);
     // A scheduled one is announced as well: whoever waits for the next due time must wait for this one instead.
     group.announce(&lane.queue);

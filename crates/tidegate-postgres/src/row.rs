@@ -564,11 +564,6 @@ pub(crate) fn progress(row: &Row) -> Result<Option<Progress>, Trouble> {
     Ok(Some(Progress { state, reason: column(row, "reason", table)?, answer: answer.filter(|_| told) }))
 }
 
-/// Flags as a row holds them.
-pub(crate) fn narrow_flags(flags: i64) -> i32 {
-    i32::try_from(flags).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
