@@ -1,6 +1,7 @@
 //! What the PostgreSQL engine does: the conformance suite of every engine, and what only this one has.
 
 mod doctor;
+mod duties;
 mod engine;
 mod enqueue_function;
 mod enqueue_in;
