@@ -24,6 +24,9 @@ use crate::trouble::{Trouble, said};
 /// The oldest server with what the statements use.
 const LEAST_SERVER: i32 = 140_000;
 
+/// How long to wait for a connection before it is tried again, or given up.
+const WAIT: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// What a URL says beyond what the driver reads.
 #[derive(Debug, Clone, PartialEq)]
 struct Url {
@@ -148,6 +151,9 @@ fn pool(config: Config, tls: Tls, size: usize) -> Result<Pool, StoreError> {
     };
     Pool::builder(manager)
         .max_size(size)
+        .runtime(deadpool_postgres::Runtime::Tokio1)
+        .wait_timeout(Some(WAIT))
+        .create_timeout(Some(WAIT))
         .build()
         .map_err(|e| StoreError::unavailable(format!("no pool of connections: {e}")).source(e))
 }
