@@ -51,6 +51,14 @@ impl Prepared {
         Self { settle, digest, then, compensate, refused: None }
     }
 
+    /// How much text it is, with what follows.
+    pub(crate) fn size(&self) -> usize {
+        let outcome = &self.settle.outcome;
+        let failure = outcome.failure().map_or(0, |failure| failure.detail.len());
+        let result = if let Outcome::Completed { result, .. } = outcome { result.len() } else { failure };
+        result + self.then.iter().chain(&self.compensate).flatten().map(enqueue::Prepared::size).sum::<usize>()
+    }
+
     /// Lanes that what follows may need.
     pub(crate) fn lanes(&self) -> impl Iterator<Item = LaneName> {
         self.then.iter().chain(&self.compensate).flatten().map(enqueue::Prepared::lane)

@@ -1,10 +1,14 @@
 //! What the PostgreSQL engine does: the conformance suite of every engine, and what only this one has.
 
+mod doctor;
+mod duties;
 mod engine;
 mod enqueue_function;
 mod enqueue_in;
+mod erase;
 mod fixture;
 mod model_check;
+mod plans;
 mod pooler;
 mod races;
 mod restored;
