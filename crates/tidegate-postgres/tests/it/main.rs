@@ -11,6 +11,7 @@ mod model_check;
 mod plans;
 mod pooler;
 mod races;
+mod refused;
 mod restored;
 mod through;
 mod wake_ups;

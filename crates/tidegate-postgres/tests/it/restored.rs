@@ -213,6 +213,22 @@ fn a_store_on_another_cluster_is_a_restored_one() {
     });
 }
 
+#[test]
+fn a_store_that_shows_nothing_of_its_restore_is_told() {
+    run(async {
+        let schema = Schema::new();
+        let store = open(&schema.url()).await;
+        let running = peopled(&store).await;
+        for told in ["2", "3"] {
+            store.restored().await.unwrap();
+            assert_eq!((depths(&store).await, incarnation(&schema).as_str()), ([2, 0, 1], told));
+        }
+        let late = store.settle(vec![settlement(&running, Outcome::Released)]).await.unwrap().remove(0);
+        assert_eq!(kind_of(late), StoreErrorKind::LeaseLost);
+        assert!(claim(&store, 10).await.iter().all(|lease| lease.reconciling));
+    });
+}
+
 /// Lets the server recover to the end of its log and begin another history, as a standby does that is promoted.
 fn promote(cluster: &Cluster, data: &Path) {
     cluster.stop().unwrap();
