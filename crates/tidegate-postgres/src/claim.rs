@@ -29,6 +29,7 @@ use crate::group::{Group, Place};
 use crate::names::Lane;
 use crate::place::{self, Ending, Limits};
 use crate::row::{self, JOURNALED, LIFE_COLUMNS, Life, RECONCILING};
+use crate::shared::Shared;
 use crate::trouble::{Trouble, verdict};
 use crate::writes::NewLease;
 
@@ -50,6 +51,13 @@ pub(crate) struct Hint {
     full_at: Duration,
     /// What that cost.
     cost: Duration,
+}
+
+/// Has the next claim of this process look at a lane from this place on.
+pub(crate) fn look_back(shared: &Shared, lane: i64, to: Timestamp) {
+    if let Some(hint) = shared.hints.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&lane) {
+        hint.from = hint.from.min(to);
+    }
 }
 
 /// A message at the head of a lane.

@@ -221,7 +221,10 @@ async fn batch_of(
     let known = known(group, batch, &rest).await?;
     for at in rest {
         let item = &batch[at];
-        verdicts[at] = Some(match (known.get(&item.key()), item.refusal) {
+        // Refused before another one of the batch was stored under its key, it found nothing.
+        let before = stored.iter().any(|(of, _)| *of > at && batch[*of].key() == item.key());
+        let known = known.get(&item.key()).filter(|_| item.refusal.is_none() || !before);
+        verdicts[at] = Some(match (known, item.refusal) {
             // A known key is answered whatever else is the matter; only an unknown one can be too old or one too many.
             (Some(known), _) => answer(group, item, known),
             (None, Some(refusal)) => refuse(group, item, refusal),

@@ -17,10 +17,10 @@ const MOST: i64 = 20_000;
 /// Sums up both tables; says whether there is more of them.
 pub(crate) async fn fold(group: &Group) -> Result<bool, Trouble> {
     const DEPTHS: &str = "-- fold: what commits added to depths, summed up by queue
-        with few as materialized (
+        with old as materialized (
             select seq from tidegate.depth order by seq limit $1 for update skip locked
         ), gone as (
-            delete from tidegate.depth d using few where d.seq = few.seq and (select count(*) from few) >= $2
+            delete from tidegate.depth d using old where d.seq = old.seq and (select count(*) from old) >= $2
             returning d.*
         ), here as (
             insert into tidegate.depth (queue, ready, scheduled, leased, parked, dead)
@@ -31,10 +31,10 @@ pub(crate) async fn fold(group: &Group) -> Result<bool, Trouble> {
     // A code is what a handler says: a number in it must not make a row, and a metric, for each. The first codes of a
     // counter keep their names; sums are put back in the order in which their codes first came.
     const TALLIES: &str = "-- fold: what commits counted, summed up
-        with few as materialized (
+        with old as materialized (
             select seq from tidegate.tally order by seq limit $1 for update skip locked
         ), gone as (
-            delete from tidegate.tally t using few where t.seq = few.seq and (select count(*) from few) >= $2
+            delete from tidegate.tally t using old where t.seq = old.seq and (select count(*) from old) >= $2
             returning t.*
         ), codes as (
             select queue, kind, what, code, min(seq) first, sum(n) n from gone group by queue, kind, what, code

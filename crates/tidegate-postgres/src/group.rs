@@ -143,7 +143,7 @@ impl Group {
 
     /// Sends what was collected; what follows reads it.
     pub(crate) async fn flush(&mut self) -> Result<(), Trouble> {
-        self.writes.flush(&self.conn, self.now).await
+        self.writes.flush(&self.conn).await
     }
 
     /// A lane by its number.

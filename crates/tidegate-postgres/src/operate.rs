@@ -320,8 +320,9 @@ fn filter(selection: &Selection) -> Filter {
 /// The next messages, by ascending id.
 async fn next(group: &Group, known: &Known, most: u64) -> Result<Vec<MessageId>, Trouble> {
     const NEXT: &str = "-- operate: in the order of ids, so that every message is come to once; died before it began
-        select id from tidegate.held where id > $1 and state = 'dead' and discarded_at is null and at <= $2
-          and lane = any($3) and ($4::text is null or reason = $4 or code = $4)
+        -- (nothing but the id is to be looked up: by lane or state each step would come to all that are left, and sort them)
+        select id from tidegate.held where id > $1 and state || '' = 'dead' and discarded_at is null and at <= $2
+          and lane + 0 = any($3) and ($4::text is null or reason = $4 or code = $4)
           and ($5::bigint is null or fgroup = $5) order by id limit $6";
     let selection = &known.shown.selection;
     let most = i64::try_from(most).unwrap_or(i64::MAX);

@@ -21,6 +21,7 @@ use tidegate_core::lifecycle::{Counters, Facts, Next, State};
 use tidegate_core::message::{Answer, Failure, Message};
 use tidegate_core::store::{self, Counted};
 
+use crate::claim;
 use crate::conn::{Conn, Step};
 use crate::group::{Group, Place};
 use crate::names::Lane;
@@ -492,6 +493,10 @@ pub(crate) fn put_ready(group: &mut Group, lane: &Lane, id: MessageId, life: &Li
     let due = life.due_at <= group.now;
     let place = if due { &mut group.writes.ready } else { &mut group.writes.sched };
     place.push((id, life.clone()));
+    if life.due_at < group.now {
+        // A run that was given back lies where it was, which is before where claims look by now.
+        claim::look_back(&group.shared, life.lane, life.due_at);
+    }
     group.count(lane.queue_id, if due { Place::Ready } else { Place::Scheduled }, 1);
     // A scheduled one is announced as well: whoever waits for the next due time must wait for this one instead.
     group.announce(&lane.queue);

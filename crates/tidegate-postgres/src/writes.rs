@@ -206,7 +206,7 @@ impl Writes {
     }
 
     /// Sends all of it in one round trip.
-    pub(crate) async fn flush(&mut self, conn: &Conn, now: Timestamp) -> Result<(), Trouble> {
+    pub(crate) async fn flush(&mut self, conn: &Conn) -> Result<(), Trouble> {
         if self.is_empty() {
             return Ok(());
         }
@@ -214,7 +214,7 @@ impl Writes {
         let mut parts = Vec::new();
         all.taken(&mut parts);
         all.enqueued(&mut parts);
-        all.lives(&mut parts, now);
+        all.lives(&mut parts);
         all.leased(&mut parts);
         all.ended(&mut parts);
         all.noted(&mut parts);
@@ -310,18 +310,19 @@ impl Writes {
         );
     }
 
-    fn lives<'a>(&'a self, parts: &mut Vec<Part<'a>>, now: Timestamp) {
+    fn lives<'a>(&'a self, parts: &mut Vec<Part<'a>>) {
         const UNBEGUN: &str = "-- claimable: messages that nothing has happened to yet
             insert into tidegate.ready (lane, pos, due_at, id)
-            select u.lane, $1, u.due_at, u.id from unnest($2::bigint[], $3::bigint[], $4::bigint[])
+            select u.lane, u.due_at, u.due_at, u.id from unnest($1::bigint[], $2::bigint[], $3::bigint[])
                 as u(lane, due_at, id)";
-        const READY: &str = "-- claimable: at the place of the moment at which they became so
+        const READY: &str = "-- claimable: at the place of the moment at which they became so, a run that was given back at
+            -- the place it had
             insert into tidegate.ready (lane, pos, due_at, id, expires_at, claims, attempt, crashes, generation, round,
                 flags, last_nonce, last_digest)
-            select u.lane, $1, u.due_at, u.id, u.expires_at, u.claims, u.attempt, u.crashes, u.generation, u.round,
+            select u.lane, u.due_at, u.due_at, u.id, u.expires_at, u.claims, u.attempt, u.crashes, u.generation, u.round,
                 u.flags, u.last_nonce, u.last_digest
-            from unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::integer[], $7::integer[],
-                $8::integer[], $9::integer[], $10::integer[], $11::integer[], $12::bytea[], $13::bytea[])
+            from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::integer[], $6::integer[],
+                $7::integer[], $8::integer[], $9::integer[], $10::integer[], $11::bytea[], $12::bytea[])
                 as u(lane, due_at, id, expires_at, claims, attempt, crashes, generation, round, flags, last_nonce,
                     last_digest)";
         const SCHED: &str = "-- due later
@@ -336,16 +337,13 @@ impl Writes {
                 parts,
                 UNBEGUN,
                 None,
-                now.as_millis(),
                 unbegun.iter().map(|(_, life)| life.lane).collect::<Vec<_>>(),
                 unbegun.iter().map(|(_, life)| life.due_at.as_millis()).collect::<Vec<_>>(),
                 unbegun.iter().map(|(id, _)| id.as_i64()).collect::<Vec<_>>(),
             );
         }
         if !ready.is_empty() {
-            let mut params: Vec<Box<dyn Param + 'a>> = vec![Box::new(now.as_millis())];
-            params.extend(life_params(&ready));
-            parts.push(Part { sql: READY, params, takes: None });
+            parts.push(Part { sql: READY, params: life_params(&ready), takes: None });
         }
         if !self.sched.is_empty() {
             let sched: Vec<_> = self.sched.iter().collect();
