@@ -257,7 +257,7 @@ async fn delete_all(group: &mut Group, gone: &[(MessageId, Arc<Lane>, [u8; 16])]
         }
         group.tally(lane, Counted::Deleted, "");
     }
-    // In the order of all that touches a key: its waiters go first.
+    // In the order in which keys are taken, so that nobody waits in a circle.
     group.writes.gone_keys.sort_unstable_by_key(|(queue, hash, _)| (*queue, *hash));
     group.flush().await?;
     let ids: Vec<i64> = gone.iter().map(|(id, ..)| id.as_i64()).collect();

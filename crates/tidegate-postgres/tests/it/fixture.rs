@@ -75,13 +75,17 @@ pub(crate) async fn ready(store: &PostgresStore) -> u64 {
 }
 
 pub(crate) async fn claim(store: &PostgresStore, slots: u32) -> Vec<Lease> {
+    claim_for(store, slots, Duration::from_secs(3600)).await
+}
+
+pub(crate) async fn claim_for(store: &PostgresStore, slots: u32, lease: Duration) -> Vec<Lease> {
     let request = ClaimRequest {
         worker: WorkerId::new("worker").expect("a valid name"),
         tenant: Tenant::default(),
         queues: vec![QueueSlots { queue: queue(), slots }],
         kinds: vec![(kind(), 1)],
         nonce: Nonce::new(&SystemRandom),
-        lease: Duration::from_secs(3600),
+        lease,
     };
     store.claim(request).await.expect("a claim is answered").leases
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use tidegate_core::{Clock, Store as _, Store, StoreError};
+use tidegate_core::{Clock, Store, StoreError};
 use tidegate_pgcluster::{Cluster, Pooler};
 use tidegate_postgres::{Options, PostgresStore};
 use tidegate_testkit::check::{Check, assert_agrees};
