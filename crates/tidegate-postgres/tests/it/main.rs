@@ -8,6 +8,7 @@ mod enqueue_in;
 mod erase;
 mod fixture;
 mod model_check;
+mod operators;
 mod plans;
 mod pooler;
 mod races;
