@@ -9,6 +9,7 @@ mod erase;
 mod fixture;
 mod lost;
 mod model_check;
+mod operators;
 mod plans;
 mod pooler;
 mod races;
