@@ -34,7 +34,7 @@ struct Rule {
 fn rule(member: &Member) -> Option<Rule> {
     if member.is_example {
         // The examples prove that the façade suffices.
-        return Some(Rule { uses: &["tidegate"], tests_with: &[] });
+        return Some(Rule { uses: &["tidegate"], tests_with: &["tidegate-pgcluster"] });
     }
     let (uses, tests_with): (&[&str], &[&str]) = match member.name.as_str() {
         "tidegate-core" | "tidegate-pgcluster" => (&[], &[]),
@@ -45,13 +45,18 @@ fn rule(member: &Member) -> Option<Rule> {
         "tidegate-postgres" => (&["tidegate-core"], &["tidegate-testkit", "tidegate-pgcluster"]),
         // Proves the engine with the means of its tests; nothing depends on it.
         "tidegate-powerloss" => (&["tidegate-core", "tidegate-sqlite", "tidegate-testkit"], &[]),
-        "tidegate" => (&["tidegate-core", "tidegate-sqlite", "tidegate-postgres"], &["tidegate-testkit"]),
+        "tidegate" => {
+            (&["tidegate-core", "tidegate-sqlite", "tidegate-postgres"], &["tidegate-testkit", "tidegate-pgcluster"])
+        }
         "tidegate-sim" => (&["tidegate", "tidegate-core", "tidegate-testkit"], &[]),
-        "tidegate-server" | "tidegate-bench" => (&["tidegate"], &[]),
+        "tidegate-server" | "tidegate-bench" => (&["tidegate"], &["tidegate-pgcluster"]),
         "tidegate-canaries" => (&["tidegate-core"], &["tidegate-sqlite", "tidegate-testkit", "tidegate"]),
         // `deposits` is an example, and the one that is a load as well: the demo and the torture runs drive it.
-        "tidegate-torture" => (&["tidegate", "deposits"], &[]),
-        "tidegate-cli" => (&["tidegate", "tidegate-bench", "tidegate-server", "tidegate-torture", "deposits"], &[]),
+        "tidegate-torture" => (&["tidegate", "deposits", "tidegate-pgcluster"], &[]),
+        "tidegate-cli" => (
+            &["tidegate", "tidegate-bench", "tidegate-server", "tidegate-torture", "deposits"],
+            &["tidegate-pgcluster"],
+        ),
         _ => return None,
     };
     Some(Rule { uses, tests_with })

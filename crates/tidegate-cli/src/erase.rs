@@ -83,6 +83,9 @@ pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code
                 "backups keep the old text until you delete them; the write-ahead log keeps it until it begins anew, at \
                  the latest when the last process closes the store"
             }
+            Engine::Postgres(_) => {
+                "backups and archived logs keep the old text until you delete them; the server's own pages until it vacuums"
+            }
             Engine::Other(_) => "backups keep the old text until you delete them",
         });
         Ok(if refused.is_empty() { Code::Done } else { Code::Failed })

@@ -131,7 +131,7 @@ fn main() -> ExitCode {
             return Code::Done.into();
         }
     };
-    // The bench takes `--store` as the name of an engine, and must not take a store from the environment for one.
+    // Demo, torture and bench make stores of their own, and must not take one from the environment for a place to do so.
     let store_was_typed = matches.value_source("store") == Some(ValueSource::CommandLine);
     match Cli::from_arg_matches(&matches) {
         Ok(cli) => run(cli, store_was_typed),
@@ -238,8 +238,8 @@ async fn command(cli: Cli, store_was_typed: bool, output: &Output) -> Result<Exi
     let store = cli.store.as_str();
     let code = match cli.command {
         // These print for themselves, and know their own exit codes.
-        Command::Demo(args) => return Ok(demo::run(args).await?),
-        Command::Torture(args) => return Box::pin(torture::run(args, output)).await,
+        Command::Demo(args) => return demo::run(args, store_was_typed.then_some(store)).await,
+        Command::Torture(args) => return Box::pin(torture::run(args, store_was_typed.then_some(store), output)).await,
         Command::Role(args) => return Ok(role::run(args).await?),
         Command::Enqueue(args) => enqueue::run(args, store, output).await,
         Command::Get(args) => get::run(args, store, output).await,

@@ -38,7 +38,7 @@ pub(crate) async fn run(_: Args, store: &str, output: &Output) -> Result<Code, P
         let stats = engine.store().stats().await?;
         let disk = match &engine {
             Engine::Sqlite(store) => Some((store.disk(), store.room())),
-            Engine::Other(_) => None,
+            Engine::Postgres(_) | Engine::Other(_) => None,
         };
         if output.json {
             output.object(&Shown { stats: &stats, disk: disk.map(|(disk, _)| disk) })?;

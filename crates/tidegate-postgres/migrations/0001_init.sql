@@ -92,7 +92,8 @@ create table tidegate.key (
 );
 
 -- Claimable now: the state ready, in the order of claims within a lane. `pos` is the store time at which it became
--- claimable: rows appear only near a lane's end, so that a claim need not step over what is gone before it.
+-- claimable, which is that at which it became due: rows appear only near a lane's end, so that a claim need not step over
+-- what is gone before it.
 create table tidegate.ready (
     lane        bigint  not null,
     pos         bigint  not null,

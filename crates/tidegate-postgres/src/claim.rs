@@ -296,7 +296,7 @@ async fn read_heads(
 }
 
 /// Makes due messages of lanes claimable, so many of each.
-pub(crate) const PROMOTE: &str = "-- promote: the same row, in the table of what is due, at the place of this moment
+pub(crate) const PROMOTE: &str = "-- promote: the same row, in the table of what is due, at the place of the moment at which it became due
     with due as materialized (
         select s.* from unnest($1::bigint[], $3::bigint[]) as u(lane, most) cross join lateral
             (select lane, due_at, id from tidegate.sched where lane = u.lane and due_at <= $2
@@ -307,18 +307,20 @@ pub(crate) const PROMOTE: &str = "-- promote: the same row, in the table of what
     ), here as (
         insert into tidegate.ready (lane, pos, due_at, id, expires_at, claims, attempt, crashes, generation, round, flags,
             last_nonce, last_digest)
-        select lane, $2, due_at, id, expires_at, claims, attempt, crashes, generation, round, flags, last_nonce,
+        select lane, due_at, due_at, id, expires_at, claims, attempt, crashes, generation, round, flags, last_nonce,
             last_digest from gone
-        returning lane
+        returning lane, pos
     )
-    select lane, count(*) from here group by lane";
+    select lane, count(*), min(pos) from here group by lane";
 
-/// Counts what [`PROMOTE`] moved; answers how many.
+/// Counts what [`PROMOTE`] moved; answers how many. A look at heads that was sent along began where it was to begin before.
 pub(crate) async fn promoted(group: &mut Group, rows: &[tokio_postgres::Row]) -> Result<u32, Trouble> {
     let mut all = 0;
     for row in rows {
         let lane = group.lane(row::column(row, 0, "ready")?).await?;
         let moved: i64 = row::column(row, 1, "ready")?;
+        // Due for longer than claims look back, if nobody came by meanwhile.
+        look_back(&group.shared, lane.id, row::time(row, 2, "ready")?);
         group.count(lane.queue_id, Place::Scheduled, -moved);
         group.count(lane.queue_id, Place::Ready, moved);
         group.announce(&lane.queue);

@@ -5,10 +5,12 @@
 //! statements can be sent together: they run in their order, and cost one round trip.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 
 use deadpool_postgres::Object;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all, maybe_done};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, Row};
 
@@ -181,6 +183,30 @@ impl Conn {
         self.prepare(steps.iter().copied()).await?;
         // Polled in order, each sends its statement at its first poll: all are prepared by now.
         join_all(steps.iter().map(|(sql, params)| self.query(sql, params))).await.into_iter().collect()
+    }
+
+    /// Sends several statements and then a last one in one round trip; how the last one ended is told apart from how the
+    /// others did. It is not sent where one of the others could not be: it may be the commit.
+    pub(crate) async fn many_then(
+        &self,
+        steps: &[Step<'_>],
+        last: &str,
+    ) -> (Result<(), Error>, Option<Result<(), Error>>) {
+        if let Err(error) = self.prepare(steps.iter().copied()).await {
+            return (Err(error), None);
+        }
+        let mut sent: Vec<_> =
+            steps.iter().map(|(sql, params)| Box::pin(maybe_done(self.query(sql, params)))).collect();
+        let mut unsent = false;
+        for step in &mut sent {
+            // All are prepared, so that the first poll sends the statement, or fails.
+            poll_fn(|context| Poll::Ready(step.as_mut().poll(context).is_ready())).await;
+            unsent |= step.as_mut().output_mut().is_some_and(|outcome| outcome.is_err());
+        }
+        let ended = async { if unsent { None } else { Some(self.client.batch_execute(last).await) } };
+        let (_, ended) = join(join_all(sent.iter_mut().map(std::pin::Pin::as_mut)), ended).await;
+        let outcomes = sent.iter_mut().filter_map(|step| step.as_mut().take_output());
+        (outcomes.map(|outcome| outcome.map(|_| ())).collect(), ended)
     }
 
     /// Prepares what is not prepared yet, so that sending it is a single message.

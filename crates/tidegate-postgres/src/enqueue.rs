@@ -23,6 +23,10 @@ use crate::row::{self, Life};
 use crate::trouble::Trouble;
 use crate::writes::Body;
 
+/// New ids, in their order.
+const NEXT_IDS: &str = "-- enqueue: ids only grow
+    select * from tidegate.next_ids($1, $2)";
+
 /// How long a caller waits before it tries a full queue again.
 const FULL_RETRY: Duration = Duration::from_secs(1);
 
@@ -41,6 +45,11 @@ impl Prepared {
         let headers = (!message.headers.is_empty())
             .then(|| serde_json::to_string(&message.headers).expect("a map of strings is plain data"));
         Ok(Self { hash: message.key.hash(), fingerprint: message.fingerprint().0, headers, message })
+    }
+
+    /// How much text it is.
+    pub(crate) fn size(&self) -> usize {
+        self.message.payload.text().len() + self.headers.as_ref().map_or(0, String::len)
     }
 
     /// Its lane.
@@ -111,7 +120,8 @@ pub(crate) async fn many(group: &mut Group, batch: &[(&Prepared, Origin)]) -> Re
         return Ok(Vec::new());
     }
     let looked = look(group, batch)?;
-    let limits = limits(group, &looked).await?;
+    let (limits, ids) = limits(group, &looked).await?;
+    let mut ids = ids.into_iter();
     let mut verdicts: Vec<Option<Result<Enqueued, StoreError>>> = looked.iter().map(|_| None).collect();
     // One after the other where a queue has a limit: each new message counts for the next.
     if limits.values().any(|(limit, _)| limit.is_some()) {
@@ -124,12 +134,12 @@ pub(crate) async fn many(group: &mut Group, batch: &[(&Prepared, Origin)]) -> Re
                 item.refusal = Some(Refusal::Full(*limit));
             }
             let mut verdict = [None];
-            batch_of(group, std::slice::from_ref(&item), &mut verdict).await?;
+            batch_of(group, std::slice::from_ref(&item), &mut ids, &mut verdict).await?;
             let [verdict] = verdict;
             verdicts[at] = verdict;
         }
     } else {
-        batch_of(group, &looked, &mut verdicts).await?;
+        batch_of(group, &looked, &mut ids, &mut verdicts).await?;
     }
     let none = || Err(StoreError::unavailable("no verdict on the message"));
     Ok(verdicts.into_iter().map(|verdict| verdict.unwrap_or_else(none)).collect())
@@ -157,27 +167,32 @@ fn look<'a>(group: &Group, batch: &[(&'a Prepared, Origin)]) -> Result<Vec<Looke
         .collect()
 }
 
-/// Limits of the queues of a batch, and how much is in those that have one.
+/// By queue: its limit, if it has one, and what is in it.
+type Depths = HashMap<i64, (Option<i64>, i64)>;
+
+/// Limits of the queues of a batch, and how much is in those that have one; and new ids in their order.
 ///
 /// Whoever adds to a queue with a limit holds its lock until the commit. Without it two processes that each see one place
 /// left would both take it.
-async fn limits(group: &Group, looked: &[Looked<'_>]) -> Result<HashMap<i64, (Option<i64>, i64)>, Trouble> {
+async fn limits(group: &Group, looked: &[Looked<'_>]) -> Result<(Depths, Vec<MessageId>), Trouble> {
     const LIMITS: &str = "-- enqueue: limits as they are now
         select id, max_depth from tidegate.queue where id = any($1) and max_depth is not null order by id";
     let mut queues: Vec<i64> =
         looked.iter().filter(|item| item.origin == Origin::Outside).map(|item| item.lane.queue_id).collect();
     queues.sort_unstable();
     queues.dedup();
+    let how_many = i32::try_from(looked.len()).unwrap_or(i32::MAX);
+    let now = group.now.as_millis();
+    // As many ids as may be needed; those of duplicates are never used.
+    let answers = group.conn.many(&[(LIMITS, &[&queues]), (NEXT_IDS, &[&how_many, &now])]).await?;
     let mut limits = HashMap::new();
-    if queues.is_empty() {
-        return Ok(limits);
-    }
-    for row in &group.conn.query(LIMITS, &[&queues]).await? {
+    for row in answers.first().into_iter().flatten() {
         let queue: i64 = row::column(row, 0, "queue")?;
         let limit: Option<i64> = row::column(row, 1, "queue")?;
         limits.insert(queue, (limit, depth(&group.conn, queue).await?));
     }
-    Ok(limits)
+    let ids = answers.get(1).into_iter().flatten().map(|row| row::message_id(row, 0, "message_id"));
+    Ok((limits, ids.collect::<Result<_, _>>()?))
 }
 
 /// Ready, scheduled and leased messages of a queue, which nobody else adds to until the transaction ends.
@@ -195,6 +210,7 @@ async fn depth(conn: &Conn, queue_id: i64) -> Result<i64, Trouble> {
 async fn batch_of(
     group: &mut Group,
     batch: &[Looked<'_>],
+    ids: &mut std::vec::IntoIter<MessageId>,
     verdicts: &mut [Option<Result<Enqueued, StoreError>>],
 ) -> Result<(), Trouble> {
     // A key that comes twice in one batch: the first one is stored, the others find it.
@@ -204,7 +220,8 @@ async fn batch_of(
     }
     let mut firsts: Vec<usize> = first.values().copied().collect();
     firsts.sort_unstable();
-    let stored = take_keys(group, batch, &firsts).await?;
+    let ids: Vec<MessageId> = ids.take(firsts.len()).collect();
+    let stored = take_keys(group, batch, &firsts, ids).await?;
     for (at, id) in &stored {
         insert(group, &batch[*at], *id);
         verdicts[*at] = Some(Ok(Enqueued::New { id: *id }));
@@ -236,7 +253,12 @@ async fn batch_of(
 }
 
 /// Inserts keys in their order; answers the items whose keys were new, with their ids.
-async fn take_keys(group: &Group, batch: &[Looked<'_>], firsts: &[usize]) -> Result<Vec<(usize, MessageId)>, Trouble> {
+async fn take_keys(
+    group: &Group,
+    batch: &[Looked<'_>],
+    firsts: &[usize],
+    ids: Vec<MessageId>,
+) -> Result<Vec<(usize, MessageId)>, Trouble> {
     // Two producers of one key: the second waits here for the first one's commit, and then finds its key taken, because
     // the statement looks at what is committed by then. Where the first one rolls back, the second goes on.
     const TAKE: &str = "-- enqueue: the key is the gate, one row for as long as its message is kept
@@ -248,8 +270,9 @@ async fn take_keys(group: &Group, batch: &[Looked<'_>], firsts: &[usize]) -> Res
     if firsts.is_empty() {
         return Ok(Vec::new());
     }
-    // In the order of the batch, so that ids grow as messages were accepted.
-    let ids = group.next_ids(firsts.len()).await?;
+    if ids.len() < firsts.len() {
+        return Err(Trouble::Again("the server gave fewer ids than were asked for"));
+    }
     let queues: Vec<i64> = firsts.iter().map(|at| batch[*at].lane.queue_id).collect();
     let hashes: Vec<[u8; 16]> = firsts.iter().map(|at| batch[*at].new.hash).collect();
     let fingerprints: Vec<[u8; 16]> = firsts.iter().map(|at| batch[*at].new.fingerprint).collect();

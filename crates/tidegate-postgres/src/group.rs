@@ -15,13 +15,13 @@ use tidegate_core::id::{Kind, MessageId, QueueName};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{Act, Counted, News};
 
-use crate::conn::{Conn, Step};
+use crate::conn::Conn;
 use crate::names::{Lane, Names};
 use crate::row;
 use crate::shared::Shared;
 use crate::trouble::Trouble;
 use crate::watch::Hands;
-use crate::writes::{Mark, NewAudit, Writes};
+use crate::writes::{self, Mark, NewAudit, Part, Writes, part};
 
 /// Which count of a queue a message is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -156,15 +156,6 @@ impl Group {
         self.shared.names.lanes(&self.conn, ids).await
     }
 
-    /// New ids, in their order.
-    pub(crate) async fn next_ids(&self, how_many: usize) -> Result<Vec<MessageId>, Trouble> {
-        const NEXT: &str = "-- enqueue: ids only grow
-            select * from tidegate.next_ids($1, $2)";
-        let how_many = i32::try_from(how_many).unwrap_or(i32::MAX);
-        let rows = self.conn.query(NEXT, &[&how_many, &self.now.as_millis()]).await?;
-        rows.iter().map(|row| row::message_id(row, 0, "message_id")).collect()
-    }
-
     /// What a kind allows; `None` when no worker ever declared it. Read once in a group.
     pub(crate) async fn policy(&mut self, kind: &Kind) -> Result<Option<Policy>, Trouble> {
         if self.policies.is_none() {
@@ -235,37 +226,64 @@ impl Group {
         });
     }
 
-    /// Sends what is left, with what was counted; the commit follows.
-    pub(crate) async fn finish(&mut self) -> Result<News, Trouble> {
+    /// Sends what is left, with what was counted, and the commit, in one round trip.
+    pub(crate) async fn commit(mut self) -> (Conn, Ended) {
+        let writes = std::mem::take(&mut self.writes);
+        let mut parts = writes.parts();
+        self.totals(&mut parts);
+        let params = writes::bound(&parts);
+        let (sent, ended) = self.conn.many_then(&writes::steps(&parts, &params), "commit").await;
+        let ended = match (sent, ended) {
+            (Ok(()), Some(Ok(()))) => Ended::Committed(self.news),
+            // A commit that comes after an error is none; one that was never sent neither.
+            (Err(error), Some(Ok(()))) => Ended::Undone(error),
+            (Err(error), None) => Ended::Open(error),
+            (Err(error), Some(Err(_))) if error.code().is_some() => Ended::Undone(error),
+            (Err(error), Some(Err(_))) | (Ok(()), Some(Err(error))) => Ended::Unanswered(error),
+            (Ok(()), None) => unreachable!("only an error keeps the commit from being sent"),
+        };
+        (self.conn, ended)
+    }
+
+    /// What was counted, one row for each queue and each counter.
+    fn totals<'a>(&self, parts: &mut Vec<Part<'a>>) {
         const DEPTHS: &str = "-- depths: what this commit changes, one row for each queue
             insert into tidegate.depth (queue, ready, scheduled, leased, parked, dead)
             select * from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])";
         const TALLIES: &str = "-- counters: what this commit counted
             insert into tidegate.tally (queue, kind, what, code, n)
             select * from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::bigint[])";
-        self.flush().await?;
-        let counts: Vec<(i64, Counts)> =
-            std::mem::take(&mut self.counts).into_iter().filter(|(_, counts)| counts.0 != [0; 5]).collect();
-        let tallies: Vec<_> = std::mem::take(&mut self.tallies).into_iter().collect();
-        let queues: Vec<i64> = counts.iter().map(|(queue, _)| *queue).collect();
-        let [ready, scheduled, leased, parked, dead]: [Vec<i64>; 5] =
-            std::array::from_fn(|at| counts.iter().map(|(_, Counts(counts))| counts[at]).collect());
-        let of: Vec<i64> = tallies.iter().map(|(_, tallied)| tallied.queue_id).collect();
-        let kinds: Vec<&str> = tallies.iter().map(|(_, tallied)| tallied.kind.as_str()).collect();
-        let whats: Vec<&str> = tallies.iter().map(|((_, what, _), _)| what.as_str()).collect();
-        let codes: Vec<String> = tallies.iter().map(|((.., code), _)| row::storable(code).into_owned()).collect();
-        let ns: Vec<i64> = tallies.iter().map(|(_, tallied)| tallied.n).collect();
-        let depths: Step<'_> = (DEPTHS, &[&queues, &ready, &scheduled, &leased, &parked, &dead]);
-        let counters: Step<'_> = (TALLIES, &[&of, &kinds, &whats, &codes, &ns]);
-        let steps: Vec<Step<'_>> = [(depths, counts.is_empty()), (counters, tallies.is_empty())]
-            .into_iter()
-            .filter_map(|(step, nothing)| (!nothing).then_some(step))
-            .collect();
-        if !steps.is_empty() {
-            self.conn.many(&steps).await?;
+        let counts: Vec<_> = self.counts.iter().filter(|(_, counts)| counts.0 != [0; 5]).collect();
+        if !counts.is_empty() {
+            let of = |at: usize| counts.iter().map(|(_, Counts(counts))| counts[at]).collect::<Vec<i64>>();
+            let queues: Vec<i64> = counts.iter().map(|(queue, _)| **queue).collect();
+            part!(parts, DEPTHS, queues, of(0), of(1), of(2), of(3), of(4));
         }
-        Ok(std::mem::take(&mut self.news))
+        if !self.tallies.is_empty() {
+            part!(
+                parts,
+                TALLIES,
+                self.tallies.values().map(|tallied| tallied.queue_id).collect::<Vec<_>>(),
+                self.tallies.values().map(|tallied| tallied.kind.as_str().to_owned()).collect::<Vec<_>>(),
+                self.tallies.keys().map(|(_, what, _)| what.as_str()).collect::<Vec<_>>(),
+                self.tallies.keys().map(|(.., code)| row::storable(code).into_owned()).collect::<Vec<_>>(),
+                self.tallies.values().map(|tallied| tallied.n).collect::<Vec<_>>(),
+            );
+        }
     }
+}
+
+/// How a transaction ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// It is durable.
+    Committed(News),
+    /// It was rolled back.
+    Undone(tokio_postgres::Error),
+    /// Its commit was not sent.
+    Open(tokio_postgres::Error),
+    /// Its commit was sent, and nobody knows.
+    Unanswered(tokio_postgres::Error),
 }
 
 /// Everything that workers declared.

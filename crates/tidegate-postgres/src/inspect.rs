@@ -204,7 +204,7 @@ fn standing(row: &Row) -> Result<Option<Progress>, Trouble> {
 /// What an explanation needs to know.
 pub(crate) async fn explain(snapshot: &Snapshot, id: MessageId) -> Result<Option<ExplainFacts>, Trouble> {
     const AHEAD: &str =
-        "-- explain: in the order of the claim; what a sweep or claim has yet to make claimable comes last
+        "-- explain: in the order of the claim; what a sweep or claim has yet to make claimable gets the place it fell due at
         select count(*) from (select from tidegate.ready r where r.lane = $1 and (r.pos, r.due_at, r.id) < (
             coalesce((select pos from tidegate.ready where id = $2), $3), $4, $2) limit $5) ahead";
     let Some(view) = inspect(snapshot, &[id]).await?.remove(0) else { return Ok(None) };
@@ -214,7 +214,7 @@ pub(crate) async fn explain(snapshot: &Snapshot, id: MessageId) -> Result<Option
     let paused = names::queue(conn, lane.queue_id).await?.paused;
     let ahead = match view.due_at.filter(|due_at| *due_at <= now) {
         Some(due_at) => {
-            let place = [&lane.id as &dyn Param, &id.as_i64(), &i64::MAX, &due_at.as_millis(), &MOST_AHEAD];
+            let place = [&lane.id as &dyn Param, &id.as_i64(), &due_at.as_millis(), &due_at.as_millis(), &MOST_AHEAD];
             u32::try_from(row::first_i64(&conn.query(AHEAD, &place).await?)?).unwrap_or(u32::MAX)
         }
         None => 0,

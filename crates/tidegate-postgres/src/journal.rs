@@ -119,14 +119,14 @@ fn one(group: &mut Group, run: &mut Run, item: &Journal) -> Result<EffectRow, Tr
     let limits = group.limits;
     let journal = Applying { limits, now: group.now, lease: &run.lease, message, unrecorded: run.unrecorded };
     for write in &item.before {
-        written.extend(journal.apply(&mut rows, write)?.and_then(Applied::new));
+        written.extend(journal.apply(&mut rows, write)?.and_then(Applied::into_stored));
     }
     let Some(last) = journal.apply(&mut rows, &item.write)? else {
         let what = format!("nothing to write in the journal of {}", item.id);
         return Err(StoreError::conflict(what).message_id(item.id).into());
     };
     let answer = last.row().clone();
-    written.extend(last.new());
+    written.extend(last.into_stored());
     if !written.is_empty() && !run.lease.life.has(JOURNALED) {
         // From now on the journal is read before any decision.
         group.writes.flags.push((Flagged::Lease, item.id, JOURNALED));
@@ -153,7 +153,7 @@ impl Applied {
     }
 
     /// The row, if it is to be stored.
-    pub(crate) fn new(self) -> Option<EffectRow> {
+    pub(crate) fn into_stored(self) -> Option<EffectRow> {
         match self {
             Self::New(row) => Some(row),
             Self::Known(_) => None,

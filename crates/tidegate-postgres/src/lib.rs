@@ -56,6 +56,7 @@ use tidegate_core::failpoint;
 use tidegate_core::id::{IdempotencyKey, Kind, LeaseToken, MessageId, QueueName, Tenant};
 use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
+use tidegate_core::migration::Step;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
     AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, DEFAULT_RETENTION, Discard, Edit, Edited,
@@ -65,7 +66,8 @@ use tidegate_core::store::{
 
 pub use conn::Statements;
 pub use enqueue_in::EnqueueSql;
-pub use migrate::{Migrate, MigrationStatus, migration_sql};
+pub use migrate::{Migrate, migration_sql};
+pub use open::{connect, schema_of};
 pub use shared::GroupStats;
 /// The version of tokio-postgres whose connections and transactions this engine takes.
 pub use tokio_postgres;
@@ -123,7 +125,8 @@ impl PostgresStore {
     /// Connects to the database of `url`, makes the tables if there are none, and starts the store's thread.
     ///
     /// `postgres://user:password@host:5432/database`, with these parameters beside the driver's own: `schema`,
-    /// `statements=unnamed` behind a proxy that pools transactions, `sslrootcert` for a certificate authority of your own.
+    /// `statements=unnamed` behind a proxy that pools transactions, `pool_size` for the most connections of this process,
+    /// `sslrootcert` for a certificate authority of your own.
     /// With `sslmode=require` (and `prefer`, where the server offers TLS) the server's certificate is checked.
     ///
     /// # Errors
@@ -149,7 +152,7 @@ impl PostgresStore {
     ///
     /// # Cancel safety
     /// Nothing is changed.
-    pub async fn migrations(url: &str, options: Options) -> Result<Vec<MigrationStatus>, StoreError> {
+    pub async fn migrations(url: &str, options: Options) -> Result<Vec<Step>, StoreError> {
         let (shared, _) = open::prepare(url, &options)?;
         let engine = Engine::start()?;
         Engine::run(&engine.handle, async move {

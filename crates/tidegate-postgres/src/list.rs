@@ -22,19 +22,19 @@ pub(crate) async fn list(snapshot: &Snapshot, filter: &Filter) -> Result<Vec<Sum
     const LIST: &str = "-- list
         select id from (
             (select id from tidegate.result where $6 and id > $1 and lane = any($2) and state = any($3)
-                and ($4 is null or code = $4) order by id limit $5)
+                and ($4::text is null or code = $4) order by id limit $5)
             union all
             (select id from tidegate.held where $7 and id > $1 and lane = any($2) and state = any($3)
-                and ($4 is null or reason = $4 or code = $4) and ($8 is null or fgroup = $8)
+                and ($4::text is null or reason = $4 or code = $4) and ($8::bigint is null or fgroup = $8)
                 and ($9 or discarded_at is null) order by id limit $5)
             union all
-            (select id from tidegate.lease l where $10 and id > $1 and lane = any($2) and ($4 is null or $4 =
+            (select id from tidegate.lease l where $10 and id > $1 and lane = any($2) and ($4::text is null or $4 =
                 (select code from tidegate.history where message = l.id order by seq desc limit 1)) order by id limit $5)
             union all
-            (select id from tidegate.ready r where $11 and id > $1 and lane = any($2) and ($4 is null or $4 =
+            (select id from tidegate.ready r where $11 and id > $1 and lane = any($2) and ($4::text is null or $4 =
                 (select code from tidegate.history where message = r.id order by seq desc limit 1)) order by id limit $5)
             union all
-            (select id from tidegate.sched s where $11 and id > $1 and lane = any($2) and ($4 is null or $4 =
+            (select id from tidegate.sched s where $11 and id > $1 and lane = any($2) and ($4::text is null or $4 =
                 (select code from tidegate.history where message = s.id order by seq desc limit 1)) order by id limit $5)
         ) page order by id limit $5";
     let lanes = lanes(&snapshot.conn, filter).await?;
@@ -170,7 +170,7 @@ pub(crate) async fn groups(snapshot: &Snapshot, filter: &Filter) -> Result<Vec<F
         from (select fgroup, count(*) n, min(at) first_at, max(at) last_at, min(id) id from tidegate.held
             where state = any($1) and lane = any($2) and discarded_at is null group by fgroup) g
         join tidegate.held h on h.id = g.id
-        where $3 is null or coalesce(h.code, h.reason) = $3
+        where $3::text is null or coalesce(h.code, h.reason) = $3
         -- the names of groups have no sign
         order by g.n desc, g.fgroup < 0, g.fgroup limit $4";
     let wanted = |state: &State| match filter.states[..] {
@@ -211,7 +211,7 @@ fn group(row: &Row, kind: Kind) -> Result<FailureGroup, Trouble> {
 pub(crate) async fn lanes(conn: &Conn, filter: &Filter) -> Result<Vec<i64>, Trouble> {
     const LANES: &str = "-- list: lanes are few, and each says queue and kind for all its messages
         select l.id from tidegate.lane l join tidegate.queue q on q.id = l.queue
-        where ($1 is null or q.name = $1) and ($2 is null or l.kind = $2)";
+        where ($1::text is null or q.name = $1) and ($2::text is null or l.kind = $2)";
     let queue = filter.queue.as_ref().map(QueueName::as_str);
     let kind = filter.kind.as_ref().map(Kind::as_str);
     let rows = conn.query(LANES, &[&queue, &kind]).await?;

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 use tidegate_core::clock::{Random, SystemRandom, Timestamp};
 use tidegate_core::error::StoreError;
 use tidegate_core::id::Hex;
+use tidegate_core::migration::Step;
 
 use crate::conn::Conn;
 use crate::row;
@@ -34,17 +35,6 @@ pub enum Migrate {
     Never,
 }
 
-/// A step, and whether a store has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MigrationStatus {
-    /// Its number, from 1.
-    pub number: u32,
-    /// Its name.
-    pub name: String,
-    /// When it was taken, if it was.
-    pub applied_at: Option<Timestamp>,
-}
-
 /// What a schema is.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -62,12 +52,35 @@ pub(crate) enum Kind {
 /// The statements of all steps, for whoever takes them by hand.
 #[must_use]
 pub fn migration_sql(schema: &str) -> String {
-    let mut text = format!("create schema if not exists {schema};\n");
-    for Migration { name, sql } in &MIGRATIONS {
-        text.push_str(&format!("\n-- {name}\n"));
-        text.push_str(&sql.replace("tidegate.", &format!("{schema}.")));
-    }
-    text
+    (1..).zip(&MIGRATIONS).map(|(number, step)| by_hand(number, step, schema)).collect()
+}
+
+/// A step as it is taken by hand: all of it or nothing, with the notes by which a store knows its steps.
+fn by_hand(number: u32, step: &Migration, schema: &str) -> String {
+    const FIRST: &str = "create schema if not exists tidegate;
+create table tidegate.schema_migration (
+    number     bigint primary key,
+    name       text   not null,
+    checksum   bytea  not null,
+    applied_at bigint not null
+);
+";
+    const STORE: &str = "insert into tidegate.store (one, uuid, created_at, incarnation)
+    values (1, uuid_send(gen_random_uuid()), (extract(epoch from clock_timestamp()) * 1000)::bigint, 1);
+";
+    let Migration { name, sql } = step;
+    let (first, store) = if number == 1 { (FIRST, STORE) } else { ("", "") };
+    let text = format!(
+        "begin;
+{first}{sql}
+insert into tidegate.schema_migration (number, name, checksum, applied_at)
+    values ({number}, '{name}', '\\x{}', (extract(epoch from clock_timestamp()) * 1000)::bigint);
+{store}commit;
+",
+        Hex(&digest(sql))
+    );
+    text.replace("create schema if not exists tidegate;", &format!("create schema if not exists {schema};"))
+        .replace("tidegate.", &format!("{schema}."))
 }
 
 fn digest(sql: &str) -> [u8; 32] {
@@ -110,11 +123,14 @@ pub(crate) async fn look(conn: &Conn) -> Result<Kind, Trouble> {
 }
 
 /// The steps of this program, and when the store took them.
-pub(crate) async fn status(conn: &Conn) -> Result<Vec<MigrationStatus>, Trouble> {
+pub(crate) async fn status(conn: &Conn) -> Result<Vec<Step>, Trouble> {
+    // What a newer program made is refused here as it is when a store is opened.
+    look(conn).await?;
     let applied = applied(conn).await?;
-    let status = (1_u32..).zip(&MIGRATIONS).map(|(number, step)| MigrationStatus {
+    let status = (1_u32..).zip(&MIGRATIONS).map(|(number, step)| Step {
         number,
-        name: step.name.to_owned(),
+        name: step.name,
+        sql: by_hand(number, step, conn.texts().schema()),
         applied_at: applied.iter().find(|(of, ..)| *of == i64::from(number)).map(|(.., at)| *at),
     });
     Ok(status.collect())

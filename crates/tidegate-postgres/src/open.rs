@@ -19,10 +19,13 @@ use crate::listen::{Line, Tls};
 use crate::migrate;
 use crate::row;
 use crate::shared::{NoConnection, Shared};
-use crate::trouble::Trouble;
+use crate::trouble::{Trouble, said};
 
 /// The oldest server with what the statements use.
 const LEAST_SERVER: i32 = 140_000;
+
+/// How long to wait for a connection before it is tried again, or given up.
+const WAIT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// What a URL says beyond what the driver reads.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,18 +34,26 @@ struct Url {
     root_cert: Option<String>,
     statements: Option<Statements>,
     schema: Option<String>,
+    pool_size: Option<usize>,
 }
 
 impl Url {
-    /// Reads `postgres://…?statements=unnamed&schema=…&sslrootcert=…`; the rest is the driver's.
+    /// Reads `postgres://…?statements=unnamed&schema=…&pool_size=…&sslrootcert=…`; the rest is the driver's.
     fn parse(url: &str) -> Result<Self, StoreError> {
-        let (mut root_cert, mut statements, mut schema) = (None, None, None);
+        let (mut root_cert, mut statements, mut schema, mut pool_size) = (None, None, None, None);
         let mut kept = Vec::new();
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
                 Some(("sslrootcert", path)) => root_cert = Some(path.replace("%2F", "/").replace("%2f", "/")),
                 Some(("schema", name)) => schema = Some(name.to_owned()),
+                Some(("pool_size", text)) => {
+                    let number = text.parse().ok().filter(|number| (1..=1000).contains(number));
+                    pool_size = Some(number.ok_or_else(|| {
+                        StoreError::invalid(format!("pool_size={text} in the URL"))
+                            .hint("how many connections a process may have, 1 to 1000")
+                    })?);
+                }
                 Some(("statements", "unnamed")) => statements = Some(Statements::Unnamed),
                 Some(("statements", "prepared")) => statements = Some(Statements::Prepared),
                 Some(("statements", other)) => {
@@ -59,7 +70,7 @@ impl Url {
                 .hint("it looks like postgres://user:password@host:5432/database")
                 .source(e)
         })?;
-        Ok(Self { config, root_cert, statements, schema })
+        Ok(Self { config, root_cert, statements, schema, pool_size })
     }
 }
 
@@ -92,6 +103,45 @@ fn connecting(mut config: Config, root_cert: Option<&str>) -> Result<(Config, Tl
     Ok((config, tls))
 }
 
+/// One connection to the server of a URL, as the store's own are made but for nothing of the store's: for an application
+/// that keeps tables of its own in the same database. What carries it runs on the runtime of the caller.
+///
+/// # Errors
+/// `Invalid` when the URL cannot be read; `Unavailable` when the server cannot be reached.
+///
+/// # Cancel safety
+/// Safe: nothing is done but connecting.
+pub async fn connect(url: &str) -> Result<tokio_postgres::Client, StoreError> {
+    let url = Url::parse(url)?;
+    let (config, tls) = connecting(url.config, url.root_cert.as_deref())?;
+    let unreachable = |e: tokio_postgres::Error| {
+        StoreError::unavailable(format!("the PostgreSQL server cannot be reached: {}", said(&e))).source(e)
+    };
+    match tls {
+        Tls::None => {
+            let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(unreachable)?;
+            // Its end is told to whoever uses the client.
+            tokio::spawn(async { drop(connection.await) });
+            Ok(client)
+        }
+        Tls::Checked(tls) => {
+            let (client, connection) = config.connect(tls).await.map_err(unreachable)?;
+            tokio::spawn(async { drop(connection.await) });
+            Ok(client)
+        }
+    }
+}
+
+/// The schema that the URL of a store names, or the usual one.
+///
+/// # Errors
+/// `Invalid` when the URL cannot be read, or the name is none.
+pub fn schema_of(url: &str) -> Result<String, StoreError> {
+    let schema = Url::parse(url)?.schema.unwrap_or_else(|| Options::default().schema);
+    check_schema(&schema)?;
+    Ok(schema)
+}
+
 /// Makes the pool; nothing is sent yet.
 fn pool(config: Config, tls: Tls, size: usize) -> Result<Pool, StoreError> {
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
@@ -101,6 +151,9 @@ fn pool(config: Config, tls: Tls, size: usize) -> Result<Pool, StoreError> {
     };
     Pool::builder(manager)
         .max_size(size)
+        .runtime(deadpool_postgres::Runtime::Tokio1)
+        .wait_timeout(Some(WAIT))
+        .create_timeout(Some(WAIT))
         .build()
         .map_err(|e| StoreError::unavailable(format!("no pool of connections: {e}")).source(e))
 }
@@ -137,7 +190,8 @@ pub(crate) fn prepare(url: &str, options: &Options) -> Result<(Arc<Shared>, Line
     let listens = statements == Statements::Prepared;
     let line = Line { config: config.clone(), tls: tls.clone(), schema, listens };
     // Each writer keeps one; reads and operators' verbs share the others.
-    let pool = pool(config, tls, options.pool_size.max(options.writers.max(1) + 2))?;
+    let size = url.pool_size.unwrap_or(options.pool_size);
+    let pool = pool(config, tls, size.max(options.writers.max(1) + 2))?;
     Ok((Arc::new(Shared::new(pool, texts, limits, options.clock.clone())), line))
 }
 
@@ -237,7 +291,10 @@ mod tests {
         assert_eq!((url.statements, url.schema.as_deref()), (Some(Statements::Unnamed), Some("pay")));
         assert_eq!((url.root_cert.as_deref(), url.config.get_ssl_mode()), (Some("/a"), SslMode::Require));
         assert_eq!(url.config.get_dbname(), Some("d"));
-        assert!(Url::parse("postgres://u@h/d?statements=maybe").is_err());
+        assert_eq!(Url::parse("postgres://u@h/d?pool_size=20").unwrap().pool_size, Some(20));
+        for wrong in ["statements=maybe", "pool_size=0", "pool_size=many"] {
+            assert!(Url::parse(&format!("postgres://u@h/d?{wrong}")).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -321,8 +321,8 @@ fn filter(selection: &Selection) -> Filter {
 async fn next(group: &Group, known: &Known, most: u64) -> Result<Vec<MessageId>, Trouble> {
     const NEXT: &str = "-- operate: in the order of ids, so that every message is come to once; died before it began
         select id from tidegate.held where id > $1 and state = 'dead' and discarded_at is null and at <= $2
-          and lane = any($3) and ($4 is null or reason = $4 or code = $4)
-          and ($5 is null or fgroup = $5) order by id limit $6";
+          and lane = any($3) and ($4::text is null or reason = $4 or code = $4)
+          and ($5::bigint is null or fgroup = $5) order by id limit $6";
     let selection = &known.shown.selection;
     let most = i64::try_from(most).unwrap_or(i64::MAX);
     if !selection.ids.is_empty() {
@@ -339,8 +339,8 @@ async fn next(group: &Group, known: &Known, most: u64) -> Result<Vec<MessageId>,
 async fn selected(group: &Group, selection: &Selection) -> Result<u64, Trouble> {
     const SELECTED: &str = "-- operate: how many there are as it begins
         select count(*) from tidegate.held where state = 'dead' and discarded_at is null
-          and lane = any($1) and ($2 is null or reason = $2 or code = $2)
-          and ($3 is null or fgroup = $3)";
+          and lane = any($1) and ($2::text is null or reason = $2 or code = $2)
+          and ($3::bigint is null or fgroup = $3)";
     if !selection.ids.is_empty() {
         return Ok(selection.ids.len() as u64);
     }
@@ -369,7 +369,7 @@ async fn find(group: &Group, name: &str) -> Result<Option<Known>, Trouble> {
 /// Operations, the newest first.
 pub(crate) async fn operations(snapshot: &Snapshot, name: Option<&str>, limit: u32) -> Result<Vec<Operation>, Trouble> {
     const OPERATIONS: &str = "-- operations
-        select * from tidegate.operation where $1 is null or name = $1 order by created_at desc, name collate \"C\" limit $2";
+        select * from tidegate.operation where $1::text is null or name = $1 order by created_at desc, name collate \"C\" limit $2";
     let rows = snapshot.conn.query(OPERATIONS, &[&name, &i64::from(limit)]).await?;
     rows.iter().map(read).collect()
 }

@@ -298,11 +298,6 @@ pub(crate) fn astray(id: MessageId) -> StoreError {
     StoreError::corrupt(&format!("message, row {}", id.as_i64()), what).message_id(id)
 }
 
-/// The lease of a running message, locked until the transaction ends.
-pub(crate) async fn lease(conn: &Conn, id: MessageId) -> Result<Option<LeaseRow>, Trouble> {
-    Ok(leases(conn, &[id]).await?.remove(&id))
-}
-
 /// The leases of running messages, locked in the order of their ids.
 pub(crate) const LEASES: &str = concat!(
     "-- settle, journal, extend: leases, locked until the commit: a sweep passes them over\n select ",

@@ -51,6 +51,14 @@ impl Prepared {
         Self { settle, digest, then, compensate, refused: None }
     }
 
+    /// How much text it is, with what follows.
+    pub(crate) fn size(&self) -> usize {
+        let outcome = &self.settle.outcome;
+        let failure = outcome.failure().map_or(0, |failure| failure.detail.len());
+        let result = if let Outcome::Completed { result, .. } = outcome { result.len() } else { failure };
+        result + self.then.iter().chain(&self.compensate).flatten().map(enqueue::Prepared::size).sum::<usize>()
+    }
+
     /// Lanes that what follows may need.
     pub(crate) fn lanes(&self) -> impl Iterator<Item = LaneName> {
         self.then.iter().chain(&self.compensate).flatten().map(enqueue::Prepared::lane)
@@ -304,7 +312,7 @@ fn journaled(group: &Group, run: &Run<'_>, outcome: &Outcome, lenient: bool) -> 
         for write in &settle.journal {
             match journal.apply(&mut rows, write) {
                 Err(error) if lenient && is_data_error(&error) => {}
-                applied => written.extend(applied?.and_then(Applied::new)),
+                applied => written.extend(applied?.and_then(Applied::into_stored)),
             }
         }
         failpoint::reach("settle.after_journal");

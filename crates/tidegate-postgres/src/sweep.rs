@@ -63,7 +63,7 @@ async fn has_duty(group: &Group, name: &'static str) -> Result<bool, Trouble> {
     const TAKE: &str =
         "-- sweep: a duty is kept by coming back, and taken when nobody did; whoever is at it is not waited for
         with free as materialized (
-            select name from tidegate.duty where name = $1 and (token = $2 or until < $3 or until > $4 + $4 - $3)
+            select name from tidegate.duty where name = $1 and (token = $2 or until < $3 or until > $4::bigint + $4 - $3)
             for update skip locked
         )
         update tidegate.duty d set holder = $5, token = $2, until = $4 from free where d.name = free.name
@@ -257,7 +257,7 @@ async fn delete_all(group: &mut Group, gone: &[(MessageId, Arc<Lane>, [u8; 16])]
         }
         group.tally(lane, Counted::Deleted, "");
     }
-    // In the order of all that touches a key: its waiters go first.
+    // In the order in which keys are taken, so that nobody waits in a circle.
     group.writes.gone_keys.sort_unstable_by_key(|(queue, hash, _)| (*queue, *hash));
     group.flush().await?;
     let ids: Vec<i64> = gone.iter().map(|(id, ..)| id.as_i64()).collect();

@@ -82,8 +82,13 @@ pub(crate) fn class(error: &tokio_postgres::Error) -> Class {
         "55P03" => Class::Locked,
         // A new id that somebody else has: another one.
         "23505" => Class::Again,
+        // Fewer rows were taken away than were locked (`writes.rs`): that must not be, and is not committed.
+        "22012" => Class::Again,
         // Shut down, crashed, starting up; read-only since it became a standby.
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25006" | "53300" => Class::Lost,
+        // A standby that is being promoted is not there yet ("during recovery", "recovery is in progress"); or the plan of
+        // a statement does not fit tables that were migrated since, and another connection makes a new one.
+        "0A000" | "55000" => Class::Lost,
         _ if text.starts_with("08") => Class::Lost,
         _ if text.starts_with("22") || text.starts_with("23") || text == "54000" => Class::Data,
         _ => Class::Failed,

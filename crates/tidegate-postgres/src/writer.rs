@@ -25,7 +25,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::conn::Conn;
-use crate::group::{Doing, Group};
+use crate::group::{Doing, Ended, Group};
 use crate::names::LaneName;
 use crate::row;
 use crate::shared::{NoConnection, PATIENCE, Shared, closed};
@@ -33,8 +33,8 @@ use crate::trouble::{Class, Trouble, class, verdict};
 use crate::watch::Hands;
 use crate::{claim, copied, enqueue, extend, journal, settle, watch};
 
-/// No group has more items than this.
-const GROUP_ITEMS: usize = 4096;
+/// From this weight on a group takes no further calls.
+const GROUP_WEIGHT: usize = 4096;
 
 /// A call of a hot verb, and where its answer goes.
 #[derive(Debug)]
@@ -54,12 +54,18 @@ pub(crate) enum Hot {
 }
 
 impl Hot {
-    fn items(&self) -> usize {
+    /// How much of a group it takes: its items, and as many again as they have pages of text.
+    fn weight(&self) -> usize {
+        const PAGE: usize = 4096;
         match self {
-            Self::Settle(call) => call.items.len(),
+            Self::Settle(call) => {
+                call.items.len() + call.items.iter().map(settle::Prepared::size).sum::<usize>() / PAGE
+            }
             Self::Journal(call) => call.items.len(),
             Self::Extend(call) => call.items.len(),
-            Self::Enqueue(call) => call.items.len(),
+            Self::Enqueue(call) => {
+                call.items.len() + call.items.iter().flatten().map(enqueue::Prepared::size).sum::<usize>() / PAGE
+            }
             Self::Claim(call) => {
                 call.items.iter().flat_map(|request| &request.queues).map(|queue| queue.slots as usize).sum()
             }
@@ -362,12 +368,12 @@ async fn write(shared: Arc<Shared>, receiver: Arc<tokio::sync::Mutex<mpsc::Unbou
         {
             let mut receiver = receiver.lock().await;
             let Some(first) = receiver.recv().await else { return };
-            let mut items = first.items();
+            let mut weight = first.weight();
             calls.push(first);
-            while items < GROUP_ITEMS
+            while weight < GROUP_WEIGHT
                 && let Ok(next) = receiver.try_recv()
             {
-                items += next.items();
+                weight += next.weight();
                 calls.push(next);
             }
         }
@@ -535,26 +541,35 @@ async fn try_once<W: Work>(shared: &Arc<Shared>, slot: &mut Option<Conn>, conn: 
     let ran = AssertUnwindSafe(async {
         let hands = watch::look(&mut group).await?;
         let out = work.run(&mut group).await?;
-        let news = group.finish().await?;
-        Ok::<_, Trouble>((out, news, hands))
+        Ok::<_, Trouble>((out, hands))
     })
     .catch_unwind()
     .await;
-    let Group { conn, items, .. } = group;
-    let (out, news, hands) = match ran {
+    let (out, hands) = match ran {
         Ok(Ok(done)) => done,
-        Ok(Err(trouble)) => return roll_back(slot, conn, trouble).await,
+        Ok(Err(trouble)) => return roll_back(slot, group.conn, trouble).await,
         Err(panic) => {
             // What its task left on the connection nobody knows; the server rolls back what it closes.
-            conn.discard();
+            group.conn.discard();
             return Tried::Undone(Trouble::Item(panicked(&*panic)));
         }
     };
     failpoint::reach("group.before_commit");
-    match commit(conn).await {
-        Ok(conn) => *slot = Some(conn),
-        Err(tried) => return tried,
-    }
+    let items = group.items;
+    let (conn, ended) = group.commit().await;
+    let news = match ended {
+        Ended::Committed(news) => news,
+        Ended::Open(error) => return roll_back(slot, conn, error.into()).await,
+        Ended::Undone(error) => {
+            *slot = Some(conn);
+            return Tried::Undone(error.into());
+        }
+        Ended::Unanswered(error) => {
+            conn.discard();
+            return unanswered(error);
+        }
+    };
+    *slot = Some(conn);
     failpoint::reach("group.after_commit");
     // Only now: what a look noted would be gone with a transaction that was rolled back.
     watch::seen(shared, hands);
@@ -613,20 +628,17 @@ async fn roll_back<T>(slot: &mut Option<Conn>, conn: Conn, trouble: Trouble) -> 
     Tried::Undone(trouble)
 }
 
-async fn commit<T>(conn: Conn) -> Result<Conn, Tried<T>> {
-    let Err(error) = conn.client().batch_execute("commit").await else { return Ok(conn) };
-    conn.discard();
+fn unanswered<T>(error: tokio_postgres::Error) -> Tried<T> {
     // Only what the server says of the transaction itself is certain: a session that is ended may have committed first.
-    let refused = error.code().is_some_and(|code| code.code().starts_with("40") || code.code().starts_with("23"));
-    if refused && !canary::is(Canary::FailedCommitIgnored) {
-        return Err(Tried::Undone(Trouble::Group(error)));
+    if error.code().is_some_and(|code| code.code().starts_with("40") || code.code().starts_with("23")) {
+        return Tried::Undone(Trouble::Group(error));
     }
     let what = format!("the commit was not answered: {}", crate::trouble::said(&error));
-    Err(Tried::Unknown(
+    Tried::Unknown(
         StoreError::unavailable(what)
             .hint("what was asked may have been done or not; repeating the call is safe")
             .source(error),
-    ))
+    )
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> StoreError {

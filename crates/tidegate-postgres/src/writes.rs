@@ -1,8 +1,8 @@
 //! What a group is going to write, collected until it is sent together.
 //!
 //! A verb reads and decides; what it decided is kept here and sent in one round trip, one statement for each table. A
-//! refused item takes back what it added. What was locked is still there when it is taken away: each statement says how
-//! many rows it took, and another number than expected rolls the group back.
+//! refused item takes back what it added. What was locked is still there when it is taken away: each statement counts the
+//! rows it took, and divides by zero where they are not as many as expected, so that nothing of the group is committed.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::lifecycle::Counters;
 use tidegate_core::store::{Act, Ending};
 
-use crate::conn::{Conn, Param};
+use crate::conn::{Conn, Param, Step};
 use crate::row::{self, LastSettlement, Life, narrow};
 use crate::trouble::Trouble;
 
@@ -143,19 +143,18 @@ pub(crate) struct Writes {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark([usize; 17]);
 
-/// One statement of a flush.
-struct Part<'a> {
-    sql: &'static str,
-    params: Vec<Box<dyn Param + 'a>>,
-    /// How many rows it says it took away, where that is certain.
-    takes: Option<usize>,
+/// One statement of what is sent together.
+pub(crate) struct Part<'a> {
+    pub(crate) sql: &'static str,
+    pub(crate) params: Vec<Box<dyn Param + 'a>>,
 }
 
 macro_rules! part {
-    ($parts:ident, $sql:expr, $takes:expr, $($param:expr),+ $(,)?) => {
-        $parts.push(Part { sql: $sql, params: vec![$(Box::new($param) as Box<dyn Param>),+], takes: $takes })
+    ($parts:ident, $sql:expr, $($param:expr),+ $(,)?) => {
+        $parts.push($crate::writes::Part { sql: $sql, params: vec![$(Box::new($param) as Box<dyn $crate::conn::Param>),+] })
     };
 }
+pub(crate) use part;
 
 impl Writes {
     pub(crate) fn is_empty(&self) -> bool {
@@ -211,42 +210,43 @@ impl Writes {
             return Ok(());
         }
         let all = std::mem::take(self);
-        let mut parts = Vec::new();
-        all.taken(&mut parts);
-        all.enqueued(&mut parts);
-        all.lives(&mut parts);
-        all.leased(&mut parts);
-        all.ended(&mut parts);
-        all.noted(&mut parts);
-        all.flagged(&mut parts);
-        let params: Vec<Vec<&dyn Param>> =
-            parts.iter().map(|part| part.params.iter().map(|param| &**param).collect()).collect();
-        let steps: Vec<_> = parts.iter().zip(&params).map(|(part, params)| (part.sql, &params[..])).collect();
-        let answers = conn.many(&steps).await?;
-        for (part, rows) in parts.iter().zip(&answers) {
-            if let Some(takes) = part.takes
-                && row::first_i64(rows)? != i64::try_from(takes).unwrap_or(i64::MAX)
-            {
-                return Err(Trouble::Again("what was locked was not there any more"));
-            }
-        }
+        let parts = all.parts();
+        let params = bound(&parts);
+        conn.many(&steps(&parts, &params)).await?;
         Ok(())
+    }
+
+    /// All of it as statements, in an order in which they can be sent together.
+    pub(crate) fn parts(&self) -> Vec<Part<'_>> {
+        let mut parts = Vec::new();
+        self.taken(&mut parts);
+        self.enqueued(&mut parts);
+        self.lives(&mut parts);
+        self.leased(&mut parts);
+        self.ended(&mut parts);
+        self.noted(&mut parts);
+        self.flagged(&mut parts);
+        parts
     }
 
     fn taken<'a>(&'a self, parts: &mut Vec<Part<'a>>) {
         const READY: &str = "-- leaves its lane
-            with gone as (delete from tidegate.ready where id = any($1) returning 1) select count(*) from gone";
+            with gone as (delete from tidegate.ready where id = any($1) returning 1)
+            select 1 / (count(*) = $2)::integer from gone";
         const SCHED: &str = "-- leaves what is due later
-            with gone as (delete from tidegate.sched where id = any($1) returning 1) select count(*) from gone";
+            with gone as (delete from tidegate.sched where id = any($1) returning 1)
+            select 1 / (count(*) = $2)::integer from gone";
         const LEASE: &str = "-- ends runs, each under its lease token
             with gone as (delete from tidegate.lease l using unnest($1::bigint[], $2::integer[], $3::bytea[])
                 as u(id, claims, nonce)
                 where l.id = u.id and l.claims = u.claims and l.nonce = u.nonce returning 1)
-            select count(*) from gone";
+            select 1 / (count(*) = $4)::integer from gone";
         const RESULT: &str = "-- put back from where it had ended
-            with gone as (delete from tidegate.result where id = any($1) returning 1) select count(*) from gone";
+            with gone as (delete from tidegate.result where id = any($1) returning 1)
+            select 1 / (count(*) = $2)::integer from gone";
         const HELD: &str = "-- leaves the desk
-            with gone as (delete from tidegate.held where id = any($1) returning 1) select count(*) from gone";
+            with gone as (delete from tidegate.held where id = any($1) returning 1)
+            select 1 / (count(*) = $2)::integer from gone";
         const KEYS: &str = "-- frees keys; one may name another message by now
             delete from tidegate.key k using unnest($1::bigint[], $2::bytea[], $3::bigint[]) as u(queue, hash, id)
             where k.queue = u.queue and k.hash = u.hash and k.id = u.id";
@@ -254,24 +254,23 @@ impl Writes {
             [(&self.gone_ready, READY), (&self.gone_sched, SCHED), (&self.gone_result, RESULT), (&self.gone_held, HELD)]
         {
             if !ids.is_empty() {
-                part!(parts, sql, Some(ids.len()), row::id_list(ids));
+                part!(parts, sql, row::id_list(ids), size(ids.len()));
             }
         }
         if !self.gone_lease.is_empty() {
             part!(
                 parts,
                 LEASE,
-                Some(self.gone_lease.len()),
                 self.gone_lease.iter().map(|(id, _)| id.as_i64()).collect::<Vec<_>>(),
                 self.gone_lease.iter().map(|(_, token)| narrow(token.claims)).collect::<Vec<_>>(),
                 self.gone_lease.iter().map(|(_, token)| *token.nonce.as_bytes()).collect::<Vec<_>>(),
+                size(self.gone_lease.len()),
             );
         }
         if !self.gone_keys.is_empty() {
             part!(
                 parts,
                 KEYS,
-                None,
                 self.gone_keys.iter().map(|(queue, ..)| *queue).collect::<Vec<_>>(),
                 self.gone_keys.iter().map(|(_, hash, _)| *hash).collect::<Vec<_>>(),
                 self.gone_keys.iter().map(|(.., id)| id.as_i64()).collect::<Vec<_>>(),
@@ -295,7 +294,6 @@ impl Writes {
         part!(
             parts,
             BODIES,
-            None,
             rows.iter().map(|body| body.id.as_i64()).collect::<Vec<_>>(),
             rows.iter().map(|body| body.lane).collect::<Vec<_>>(),
             rows.iter().map(|body| body.key.as_str()).collect::<Vec<_>>(),
@@ -336,18 +334,17 @@ impl Writes {
             part!(
                 parts,
                 UNBEGUN,
-                None,
                 unbegun.iter().map(|(_, life)| life.lane).collect::<Vec<_>>(),
                 unbegun.iter().map(|(_, life)| life.due_at.as_millis()).collect::<Vec<_>>(),
                 unbegun.iter().map(|(id, _)| id.as_i64()).collect::<Vec<_>>(),
             );
         }
         if !ready.is_empty() {
-            parts.push(Part { sql: READY, params: life_params(&ready), takes: None });
+            parts.push(Part { sql: READY, params: life_params(&ready) });
         }
         if !self.sched.is_empty() {
             let sched: Vec<_> = self.sched.iter().collect();
-            parts.push(Part { sql: SCHED, params: life_params(&sched), takes: None });
+            parts.push(Part { sql: SCHED, params: life_params(&sched) });
         }
     }
 
@@ -368,7 +365,6 @@ impl Writes {
         part!(
             parts,
             LEASES,
-            None,
             rows.iter().map(|lease| lease.id.as_i64()).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.life.lane).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.life.due_at.as_millis()).collect::<Vec<_>>(),
@@ -413,7 +409,6 @@ impl Writes {
             part!(
                 parts,
                 RESULTS,
-                None,
                 rows.iter().map(|result| result.id.as_i64()).collect::<Vec<_>>(),
                 rows.iter().map(|result| result.at.as_millis()).collect::<Vec<_>>(),
                 rows.iter().map(|result| result.lane).collect::<Vec<_>>(),
@@ -439,7 +434,6 @@ impl Writes {
             part!(
                 parts,
                 HELD,
-                None,
                 rows.iter().map(|held| held.id.as_i64()).collect::<Vec<_>>(),
                 rows.iter().map(|held| held.at.as_millis()).collect::<Vec<_>>(),
                 rows.iter().map(|held| held.lane).collect::<Vec<_>>(),
@@ -491,7 +485,6 @@ impl Writes {
             part!(
                 parts,
                 EVIDENCE,
-                None,
                 rows.iter().map(|evidence| evidence.message.as_i64()).collect::<Vec<_>>(),
                 rows.iter().map(|evidence| evidence.at.as_millis()).collect::<Vec<_>>(),
                 rows.iter().map(|evidence| evidence.name.as_str()).collect::<Vec<_>>(),
@@ -508,7 +501,6 @@ impl Writes {
             part!(
                 parts,
                 HISTORY,
-                None,
                 rows.iter().map(|(id, _)| id.as_i64()).collect::<Vec<_>>(),
                 (0..rows.len()).map(nth).collect::<Vec<_>>(),
                 rows.iter().map(|(_, line)| line.at.as_millis()).collect::<Vec<_>>(),
@@ -523,11 +515,10 @@ impl Writes {
         }
         let rows = &self.audits;
         if !rows.is_empty() {
-            part!(parts, AUDIT_IN_ORDER, None, 0_i64);
+            part!(parts, AUDIT_IN_ORDER, 0_i64);
             part!(
                 parts,
                 AUDIT,
-                None,
                 rows.iter().map(|audit| audit.at.as_millis()).collect::<Vec<_>>(),
                 plain(rows.iter().map(|audit| audit.act.actor.as_str())),
                 rows.iter().map(|audit| audit.what.as_str()).collect::<Vec<_>>(),
@@ -572,7 +563,6 @@ impl Writes {
         part!(
             parts,
             EFFECTS,
-            None,
             rows.iter().map(|(id, _)| id.as_i64()).collect::<Vec<_>>(),
             rows.iter().map(|(_, effect)| effect.effect.name.as_str()).collect::<Vec<_>>(),
             rows.iter().map(|(_, effect)| row::stored_item(&effect.effect)).collect::<Vec<_>>(),
@@ -630,10 +620,25 @@ impl Writes {
             }
             if !of.is_empty() {
                 let (ids, bits): (Vec<i64>, Vec<i32>) = of.into_iter().unzip();
-                part!(parts, sql, None, ids, bits);
+                part!(parts, sql, ids, bits);
             }
         }
     }
+}
+
+/// What is bound to statements.
+pub(crate) fn bound<'p>(parts: &'p [Part<'_>]) -> Vec<Vec<&'p dyn Param>> {
+    parts.iter().map(|part| part.params.iter().map(|param| &**param as &dyn Param).collect()).collect()
+}
+
+/// The statements with what is bound to them.
+pub(crate) fn steps<'p>(parts: &[Part<'_>], params: &'p [Vec<&'p dyn Param>]) -> Vec<Step<'p>> {
+    parts.iter().zip(params).map(|(part, params)| (part.sql, &params[..])).collect()
+}
+
+/// How many rows a statement must take away: another number divides by zero, which ends the transaction.
+fn size(rows: usize) -> i64 {
+    i64::try_from(rows).unwrap_or(i64::MAX)
 }
 
 /// What `ready` and `sched` have in common, in the order of `sched`.

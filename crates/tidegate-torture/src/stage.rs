@@ -1,6 +1,6 @@
 //! What all parts of a run share: the files, the gateway, who listens where, and what was counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,6 +16,7 @@ use tidegate::Address;
 use crate::plan::Amount;
 use crate::report::{Drains, FaultCounts, PointCount};
 use crate::run::Options;
+use crate::server::{Database, Terminated};
 
 /// An account that is closed: what was taken for it is given back.
 pub(crate) const CLOSED: &str = "acct-0049";
@@ -32,6 +33,9 @@ pub(crate) struct Counts {
     pub(crate) stops_at_failpoints: AtomicU64,
     pub(crate) stops_inside_transaction: AtomicU64,
     pub(crate) redeploys: AtomicU64,
+    pub(crate) terminations: AtomicU64,
+    pub(crate) terminations_in_commit: AtomicU64,
+    pub(crate) restarts: AtomicU64,
     pub(crate) sent: AtomicU64,
     pub(crate) accepted: AtomicU64,
     pub(crate) unanswered: AtomicU64,
@@ -48,6 +52,8 @@ pub(crate) struct Stage {
     pub(crate) program: Program,
     pub(crate) scale: Scale,
     pub(crate) store: Address,
+    /// The server that the store is on, if it is on one.
+    pub(crate) database: Option<Database>,
     pub(crate) ledger: PathBuf,
     pub(crate) producers: PathBuf,
     pub(crate) directory: PathBuf,
@@ -59,6 +65,8 @@ pub(crate) struct Stage {
     urls: Mutex<Vec<Option<String>>>,
     /// From when on each service takes over what lapsed; none while it is down or stopped.
     sweeps_from: Mutex<Vec<Option<Instant>>>,
+    /// Which services were stopped inside a transaction on a server, and hold the rows they had locked.
+    hold_rows: Mutex<BTreeSet<usize>>,
     /// What went wrong with a process: it ended by itself, or did not end.
     broken: Mutex<Vec<String>>,
 }
@@ -89,8 +97,10 @@ impl Stage {
         let script = directory.join("gateway-faults.json");
         let faults = serde_json::to_vec(&script_of(&scale, options.amount)).context("a script is plain data")?;
         std::fs::write(&script, faults).with_context(|| format!("cannot write {}", script.display()))?;
-        let store = Address::from(directory.join("deposits.db"));
-        let program = Program::new(&options.executable, &options.before, &directory).with_store(&store);
+        let schema = format!("torture_{}", std::process::id());
+        let database = Database::of(&options.store, &directory, &schema).await?;
+        let store = database.as_ref().map_or_else(|| directory.join("deposits.db").into(), Database::address);
+        let program = Program::new(&options.executable, &options.before, &directory);
         let ledger = directory.join("gateway.ledger");
         let seed = options.seed.to_string();
         let really = options.gateway_really.unwrap_or(options.gateway);
@@ -111,6 +121,7 @@ impl Stage {
             program,
             scale,
             store,
+            database,
             ledger,
             producers: directory.join("producers.ndjson"),
             gateway: options.gateway,
@@ -120,6 +131,7 @@ impl Stage {
             points: Mutex::default(),
             urls: Mutex::new(vec![None; options.services]),
             sweeps_from: Mutex::new(vec![None; options.services]),
+            hold_rows: Mutex::default(),
             broken: Mutex::default(),
             directory,
         };
@@ -148,13 +160,55 @@ impl Stage {
         lock(&self.sweeps_from)[slot] = None;
     }
 
+    /// A service that was stopped inside its transaction holds rows until it is let go.
+    pub(crate) fn holds_rows(&self, slot: usize, holds: bool) {
+        let mut hold_rows = lock(&self.hold_rows);
+        if holds {
+            hold_rows.insert(slot)
+        } else {
+            hold_rows.remove(&slot)
+        };
+    }
+
     /// It was let go. It was asleep, so it leaves all leases alone for as long as one lasts.
     pub(crate) fn let_go(&self, slot: usize) {
         lock(&self.sweeps_from)[slot] = Some(clock::now() + Duration::from_millis(self.scale.lease_ms));
     }
 
+    /// The server was away, and is back: whoever had no store for a while leaves all leases alone for as long as one lasts.
+    pub(crate) fn server_is_back(&self) {
+        let from = clock::now() + Duration::from_millis(self.scale.lease_ms);
+        for sweeps_from in lock(&self.sweeps_from).iter_mut().flatten() {
+            *sweeps_from = from;
+        }
+    }
+
+    /// From now on nobody can take anything over, until [`Stage::server_is_back`].
+    pub(crate) fn server_goes(&self) {
+        let never = clock::now() + Duration::from_secs(24 * 3600);
+        for sweeps_from in lock(&self.sweeps_from).iter_mut().flatten() {
+            *sweeps_from = never;
+        }
+    }
+
+    /// What was done to a service's connections.
+    pub(crate) fn terminated(&self, what: Terminated) {
+        match what {
+            Terminated::InCommit => {
+                up(&self.counts.terminations);
+                up(&self.counts.terminations_in_commit);
+            }
+            Terminated::Somewhere => up(&self.counts.terminations),
+            Terminated::Nothing => {}
+        }
+    }
+
     /// Whether there is a service that could take over what lapsed.
     pub(crate) fn somebody_sweeps(&self) -> bool {
+        // What a stopped service has locked nobody takes over: the documented limit.
+        if !lock(&self.hold_rows).is_empty() {
+            return false;
+        }
         let now = clock::now();
         lock(&self.sweeps_from).iter().flatten().any(|from| *from <= now)
     }
@@ -206,6 +260,9 @@ impl Stage {
             stops_at_failpoints: read(&counts.stops_at_failpoints),
             stops_inside_transaction: read(&counts.stops_inside_transaction),
             redeploys: read(&counts.redeploys),
+            terminations: read(&counts.terminations),
+            terminations_in_commit: read(&counts.terminations_in_commit),
+            restarts: read(&counts.restarts),
             drains: *lock(&self.drains),
             failpoints: lock(&self.points).clone(),
             not_applicable,

@@ -90,6 +90,20 @@ impl Tidegate {
     pub fn sqlite(&self) -> Option<&Arc<tidegate_sqlite::SqliteStore>> {
         match &self.0.engine {
             Engine::Sqlite(store) => Some(store),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(_) => None,
+            Engine::Other(_) => None,
+        }
+    }
+
+    /// The PostgreSQL engine, if that is what was opened: enqueue in your own transaction, effects in the same database.
+    #[cfg(feature = "postgres")]
+    #[must_use]
+    pub fn postgres(&self) -> Option<&Arc<tidegate_postgres::PostgresStore>> {
+        match &self.0.engine {
+            #[cfg(feature = "sqlite")]
+            Engine::Sqlite(_) => None,
+            Engine::Postgres(store) => Some(store),
             Engine::Other(_) => None,
         }
     }

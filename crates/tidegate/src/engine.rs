@@ -15,7 +15,7 @@ use tidegate_core::message::DEFAULT_MAX_PAYLOAD;
 use tidegate_core::migration::Step;
 use tidegate_core::store::{DEFAULT_RETENTION, Store, Verdicts};
 
-use crate::address::Address;
+use crate::address::{Address, Server};
 
 /// How a store is opened, whatever keeps it.
 #[derive(Debug, Clone)]
@@ -59,6 +59,9 @@ pub enum Engine {
     /// A file of this machine.
     #[cfg(feature = "sqlite")]
     Sqlite(Arc<tidegate_sqlite::SqliteStore>),
+    /// A schema of a PostgreSQL server.
+    #[cfg(feature = "postgres")]
+    Postgres(Arc<tidegate_postgres::PostgresStore>),
     /// A store that was opened elsewhere, of which no more is known.
     Other(Arc<dyn Store>),
 }
@@ -74,7 +77,7 @@ impl Engine {
     pub async fn open(address: &Address, opening: Opening) -> Result<Self, StoreError> {
         match address {
             Address::File(path) => Self::open_file(path, opening).await,
-            Address::Server(server) => Err(not_built(server, "postgres")),
+            Address::Server(server) => Self::open_server(server, opening).await,
         }
     }
 
@@ -103,12 +106,32 @@ impl Engine {
         Err(not_built(&path.display(), "sqlite"))
     }
 
+    #[cfg(feature = "postgres")]
+    async fn open_server(server: &Server, opening: Opening) -> Result<Self, StoreError> {
+        let usual = tidegate_postgres::Options::default();
+        let migrate = match (opening.create, opening.migrate) {
+            (_, true) => tidegate_postgres::Migrate::Older,
+            (true, false) => tidegate_postgres::Migrate::NewStore,
+            (false, false) => tidegate_postgres::Migrate::Never,
+        };
+        let Opening { clock, max_payload, retention, .. } = opening;
+        let options = tidegate_postgres::Options { clock, max_payload, retention, migrate, ..usual };
+        Ok(Self::Postgres(tidegate_postgres::PostgresStore::open(server.reveal(), options).await?))
+    }
+
+    #[cfg(not(feature = "postgres"))]
+    async fn open_server(server: &Server, _: Opening) -> Result<Self, StoreError> {
+        Err(not_built(server, "postgres"))
+    }
+
     /// The store.
     #[must_use]
     pub fn store(&self) -> Arc<dyn Store> {
         match self {
             #[cfg(feature = "sqlite")]
             Self::Sqlite(store) => store.clone(),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(store) => store.clone(),
             Self::Other(store) => Arc::clone(store),
         }
     }
@@ -121,6 +144,8 @@ impl Engine {
         match self {
             #[cfg(feature = "sqlite")]
             Self::Sqlite(store) => store.close().await,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(store) => store.close().await,
             Self::Other(_) => {}
         }
     }
@@ -137,6 +162,8 @@ impl Engine {
         match self {
             #[cfg(feature = "sqlite")]
             Self::Sqlite(store) => store.erase(request).await,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(store) => store.erase(request).await,
             Self::Other(_) => {
                 let _unheard = request;
                 Err(StoreError::invalid("a store that was opened elsewhere is erased there"))
@@ -168,6 +195,12 @@ pub async fn doctor(address: &Address, clock: &dyn Clock, largest_wal: u64) -> R
             let _ = (clock, largest_wal);
             Err(not_built(&path.display(), "sqlite"))
         }
+        #[cfg(feature = "postgres")]
+        Address::Server(server) => {
+            let options = tidegate_postgres::Options::default();
+            tidegate_postgres::PostgresStore::doctor(server.reveal(), options).await
+        }
+        #[cfg(not(feature = "postgres"))]
         Address::Server(server) => Err(not_built(server, "postgres")),
     }
 }
@@ -189,10 +222,17 @@ pub async fn steps(address: &Address) -> Result<Vec<Step>, StoreError> {
         }
         #[cfg(not(feature = "sqlite"))]
         Address::File(path) => Err(not_built(&path.display(), "sqlite")),
+        #[cfg(feature = "postgres")]
+        Address::Server(server) => {
+            let options = tidegate_postgres::Options::default();
+            tidegate_postgres::PostgresStore::migrations(server.reveal(), options).await
+        }
+        #[cfg(not(feature = "postgres"))]
         Address::Server(server) => Err(not_built(server, "postgres")),
     }
 }
 
+#[cfg(not(all(feature = "sqlite", feature = "postgres")))]
 fn not_built(address: &dyn std::fmt::Display, feature: &str) -> StoreError {
     StoreError::invalid(format!("store {address}: its engine is not in this build"))
         .hint(format!("build with the feature {feature} of the crate tidegate"))

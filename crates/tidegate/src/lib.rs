@@ -58,7 +58,7 @@ mod process;
 pub mod telemetry;
 #[cfg(feature = "sqlite")]
 pub mod testing;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod transactional;
 mod waiter;
 mod worker;
@@ -74,8 +74,10 @@ pub use handler::{Handled, HandlerError, Message, Rejection};
 pub use maintenance::Housekeeping;
 pub use options::Options;
 pub use telemetry::Metrics;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use transactional::Transactional;
+#[cfg(feature = "postgres")]
+pub use transactional::Working;
 pub use worker::{Drained, Worker, WorkerBuilder};
 
 /// For `tidegate-sim` alone: no part of what this crate promises.
@@ -104,6 +106,8 @@ pub use tidegate_core::{
 #[doc(hidden)]
 pub use tidegate_core::failpoint;
 
+#[cfg(feature = "postgres")]
+pub use tidegate_postgres as postgres;
 #[cfg(feature = "sqlite")]
 pub use tidegate_sqlite as sqlite;
 

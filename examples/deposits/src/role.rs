@@ -19,7 +19,7 @@ use serde_json::json;
 use tidegate::{Address, Tidegate, failpoint};
 use tokio::sync::oneshot;
 
-use crate::books::{self, Books, Wallet};
+use crate::books::{self, Books};
 use crate::gateway::{self, FaultScript, GatewayMode, GatewayOptions, read_ledger};
 use crate::intake::{self, FileFormat, IntakeOptions};
 use crate::load::{self, LoadOptions, SideName, Target};
@@ -505,7 +505,7 @@ async fn run_intake(args: IntakeArgs, stop: impl Future<Output = ()> + Send) -> 
 async fn run_work(args: WorkArgs, stop: impl Future<Output = ()> + Send) -> anyhow::Result<ExitCode> {
     let scale = args.preset.preset().scale;
     let tide = steps::open(&args.database, &scale).await?;
-    Wallet::of(&tide)?.prepare(&args.closed).await?;
+    books::prepare_at(&args.database, &args.closed).await?;
     let options =
         WorkOptions { gateway: args.gateway, mode: args.mode, scale, concurrency: args.concurrency, name: args.name };
     let worker = steps::start(&tide, &options).await?;
@@ -522,7 +522,7 @@ async fn run_service(args: ServiceArgs, stop: impl Future<Output = ()> + Send) -
     }
     let scale = Scale::of_lease(args.lease_ms);
     let tide = steps::open(&args.database, &scale).await?;
-    Wallet::of(&tide)?.prepare(&args.closed).await?;
+    books::prepare_at(&args.database, &args.closed).await?;
     let options =
         WorkOptions { gateway: args.gateway, mode: args.mode, scale, concurrency: args.concurrency, name: args.name };
     let worker = steps::start(&tide, &options).await?;

@@ -98,7 +98,7 @@ fn the_steps_of_a_store_are_shown_printed_and_taken() {
 // --- erase -----------------------------------------------------------------------------------------------------------
 
 #[test]
-fn what_ended_is_erased_and_the_rest_refused_with_why() {
+pub(crate) fn what_ended_is_erased_and_the_rest_refused_with_why() {
     let desk = Desk::new();
     let (done, waits) = desk
         .prepare(async |bench| (bench.completed("dep-1").await.to_string(), bench.enqueue("dep-2").await.to_string()));
@@ -122,7 +122,7 @@ fn what_ended_is_erased_and_the_rest_refused_with_why() {
 // --- top -------------------------------------------------------------------------------------------------------------
 
 #[test]
-fn one_look_at_the_queues_needs_no_terminal() {
+pub(crate) fn one_look_at_the_queues_needs_no_terminal() {
     let desk = Desk::new();
     desk.prepare(async |bench| {
         bench.dead("dep-1").await;

@@ -10,8 +10,11 @@ mod fixture;
 mod model_check;
 mod plans;
 mod pooler;
+mod races;
+mod restored;
 mod through;
 mod wake_ups;
+mod within;
 
 mod conformance {
     tidegate_testkit::conformance!(crate::engine::Postgres);

@@ -170,7 +170,7 @@ async fn be_in_the_way(store: &dyn Store, number: u32, request: &ClaimRequest) {
     const KEYS: u32 = 6;
     let random = SeededRandom::new(u64::from(number) + 77);
     let in_order = |of: &dyn Fn(u32) -> NewMessage| -> Vec<NewMessage> {
-        if number % 2 == 0 { (0..KEYS).map(of).collect() } else { (0..KEYS).rev().map(of).collect() }
+        if number.is_multiple_of(2) { (0..KEYS).map(of).collect() } else { (0..KEYS).rev().map(of).collect() }
     };
     for round in 0..ROUNDS {
         let batch = in_order(&|n| message(&format!("m{round}-{n}")));
