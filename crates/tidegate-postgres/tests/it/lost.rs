@@ -145,7 +145,10 @@ fn a_server_that_is_restarted_at_once_loses_nothing_and_nobody_falls_silent() {
         for _restart in 0..4 {
             let server = Arc::clone(&cluster);
             let commits = store.group_stats().commits;
-            tokio::task::spawn_blocking(move || server.restart_immediately()).await.expect("joined").expect("restarted");
+            tokio::task::spawn_blocking(move || server.restart_immediately())
+                .await
+                .expect("joined")
+                .expect("restarted");
             // It is back at work by itself.
             let back = async {
                 while store.group_stats().commits < commits + 3 {
