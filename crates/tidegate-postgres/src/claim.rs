@@ -148,10 +148,7 @@ async fn look(group: &mut Group, request: &ClaimRequest) -> Result<(Vec<Lease>, 
     let lock = i64::from_le_bytes(std::array::from_fn(|at| nonce[at]));
     let tenant = request.tenant.as_str();
     let queues: Vec<&str> = request.queues.iter().map(|slots| slots.queue.as_str()).collect();
-    let answers = group
-        .conn
-        .many(&[(ALONE, &[&lock]), (REPEATED, &[&nonce]), (LANES, &[&tenant, &queues])])
-        .await?;
+    let answers = group.conn.many(&[(ALONE, &[&lock]), (REPEATED, &[&nonce]), (LANES, &[&tenant, &queues])]).await?;
     let repeated = leases_of(group, answers.get(1).map_or(&[], Vec::as_slice)).await?;
     let mut plans: Vec<Plan> =
         request.queues.iter().map(|slots| Plan { free: slots.slots, lanes: Vec::new(), at: 0 }).collect();
