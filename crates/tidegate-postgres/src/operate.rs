@@ -279,7 +279,7 @@ async fn watch(group: &Group, known: &mut Known) -> Result<(), Trouble> {
 async fn is_any_under_way(group: &Group, known: &Known) -> Result<bool, Trouble> {
     const ANY: &str = "-- operate: whether all that was redriven has ended
         select true from tidegate.redriven where operation = $1 and ended is null limit 1";
-    Ok(row::first_bool(&group.conn.query(ANY, &[&known.shown.name]).await?)?)
+    row::first_bool(&group.conn.query(ANY, &[&known.shown.name]).await?)
 }
 
 async fn stop(group: &mut Group, mut known: Known, verdict: &str) -> Result<Stepped, Trouble> {
