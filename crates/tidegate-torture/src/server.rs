@@ -165,7 +165,7 @@ async fn hold_commits(client: &Client, name: &str) -> anyhow::Result<bool> {
     const WAITING: &str = "select count(pg_terminate_backend(pid)) from pg_stat_activity
         where application_name = $1 and wait_event = 'SyncRep'";
     const RELOAD: &str = "select pg_reload_conf()";
-    client.batch_execute("alter system set synchronous_standby_names = 'a standby that there is not'").await?;
+    client.batch_execute("alter system set synchronous_standby_names = 'no_such_standby'").await?;
     client.batch_execute(RELOAD).await?;
     let started = clock::now();
     let mut hit = 0_i64;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidegate::lifecycle::Outcome;
-use tidegate::{MessageId, Store};
+use tidegate::MessageId;
 
 use crate::desk::{Bench, Desk};
 

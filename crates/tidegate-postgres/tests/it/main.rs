@@ -7,6 +7,7 @@ mod enqueue_function;
 mod enqueue_in;
 mod erase;
 mod fixture;
+mod lost;
 mod model_check;
 mod operators;
 mod plans;

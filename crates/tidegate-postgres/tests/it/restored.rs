@@ -239,7 +239,7 @@ fn a_store_whose_server_is_promoted_under_its_hands_is_careful_from_the_next_cal
             || cluster.sql("postgres", "select incarnation from tidegate.store").unwrap().trim().to_owned();
         let running = peopled(&store).await;
         cluster.restart_immediately().unwrap();
-        put(&store, "after a restart").await;
+        put(&store, "after-a-restart").await;
         assert_eq!((depths(&store).await, incarnation().as_str()), ([2, 1, 1], "1"), "a restart is no promotion");
         promote(&cluster, &data);
         let late = store.settle(vec![settlement(&running, Outcome::Released)]).await.unwrap().remove(0);
