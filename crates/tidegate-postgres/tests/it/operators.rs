@@ -1,5 +1,7 @@
 //! Operators of several processes at once: each act is done once, or refused, whoever came first.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

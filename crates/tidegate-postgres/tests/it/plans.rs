@@ -4,6 +4,8 @@
 //! has them planned, in a schema with nothing in it: what a plan goes by is the indexes there are, not what is stored. A
 //! plan that changed is looked at, and then written down with `TIDEGATE_PLANS=write`.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
@@ -184,10 +186,11 @@ async fn plan(client: &Client, sql: &str) -> Result<Vec<String>, String> {
     let arguments = if nulls.is_empty() { nulls } else { format!("({nulls})") };
     let lines = client.simple_query(&format!("explain (costs off) execute looked_at{arguments}")).await;
     client.batch_execute("deallocate looked_at").await.map_err(said)?;
-    let lines = lines.map_err(said)?.into_iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-        _ => None,
-    });
+    let line = |message: SimpleQueryMessage| {
+        let SimpleQueryMessage::Row(row) = message else { return None };
+        row.get(0).map(str::to_owned)
+    };
+    let lines = lines.map_err(said)?.into_iter().filter_map(line);
     Ok(lines.collect())
 }
 

@@ -1,5 +1,7 @@
 //! A store that was restored, or whose server was promoted: it may have gone on elsewhere, and is careful.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,10 +46,9 @@ fn settlement(lease: &Lease, outcome: Outcome) -> Settle {
 }
 
 async fn put(store: &PostgresStore, key: &str) -> MessageId {
-    match store.enqueue(vec![message(key)]).await.unwrap().remove(0).unwrap() {
-        Enqueued::New { id } => id,
-        known => panic!("not new: {known:?}"),
-    }
+    let enqueued = store.enqueue(vec![message(key)]).await.unwrap().remove(0).unwrap();
+    let Enqueued::New { id } = enqueued else { panic!("not new: {enqueued:?}") };
+    id
 }
 
 async fn started(store: &PostgresStore, key: &str) -> Lease {
