@@ -142,12 +142,12 @@ begin
 end $$;
 
 -- Stores one message, or finds what its key means already: enqueue.rs. The verdict is new, existing, replayed, stale,
--- late, full or key_conflict.
+-- late, full or key_conflict. A new message gets the id that is given, if one is.
 create function tidegate.take(
     p_tenant text, p_queue text, p_kind text, p_version bigint, p_priority integer,
     p_key text, p_hash bytea, p_fingerprint bytea, p_payload text, p_headers text,
     p_due_at bigint, p_due_in bigint, p_deadline bigint, p_max_age bigint, p_key_time bigint,
-    p_retention bigint, p_now bigint,
+    p_retention bigint, p_now bigint, p_id bigint,
     out verdict text, out message bigint, out state text, out body text, out code text, out ignored text[]
 )
 language plpgsql volatile as $$
@@ -183,6 +183,7 @@ begin
     for tries in 1 .. 10 loop
         -- A known key is answered whatever else is the matter; only an unknown one can be too old or one too many.
         if not (is_full or is_stale or is_late) then
+            message := coalesce(message, p_id);
             if message is null then
                 message := tidegate.next_ids(1, p_now);
             end if;
@@ -279,6 +280,9 @@ declare
     asked constant json := request::json;
     ours constant text := (select encode(s.uuid, 'hex') from tidegate.store s);
     now_ms constant bigint := coalesce((asked ->> 'now')::bigint, floor(extract(epoch from clock_timestamp()) * 1000)::bigint);
+    many constant integer := json_array_length(asked -> 'messages');
+    -- In the order of the batch, whatever the order of the keys is.
+    ids constant bigint[] := array(select tidegate.next_ids(many, now_ms));
     item record;
     verdict record;
     verdicts json[] := array[]::json[];
@@ -294,12 +298,14 @@ begin
             (m ->> 'due_at')::bigint as due_at, (m ->> 'due_in')::bigint as due_in, (m ->> 'deadline')::bigint as deadline,
             (m ->> 'max_age')::bigint as max_age, (m ->> 'key_time')::bigint as key_time
         from json_array_elements(asked -> 'messages') with ordinality as messages (m, n)
-        order by m ->> 'tenant' collate "C", m ->> 'queue' collate "C", m ->> 'hash' collate "C", n
+            left join tidegate.queue q on q.tenant = m ->> 'tenant' and q.name = m ->> 'queue'
+        -- Where there is a limit the first of the batch are taken, and its lock is the one that counts.
+        order by q.id nulls last, case when q.max_depth is null then m ->> 'hash' end collate "C", n
     loop
         select * into verdict from tidegate.take(
             item.tenant, item.queue, item.kind, item.version, item.priority, item.key, item.hash, item.fingerprint,
             item.payload, item.headers, item.due_at, item.due_in, item.deadline, item.max_age, item.key_time,
-            (asked ->> 'retention')::bigint, now_ms);
+            (asked ->> 'retention')::bigint, now_ms, ids[item.n]);
         verdicts[item.n::integer] := row_to_json(verdict);
     end loop;
     return json_build_object('verdicts', to_json(verdicts))::text;
@@ -381,7 +387,7 @@ begin
         case when headers is not null and exists (select from json_each(headers)) then headers::text end,
         floor(extract(epoch from due_at) * 1000)::bigint, floor(extract(epoch from due_in) * 1000)::bigint,
         floor(extract(epoch from deadline) * 1000)::bigint, floor(extract(epoch from max_age) * 1000)::bigint,
-        floor(extract(epoch from key_time) * 1000)::bigint, floor(extract(epoch from retention) * 1000)::bigint, now_ms);
+        floor(extract(epoch from key_time) * 1000)::bigint, floor(extract(epoch from retention) * 1000)::bigint, now_ms, null);
     case verdict.verdict
         when 'key_conflict' then
             raise exception 'key "%" is known in queue % with another payload: %', key, queue, tidegate.shown(verdict.message)

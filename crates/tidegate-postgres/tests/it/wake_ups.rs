@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tidegate_core::store::{CommitListener, News};
 use tidegate_core::{QueueName, Store as _};
+use tidegate_postgres::PostgresStore;
 use tokio::sync::Notify;
 
 use crate::engine::{Schema, sql};
@@ -44,6 +45,18 @@ fn end_listening() -> usize {
     sql(listening).trim().parse().expect("a number")
 }
 
+/// Enqueues until the other process is told: a connection that is being made, or made again, hears nothing yet.
+async fn told(here: &PostgresStore, far: &Ear, prefix: &str) {
+    let before = far.times();
+    for n in 0..200 {
+        here.enqueue(vec![message(&format!("{prefix}{n}"))]).await.expect("answered").remove(0).expect("stored");
+        if tokio::time::timeout(Duration::from_millis(100), far.more_than(before)).await.is_ok() {
+            return;
+        }
+    }
+    panic!("nobody listens");
+}
+
 #[test]
 fn another_process_is_told_of_what_was_committed_here() {
     run(async {
@@ -53,22 +66,13 @@ fn another_process_is_told_of_what_was_committed_here() {
         let (weak_near, weak_far) = (Arc::downgrade(&near), Arc::downgrade(&far));
         here.on_commit(weak_near);
         there.on_commit(weak_far);
-        here.enqueue(vec![message("a")]).await.unwrap().remove(0).unwrap();
-        far.more_than(0).await;
+        told(&here, &far, "a").await;
         assert_eq!(far.heard.lock().unwrap()[0], queue());
-        assert_eq!(claim(&there, 1).await.len(), 1);
-
-        // Connections that are lost are replaced, and whoever was not told finds it by polling meanwhile.
-        let before = far.times();
+        assert!(!claim(&there, 1).await.is_empty());
+        // Connections that are lost are replaced.
         assert!(end_listening() >= 2, "one for each store");
-        for n in 0..200 {
-            here.enqueue(vec![message(&format!("b{n}"))]).await.unwrap().remove(0).unwrap();
-            if tokio::time::timeout(Duration::from_millis(100), far.more_than(before)).await.is_ok() {
-                break;
-            }
-        }
-        assert!(far.times() > before, "nobody listens any more");
-        assert!(near.times() > 0, "its own process is told at once");
+        told(&here, &far, "b").await;
+        assert!(near.times() > 0, "its own process is told as well, by itself");
     });
 }
 
@@ -82,10 +86,8 @@ fn stores_of_other_schemas_are_not_told() {
         let (weak_far, weak_stranger) = (Arc::downgrade(&far), Arc::downgrade(&stranger));
         there.on_commit(weak_far);
         elsewhere.on_commit(weak_stranger);
-        for n in 0..5 {
-            let before = far.times();
-            here.enqueue(vec![message(&format!("m{n}"))]).await.unwrap().remove(0).unwrap();
-            far.more_than(before).await;
+        for prefix in ["a", "b", "c", "d", "e"] {
+            told(&here, &far, prefix).await;
         }
         assert_eq!(stranger.times(), 0);
     });
@@ -99,12 +101,13 @@ fn many_commits_are_told_in_few_notifications() {
         let far = Arc::new(Ear::default());
         let weak = Arc::downgrade(&far);
         there.on_commit(weak);
-        let sent = 400;
+        told(&here, &far, "first").await;
+        let (sent, before) = (400, far.times());
         let calls = (0..sent).map(|n| here.enqueue(vec![message(&format!("m{n}"))]));
         for verdicts in futures_util::future::join_all(calls).await {
             verdicts.unwrap().remove(0).unwrap();
         }
-        far.more_than(0).await;
+        far.more_than(before).await;
         assert!(far.times() < sent, "{} notifications", far.times());
         assert!(far.heard.lock().unwrap().iter().all(|heard| *heard == queue()));
     });
