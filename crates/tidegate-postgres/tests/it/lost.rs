@@ -98,7 +98,7 @@ async fn work(store: Arc<PostgresStore>, end: Arc<AtomicBool>) -> Told {
         for verdict in stored {
             match verdict.expect("nothing is refused") {
                 Enqueued::New { id } | Enqueued::Existing { id, .. } => told.stored.push(id),
-                other => panic!("{other:?}"),
+                other @ (Enqueued::Replayed { .. } | Enqueued::Stale) => panic!("{other:?}"),
             }
         }
         // Under one nonce for as long as it is not answered, or a lease would be nobody's.

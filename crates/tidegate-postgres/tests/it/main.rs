@@ -13,6 +13,7 @@ mod operators;
 mod plans;
 mod pooler;
 mod races;
+mod refused;
 mod restored;
 mod through;
 mod wake_ups;
