@@ -479,7 +479,12 @@ pub(crate) async fn transact<W: Work>(
     let started = shared.real.monotonic();
     let patient = || shared.real.monotonic().saturating_sub(started) < PATIENCE;
     for tries in 0.. {
-        let conn = match slot.take().filter(|conn| !conn.client().is_closed()) {
+        let held = slot.take();
+        if held.as_ref().is_some_and(|conn| conn.client().is_closed()) {
+            // It was ended while nothing was sent on it: no call fails for it, and it is lost all the same.
+            shared.count(|stats| stats.lost += 1);
+        }
+        let conn = match held.filter(|conn| !conn.client().is_closed()) {
             Some(conn) => conn,
             None => match shared.connect().await {
                 Ok(conn) => conn,
