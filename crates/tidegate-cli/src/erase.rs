@@ -84,7 +84,8 @@ pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code
                  the latest when the last process closes the store"
             }
             Engine::Postgres(_) => {
-                "backups and archived logs keep the old text until you delete them; the server's own pages until it vacuums"
+                "backups keep the old text until you delete them, and so do archived logs; the server's own pages keep it \
+                 until it vacuums"
             }
             Engine::Other(_) => "backups keep the old text until you delete them",
         });

@@ -131,6 +131,9 @@ pub(crate) async fn claim(group: &mut Group, request: &ClaimRequest) -> Result<C
 
 /// The leases that this very call made before, if its reply was lost, and the lanes that it may take from.
 async fn look(group: &mut Group, request: &ClaimRequest) -> Result<(Vec<Lease>, Vec<Plan>), Trouble> {
+    // A repeat may come while its first try is under way: the server takes its time to notice a lost connection.
+    const ALONE: &str = "-- claim: a repeat waits for the end of its first try
+        select pg_advisory_xact_lock($1)";
     const REPEATED: &str = concat!(
         "-- claim: repeated under its nonce\n select ",
         row::lease_columns!(),
@@ -142,13 +145,14 @@ async fn look(group: &mut Group, request: &ClaimRequest) -> Result<(Vec<Lease>, 
         from tidegate.queue q join tidegate.lane l on l.queue = q.id
         where q.tenant = $1 and q.name = any($2) and not q.paused";
     let nonce = *request.nonce.as_bytes();
+    let lock = i64::from_le_bytes(std::array::from_fn(|at| nonce[at]));
     let tenant = request.tenant.as_str();
     let queues: Vec<&str> = request.queues.iter().map(|slots| slots.queue.as_str()).collect();
-    let answers = group.conn.many(&[(REPEATED, &[&nonce]), (LANES, &[&tenant, &queues])]).await?;
-    let repeated = leases_of(group, answers.first().map_or(&[], Vec::as_slice)).await?;
+    let answers = group.conn.many(&[(ALONE, &[&lock]), (REPEATED, &[&nonce]), (LANES, &[&tenant, &queues])]).await?;
+    let repeated = leases_of(group, answers.get(1).map_or(&[], Vec::as_slice)).await?;
     let mut plans: Vec<Plan> =
         request.queues.iter().map(|slots| Plan { free: slots.slots, lanes: Vec::new(), at: 0 }).collect();
-    for row in answers.get(1).into_iter().flatten() {
+    for row in answers.get(2).into_iter().flatten() {
         let lane = group.names().note(row)?;
         if !request.kinds.iter().any(|(kind, newest)| *kind == lane.kind && lane.version <= *newest) {
             continue;

@@ -205,8 +205,8 @@ impl Conn {
         }
         let ended = async { if unsent { None } else { Some(self.client.batch_execute(last).await) } };
         let (_, ended) = join(join_all(sent.iter_mut().map(std::pin::Pin::as_mut)), ended).await;
-        let outcomes = sent.iter_mut().filter_map(|step| step.as_mut().take_output());
-        (outcomes.map(|outcome| outcome.map(|_| ())).collect(), ended)
+        let mut outcomes = sent.iter_mut().filter_map(|step| step.as_mut().take_output());
+        (outcomes.try_for_each(|outcome| outcome.map(drop)), ended)
     }
 
     /// Prepares what is not prepared yet, so that sending it is a single message.

@@ -9,7 +9,8 @@
 //! that has no row of this store's own runs gets one that is open before anything is sent
 //! ([`assumed`](tidegate_core::effect::assumed)).
 //!
-//! A snapshot of a disk that is started in place of its original says nothing of the kind, and is not recognised.
+//! A snapshot of a disk, or a copy of the cluster's files, that is started in place of its original without recovering to
+//! some moment says nothing of the kind, and is not recognised: whoever starts it has to say so ([`declare`]).
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -20,6 +21,7 @@ use tidegate_core::id::MessageId;
 use tokio_postgres::Row;
 
 use crate::conn::{Conn, Step};
+use crate::group::Group;
 use crate::open;
 use crate::row::{self, COPIED, LASTING, RECONCILING, RELEASE};
 use crate::shared::Shared;
@@ -69,6 +71,14 @@ pub(crate) async fn arrive(shared: &Shared, conn: &Conn) -> Result<(), Trouble> 
     }
     shared.timeline.store(here.timeline.unwrap_or(0), Ordering::Relaxed);
     Ok(())
+}
+
+/// The operator says that the store was restored: PostgreSQL does not show it.
+pub(crate) async fn declare(group: &mut Group) -> Result<(), Trouble> {
+    const ALONE: &str = "-- restored: nobody else puts it right meanwhile
+        select 1 from tidegate.store for update";
+    group.conn.query(ALONE, &[]).await?;
+    begin(&group.conn, group.now).await
 }
 
 /// Whether a transaction found the server in another history of its cluster than this process knows.

@@ -162,6 +162,22 @@ impl PostgresStore {
         .await
     }
 
+    /// Says that this store was restored from a copy of the cluster's files or a snapshot of its disk, and that the original
+    /// may have gone on: what runs is given back, and the first run of each older message clears its effects up as if they
+    /// had been sent. Say it before workers start.
+    ///
+    /// A store that was recovered to some moment, promoted, dumped and restored, or moved to another cluster is recognised
+    /// without it. Saying it twice is harmless.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database fails.
+    ///
+    /// # Cancel safety
+    /// Dropped, it may have been done.
+    pub async fn restored(&self) -> Result<(), StoreError> {
+        self.writer.alone((), |group, ()| Box::pin(copied::declare(group))).await
+    }
+
     /// Runs `work` as a transactional effect of a running message: its writes and its confirmation are one commit, under
     /// the lease token. An effect that is confirmed already is answered without running the work again.
     ///
@@ -366,8 +382,10 @@ impl Store for PostgresStore {
     }
 
     async fn sweep(&self, request: SweepRequest) -> Result<Swept, StoreError> {
+        // A sweep that waited for the server would find leases lapsed that nobody could extend meanwhile: whoever asked for
+        // it has to know that the store was away.
         self.writer
-            .alone(request, |group, request| Box::pin(sweep::sweep(group, request)))
+            .alone_within(Duration::ZERO, request, |group, request| Box::pin(sweep::sweep(group, request)))
             .await
             .inspect(|_| failpoint::reach("sweep.after_commit"))
     }

@@ -248,11 +248,11 @@ async fn watch(group: &Group, known: &mut Known) -> Result<(), Trouble> {
         from tidegate.redriven r where r.operation = $1 and r.ended is null and r.message > $2
         order by r.message limit $3";
     const ENDED: &str = "-- operate: seen to their end
-        update tidegate.redriven r set ended = e.ended
-        from unnest($2::bigint[], $3::text[]) e (message, ended) where r.message = e.message and r.operation = $1";
+        update tidegate.redriven set ended = case when message = any($3) then 'well' else 'badly' end
+        where message = any($2) and operation = $1";
     let most = i64::try_from(WATCHED).unwrap_or(i64::MAX);
     let rows = group.conn.query(UNDER_WAY, &[&known.shown.name, &known.watched.as_i64(), &most]).await?;
-    let (mut ended, mut words) = (Vec::new(), Vec::new());
+    let (mut ended, mut ended_well) = (Vec::new(), Vec::new());
     for row in &rows {
         let answered: Option<&str> = row::column(row, "answered", "result")?;
         let held: Option<&str> = row::column(row, "held", "held")?;
@@ -262,15 +262,16 @@ async fn watch(group: &Group, known: &mut Known) -> Result<(), Trouble> {
         let well =
             answered.is_some_and(|state| [State::Completed, State::Cancelled].map(State::as_str).contains(&state));
         *(if well { &mut known.shown.ended_well } else { &mut known.shown.ended_badly }) += 1;
-        ended.push(row::column::<i64, _>(row, "message", "redriven")?);
-        words.push(if well { "well" } else { "badly" });
+        let id: i64 = row::column(row, "message", "redriven")?;
+        ended.push(id);
+        ended_well.extend(well.then_some(id));
     }
     known.watched = match rows.last() {
         Some(last) if rows.len() == WATCHED => row::message_id(last, "message", "redriven")?,
         Some(_) | None => MessageId::from_i64(i64::MIN),
     };
     if !ended.is_empty() {
-        group.conn.execute(ENDED, &[&known.shown.name, &ended, &words]).await?;
+        group.conn.execute(ENDED, &[&known.shown.name, &ended, &ended_well]).await?;
     }
     Ok(())
 }
@@ -278,7 +279,7 @@ async fn watch(group: &Group, known: &mut Known) -> Result<(), Trouble> {
 async fn is_any_under_way(group: &Group, known: &Known) -> Result<bool, Trouble> {
     const ANY: &str = "-- operate: whether all that was redriven has ended
         select true from tidegate.redriven where operation = $1 and ended is null limit 1";
-    Ok(row::first_bool(&group.conn.query(ANY, &[&known.shown.name]).await?)?)
+    row::first_bool(&group.conn.query(ANY, &[&known.shown.name]).await?)
 }
 
 async fn stop(group: &mut Group, mut known: Known, verdict: &str) -> Result<Stepped, Trouble> {
@@ -319,9 +320,12 @@ fn filter(selection: &Selection) -> Filter {
 
 /// The next messages, by ascending id.
 async fn next(group: &Group, known: &Known, most: u64) -> Result<Vec<MessageId>, Trouble> {
+    const IN_ITS_ORDER: &str = "-- operate: a page of an index is read in its order, not all of it and then sorted
+        select set_config('enable_bitmapscan', $1, true)";
     const NEXT: &str = "-- operate: in the order of ids, so that every message is come to once; died before it began
-        select id from tidegate.held where id > $1 and state = 'dead' and discarded_at is null and at <= $2
-          and lane = any($3) and ($4::text is null or reason = $4 or code = $4)
+        -- Only the id may be looked up: by anything else, each step would come to all that are left and sort them.
+        select id from tidegate.held where id > $1 and state || '' = 'dead' and coalesce(discarded_at, 0) = 0
+          and at <= $2 and lane = any($3) and ($4::text is null or reason = $4 or code = $4)
           and ($5::bigint is null or fgroup = $5) order by id limit $6";
     let selection = &known.shown.selection;
     let most = i64::try_from(most).unwrap_or(i64::MAX);
@@ -331,9 +335,17 @@ async fn next(group: &Group, known: &Known, most: u64) -> Result<Vec<MessageId>,
     }
     let lanes = list::lanes(&group.conn, &filter(selection)).await?;
     let (created, failures) = (known.shown.created_at.as_millis(), selection.group.map(GroupId::as_i64));
-    let rows =
-        group.conn.query(NEXT, &[&known.last.as_i64(), &created, &lanes, &selection.code, &failures, &most]).await?;
-    rows.iter().map(|row| row::message_id(row, "id", "held")).collect()
+    let last = known.last.as_i64();
+    let answers = group
+        .conn
+        .many(&[
+            (IN_ITS_ORDER, &[&"off"]),
+            (NEXT, &[&last, &created, &lanes, &selection.code, &failures, &most]),
+            (IN_ITS_ORDER, &[&"on"]),
+        ])
+        .await?;
+    let [_, page, _] = &answers[..] else { unreachable!("an answer for each statement") };
+    page.iter().map(|row| row::message_id(row, "id", "held")).collect()
 }
 
 async fn selected(group: &Group, selection: &Selection) -> Result<u64, Trouble> {

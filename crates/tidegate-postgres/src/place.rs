@@ -191,26 +191,40 @@ async fn rows_of(
     lock: Lock,
     found: &mut HashMap<MessageId, Found>,
 ) -> Result<(), Trouble> {
-    const RESULT: &str = "select * from tidegate.result where id = any($1)";
-    const RESULT_LOCKED: &str = "select * from tidegate.result where id = any($1) order by id for update";
-    const HELD: &str = "select * from tidegate.held where id = any($1)";
-    const HELD_LOCKED: &str = "select * from tidegate.held where id = any($1) order by id for update";
-    const LEASE: &str = concat!("select ", row::lease_columns!(), " from tidegate.lease l where l.id = any($1)");
+    const RESULT: &str = "-- find: rows of result\n select * from tidegate.result where id = any($1)";
+    const RESULT_LOCKED: &str =
+        "-- find: rows of result, locked\n select * from tidegate.result where id = any($1) order by id for update";
+    const HELD: &str = "-- find: rows of held\n select * from tidegate.held where id = any($1)";
+    const HELD_LOCKED: &str =
+        "-- find: rows of held, locked\n select * from tidegate.held where id = any($1) order by id for update";
+    const LEASE: &str = concat!(
+        "-- find: rows of lease\n select ",
+        row::lease_columns!(),
+        " from tidegate.lease l where l.id = any($1)"
+    );
     // No key update: a transactional effect whose work takes its time holds the key of its lease, and is in no operator's way.
     const LEASE_LOCKED: &str = concat!(
-        "select ",
+        "-- find: rows of lease, locked\n select ",
         row::lease_columns!(),
         " from tidegate.lease l where l.id = any($1) order by l.id for no key update"
     );
-    const READY: &str = concat!("select ", row::life_columns!(), " from tidegate.ready r where r.id = any($1)");
+    const READY: &str = concat!(
+        "-- find: rows of ready\n select ",
+        row::life_columns!(),
+        " from tidegate.ready r where r.id = any($1)"
+    );
     const READY_LOCKED: &str = concat!(
-        "select ",
+        "-- find: rows of ready, locked\n select ",
         row::life_columns!(),
         " from tidegate.ready r where r.id = any($1) order by r.id for update"
     );
-    const SCHED: &str = concat!("select ", row::life_columns!(), " from tidegate.sched r where r.id = any($1)");
+    const SCHED: &str = concat!(
+        "-- find: rows of sched\n select ",
+        row::life_columns!(),
+        " from tidegate.sched r where r.id = any($1)"
+    );
     const SCHED_LOCKED: &str = concat!(
-        "select ",
+        "-- find: rows of sched, locked\n select ",
         row::life_columns!(),
         " from tidegate.sched r where r.id = any($1) order by r.id for update"
     );

@@ -64,7 +64,9 @@ where
 
 async fn once<R, T, F>(shared: &Arc<Shared>, conn: Conn, request: &R, read: &F) -> Result<T, Trouble>
 where
-    F: for<'a> Fn(&'a Snapshot, &'a R) -> Doing<'a, T>,
+    R: Sync,
+    T: Send,
+    F: for<'a> Fn(&'a Snapshot, &'a R) -> Doing<'a, T> + Sync,
 {
     const BEGIN: &str = "begin isolation level repeatable read, read only";
     const BEGUN: &str = "-- read: the store's time, and plans that look nothing through

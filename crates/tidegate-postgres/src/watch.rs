@@ -43,6 +43,10 @@ pub(crate) struct Hands {
 impl Hands {
     /// How far the wall clock was set since these hands were read, in milliseconds: what no slow answer explains.
     fn jump(self, now: Self) -> i64 {
+        if now.asked < self.asked {
+            // Another group of this process has looked since: it has seen what there was to see.
+            return 0;
+        }
         let passed = now.wall.as_millis().saturating_sub(self.wall.as_millis());
         let least = row::millis(now.asked.saturating_sub(self.answered));
         let most = row::millis(now.answered.saturating_sub(self.asked)).max(least);
@@ -236,6 +240,14 @@ mod tests {
         assert_eq!(before.jump(stopped), 0);
         assert_eq!(stopped.jump(hands(1_601_001, 601_001, 601_002)), 0);
         assert!(!stopped.jumped(hands(1_601_001, 601_001, 601_002)));
+    }
+
+    #[test]
+    fn a_group_that_read_the_clock_before_another_one_sees_no_jump_in_it() {
+        // Both were stopped for ten minutes, the one between its reading and its look.
+        let (read_before, read_after) = (hands(1_000_000, 1_000, 1_001), hands(1_600_000, 601_000, 601_001));
+        assert_eq!(read_after.jump(read_before), 0);
+        assert_eq!(read_before.jump(read_after), 0);
     }
 
     #[test]

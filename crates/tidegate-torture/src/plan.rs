@@ -91,9 +91,9 @@ struct Inner {
 /// A point that no run with this gateway and store comes to: nothing is ever looked up at one that recognises keys, or
 /// cannot be asked; and a server writes in one statement what a file is written row by row.
 pub(crate) fn unreachable(point: &Point, gateway: GatewayMode, possible: Possible) -> bool {
-    let of_a_file = ["enqueue.after_key", "claim.after_removal", "settle.after_lease", "settle.after_state"];
+    let in_one_statement = ["claim.after_removal"];
     (point.name.ends_with("_look_up") && gateway != GatewayMode::Lookup)
-        || (possible.terminations && of_a_file.contains(&point.name))
+        || (possible.terminations && in_one_statement.contains(&point.name))
 }
 
 /// What a process comes to once at most, or seldom: a later visit is not waited for.

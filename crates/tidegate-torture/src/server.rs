@@ -15,13 +15,15 @@ use deposits::{clock, schema};
 use tidegate::postgres::tokio_postgres::Client;
 use tidegate::{Address, Server, postgres};
 use tidegate_pgcluster::{Cluster, Settings};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::sleep;
 
 use crate::plan::Possible;
 
 /// How long a commit is looked for. A service that is up extends its leases, claims and settles all the time.
 const COMMITS_WITHIN: Duration = Duration::from_secs(3);
+/// In this time the server has done what a stopped service had sent it.
+const SENT_IS_OVER: Duration = Duration::from_millis(100);
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// How long a server may be away for whoever needs it.
@@ -127,9 +129,13 @@ impl Database {
         }
     }
 
+    /// Waits until nothing else is done to the server. What is done to it is done under this.
+    pub(crate) async fn alone(&self) -> MutexGuard<'_, ()> {
+        self.gate.lock().await
+    }
+
     /// Ends the connections of a service.
     pub(crate) async fn terminate(&self, name: &str, in_commit: bool) -> anyhow::Result<Terminated> {
-        let _alone = self.gate.lock().await;
         let client = self.connect().await?;
         if in_commit {
             let hit =
@@ -143,18 +149,19 @@ impl Database {
         Ok(if ended > 0 { Terminated::Somewhere } else { Terminated::Nothing })
     }
 
-    /// Whether a service is inside a transaction, and so may hold rows.
+    /// Whether a service that was just stopped is inside a transaction, and so may hold rows: what it had sent is over by
+    /// now, and the server waits for more.
     pub(crate) async fn in_transaction(&self, name: &str) -> anyhow::Result<bool> {
         const OPEN: &str = "select exists (select 1 from pg_stat_activity
-            where application_name = $1 and state <> 'idle' and xact_start is not null)";
+            where application_name = $1 and state like 'idle in transaction%')";
         let client = self.connect().await?;
+        sleep(SENT_IS_OVER).await;
         Ok(client.query_one(OPEN, &[&name]).await.context("cannot look at the transactions")?.get(0))
     }
 
     /// Restarts the server as if it had crashed.
     pub(crate) async fn restart(&self) -> anyhow::Result<()> {
         let Some(cluster) = self.cluster.clone() else { return Ok(()) };
-        let _alone = self.gate.lock().await;
         let restarted = tokio::task::spawn_blocking(move || cluster.restart_immediately()).await;
         restarted.context("the restart of the server died")?.map_err(|e| anyhow!("{e}"))
     }
@@ -165,7 +172,7 @@ async fn hold_commits(client: &Client, name: &str) -> anyhow::Result<bool> {
     const WAITING: &str = "select count(pg_terminate_backend(pid)) from pg_stat_activity
         where application_name = $1 and wait_event = 'SyncRep'";
     const RELOAD: &str = "select pg_reload_conf()";
-    client.batch_execute("alter system set synchronous_standby_names = 'a standby that there is not'").await?;
+    client.batch_execute("alter system set synchronous_standby_names = 'no_such_standby'").await?;
     client.batch_execute(RELOAD).await?;
     let started = clock::now();
     let mut hit = 0_i64;

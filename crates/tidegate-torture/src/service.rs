@@ -99,7 +99,11 @@ impl Slot {
                 let running = self.or_start(running).await?;
                 sleep(after).await;
                 if let Some(database) = &self.stage.database {
+                    let _alone = database.alone().await;
+                    // While the commits of one service are held, so are those of all.
+                    let away = self.stage.server_goes();
                     let what = database.terminate(&running.name, in_commit).await?;
+                    self.stage.server_is_back(away);
                     self.stage.terminated(what);
                     // On a server of somebody else's a commit is met by luck.
                     if in_commit && what != Terminated::InCommit && database.is_ours() {
@@ -112,9 +116,10 @@ impl Slot {
                 let running = self.or_start(running).await?;
                 sleep(after).await;
                 if let Some(database) = &self.stage.database {
-                    self.stage.server_goes();
+                    let _alone = database.alone().await;
+                    let away = self.stage.server_goes();
                     database.restart().await?;
-                    self.stage.server_is_back();
+                    self.stage.server_is_back(away);
                     up(&self.stage.counts.restarts);
                 }
                 Ok(Some(running))

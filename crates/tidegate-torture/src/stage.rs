@@ -24,6 +24,14 @@ pub(crate) const CLOSED: &str = "acct-0049";
 /// How long the gateway misbehaves in a run that has no length of its own.
 const MISBEHAVES_FOR: Duration = Duration::from_secs(2 * 3600);
 
+/// A server that is away for the moment.
+#[derive(Debug)]
+pub(crate) struct Away {
+    since: Instant,
+    /// From when on each service took over before.
+    before: Vec<Option<Instant>>,
+}
+
 /// Everything that is counted.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
@@ -175,19 +183,26 @@ impl Stage {
         lock(&self.sweeps_from)[slot] = Some(clock::now() + Duration::from_millis(self.scale.lease_ms));
     }
 
-    /// The server was away, and is back: whoever had no store for a while leaves all leases alone for as long as one lasts.
-    pub(crate) fn server_is_back(&self) {
-        let from = clock::now() + Duration::from_millis(self.scale.lease_ms);
-        for sweeps_from in lock(&self.sweeps_from).iter_mut().flatten() {
-            *sweeps_from = from;
+    /// From now on nobody can take anything over, until [`Stage::server_is_back`]. Gives back who could.
+    pub(crate) fn server_goes(&self) -> Away {
+        let now = clock::now();
+        let never = now + Duration::from_secs(24 * 3600);
+        let mut sweeps_from = lock(&self.sweeps_from);
+        let before = sweeps_from.clone();
+        for from in sweeps_from.iter_mut().flatten() {
+            *from = never;
         }
+        Away { since: now, before }
     }
 
-    /// From now on nobody can take anything over, until [`Stage::server_is_back`].
-    pub(crate) fn server_goes(&self) {
-        let never = clock::now() + Duration::from_secs(24 * 3600);
-        for sweeps_from in lock(&self.sweeps_from).iter_mut().flatten() {
-            *sweeps_from = never;
+    /// The server was away, and is back. Whoever had no store for a third of a lease leaves all leases alone for as long as
+    /// one lasts, from its next look on.
+    pub(crate) fn server_is_back(&self, away: Away) {
+        let (now, lease) = (clock::now(), Duration::from_millis(self.scale.lease_ms));
+        let was_long = now.saturating_duration_since(away.since) > lease / 4;
+        for (slot, from) in lock(&self.sweeps_from).iter_mut().enumerate() {
+            let before = away.before.get(slot).copied().flatten().unwrap_or(now);
+            *from = from.map(|_| if was_long { now + lease + lease / 5 } else { before });
         }
     }
 

@@ -81,6 +81,9 @@ pub struct PresetArgs {
     /// How late the gateway may process a call at most; more than the quarantine shows where the guarantee ends.
     #[arg(long, value_name = "MS", hide = true)]
     pub lateness_ms: Option<u64>,
+    /// How long customers wait for the end of their deposits, after the last one was sent.
+    #[arg(long, value_name = "MS", hide = true)]
+    pub finish_within_ms: Option<u64>,
 }
 
 impl PresetArgs {
@@ -90,6 +93,9 @@ impl PresetArgs {
         let mut preset = if self.fast { Preset::fast(Scenario::All) } else { Preset::full(Scenario::All) };
         if let Some(lateness_ms) = self.lateness_ms {
             preset.set_lateness(lateness_ms);
+        }
+        if let Some(finish_within_ms) = self.finish_within_ms {
+            preset.scale.finish_within_ms = finish_within_ms;
         }
         preset
     }

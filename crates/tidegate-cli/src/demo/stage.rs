@@ -84,6 +84,7 @@ impl Stage {
         if demo.fast {
             times.push("--fast".to_owned());
         }
+        times.extend(["--finish-within-ms".to_owned(), preset.scale.finish_within_ms.to_string()]);
         if let Some(lateness_ms) = demo.lateness_ms {
             times.extend(["--lateness-ms".to_owned(), lateness_ms.to_string()]);
         }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use tidegate::MessageId;
 use tidegate::lifecycle::Outcome;
-use tidegate::{MessageId, Store};
 
 use crate::desk::{Bench, Desk};
 

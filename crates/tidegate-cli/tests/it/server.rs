@@ -155,7 +155,7 @@ fn a_small_torture_on_a_server_of_its_own_passes_with_restarts_and_unanswered_co
     let desk = Desk::new();
     let dir = desk.path("run");
     let faults = ["--kills", "12", "--stops", "3", "--redeploys", "2", "--terminations", "6", "--restarts", "2"];
-    let run = ["torture", "--store", "throw-away", "--lease", "1s", "--failpoints", "none", "--seed", "5", "--json"];
+    let run = ["torture", "--store", "throw-away", "--lease", "3s", "--failpoints", "none", "--seed", "5", "--json"];
     let ran = desk.run(&[&run[..], &faults, &["--dir", dir.to_str().unwrap()]].concat()).ends(0);
     let report: Value = serde_json::from_str(&ran.out).unwrap();
     let count = |pointer: &str| report.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("{pointer}"));

@@ -152,7 +152,7 @@ async fn blocked() {
         let waiting: i64 = client
             .query_one("select count(*) from pg_stat_activity where wait_event = 'transactionid' and query like '%enqueue_batch%'", &[])
             .await
-            .unwrap()
+            .expect("answered")
             .get(0);
         if waiting > 0 {
             return;

@@ -1,5 +1,7 @@
 //! Erasing what ended messages say about a person.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
+
 use tidegate_core::erase::{Also, Erase, TOMBSTONE};
 use tidegate_core::id::MessageId;
 use tidegate_core::lifecycle::{Outcome, State};

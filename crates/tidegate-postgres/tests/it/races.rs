@@ -1,5 +1,7 @@
 //! Two handles on the same message at the same moment: whoever comes second finds what the first one did.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,10 +40,9 @@ impl Two {
     }
 
     async fn put(&self, key: &str) -> MessageId {
-        match self.one.enqueue(vec![message(key)]).await.unwrap().remove(0).unwrap() {
-            Enqueued::New { id } => id,
-            known => panic!("not new: {known:?}"),
-        }
+        let enqueued = self.one.enqueue(vec![message(key)]).await.unwrap().remove(0).unwrap();
+        let Enqueued::New { id } = enqueued else { panic!("not new: {enqueued:?}") };
+        id
     }
 
     async fn started(&self, key: &str) -> Lease {

@@ -1,5 +1,7 @@
 //! A store that was restored, or whose server was promoted: it may have gone on elsewhere, and is careful.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,10 +46,9 @@ fn settlement(lease: &Lease, outcome: Outcome) -> Settle {
 }
 
 async fn put(store: &PostgresStore, key: &str) -> MessageId {
-    match store.enqueue(vec![message(key)]).await.unwrap().remove(0).unwrap() {
-        Enqueued::New { id } => id,
-        known => panic!("not new: {known:?}"),
-    }
+    let enqueued = store.enqueue(vec![message(key)]).await.unwrap().remove(0).unwrap();
+    let Enqueued::New { id } = enqueued else { panic!("not new: {enqueued:?}") };
+    id
 }
 
 async fn started(store: &PostgresStore, key: &str) -> Lease {
@@ -213,6 +214,22 @@ fn a_store_on_another_cluster_is_a_restored_one() {
     });
 }
 
+#[test]
+fn a_store_that_shows_nothing_of_its_restore_is_told() {
+    run(async {
+        let schema = Schema::new();
+        let store = open(&schema.url()).await;
+        let running = peopled(&store).await;
+        for told in ["2", "3"] {
+            store.restored().await.unwrap();
+            assert_eq!((depths(&store).await, incarnation(&schema).as_str()), ([2, 0, 1], told));
+        }
+        let late = store.settle(vec![settlement(&running, Outcome::Released)]).await.unwrap().remove(0);
+        assert_eq!(kind_of(late), StoreErrorKind::LeaseLost);
+        assert!(claim(&store, 10).await.iter().all(|lease| lease.reconciling));
+    });
+}
+
 /// Lets the server recover to the end of its log and begin another history, as a standby does that is promoted.
 fn promote(cluster: &Cluster, data: &Path) {
     cluster.stop().unwrap();
@@ -239,7 +256,7 @@ fn a_store_whose_server_is_promoted_under_its_hands_is_careful_from_the_next_cal
             || cluster.sql("postgres", "select incarnation from tidegate.store").unwrap().trim().to_owned();
         let running = peopled(&store).await;
         cluster.restart_immediately().unwrap();
-        put(&store, "after a restart").await;
+        put(&store, "after-a-restart").await;
         assert_eq!((depths(&store).await, incarnation().as_str()), ([2, 1, 1], "1"), "a restart is no promotion");
         promote(&cluster, &data);
         let late = store.settle(vec![settlement(&running, Outcome::Released)]).await.unwrap().remove(0);

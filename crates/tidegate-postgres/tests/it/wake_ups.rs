@@ -49,7 +49,7 @@ fn end_listening() -> usize {
 async fn told(here: &PostgresStore, far: &Ear, prefix: &str) {
     let before = far.times();
     for n in 0..200 {
-        here.enqueue(vec![message(&format!("{prefix}{n}"))]).await.unwrap().remove(0).unwrap();
+        here.enqueue(vec![message(&format!("{prefix}{n}"))]).await.expect("answered").remove(0).expect("stored");
         if tokio::time::timeout(Duration::from_millis(100), far.more_than(before)).await.is_ok() {
             return;
         }
