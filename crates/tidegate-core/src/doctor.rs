@@ -14,7 +14,7 @@ pub struct Check {
     pub name: &'static str,
     /// What it looks at.
     pub what: &'static str,
-    /// Nothing was found.
+    /// Nothing is wrong: nothing was found, or nothing that is more than a warning.
     pub ok: bool,
     /// How much was found.
     pub found: usize,

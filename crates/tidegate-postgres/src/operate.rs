@@ -320,6 +320,8 @@ fn filter(selection: &Selection) -> Filter {
 
 /// The next messages, by ascending id.
 async fn next(group: &Group, known: &Known, most: u64) -> Result<Vec<MessageId>, Trouble> {
+    const IN_ITS_ORDER: &str = "-- operate: a page of an index is read in its order, not all of it and then sorted
+        select set_config('enable_bitmapscan', $1, true)";
     const NEXT: &str = "-- operate: in the order of ids, so that every message is come to once; died before it began
         -- Only the id may be looked up: by anything else, each step would come to all that are left and sort them.
         select id from tidegate.held where id > $1 and state || '' = 'dead' and coalesce(discarded_at, 0) = 0
@@ -333,9 +335,17 @@ async fn next(group: &Group, known: &Known, most: u64) -> Result<Vec<MessageId>,
     }
     let lanes = list::lanes(&group.conn, &filter(selection)).await?;
     let (created, failures) = (known.shown.created_at.as_millis(), selection.group.map(GroupId::as_i64));
-    let rows =
-        group.conn.query(NEXT, &[&known.last.as_i64(), &created, &lanes, &selection.code, &failures, &most]).await?;
-    rows.iter().map(|row| row::message_id(row, "id", "held")).collect()
+    let last = known.last.as_i64();
+    let answers = group
+        .conn
+        .many(&[
+            (IN_ITS_ORDER, &[&"off"]),
+            (NEXT, &[&last, &created, &lanes, &selection.code, &failures, &most]),
+            (IN_ITS_ORDER, &[&"on"]),
+        ])
+        .await?;
+    let [_, page, _] = &answers[..] else { unreachable!("an answer for each statement") };
+    page.iter().map(|row| row::message_id(row, "id", "held")).collect()
 }
 
 async fn selected(group: &Group, selection: &Selection) -> Result<u64, Trouble> {
