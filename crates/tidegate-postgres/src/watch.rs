@@ -111,6 +111,7 @@ async fn put_right(conn: &Conn, before: Hands, now: Hands) -> Result<Hands, Trou
     shift_leases(conn, unnoted).await?;
     if unnoted < 0 {
         end_windows_in_time(conn, unnoted).await?;
+        take_back(conn, now.wall, unnoted).await?;
     } else if !canary::is(Canary::ClockJumpBelieved) {
         restart_quarantines(conn, expected, now.wall, unnoted).await?;
     }
@@ -143,8 +144,7 @@ async fn shift_leases(conn: &Conn, jump: i64) -> Result<(), Trouble> {
 async fn restart_quarantines(conn: &Conn, before: Timestamp, now: Timestamp, jump: i64) -> Result<(), Trouble> {
     const RESTART: &str = "-- watch: a request may still be under way for all we know
         update tidegate.effect set last_possible_send = greatest($1, last_possible_send + $3)
-        where state in ('intent', 'unknown')
-          and last_possible_send + quarantine_ms > $2 and first_intent_at <= $2";
+        where state in ('intent', 'unknown') and last_possible_send + quarantine_ms > $2";
     conn.execute(RESTART, &[&now.as_millis(), &before.as_millis(), &jump]).await?;
     Ok(())
 }
@@ -157,6 +157,54 @@ async fn end_windows_in_time(conn: &Conn, jump: i64) -> Result<(), Trouble> {
         update tidegate.effect set valid_until = greatest(0, valid_until + $1)
         where state in ('intent', 'unknown') and valid_until is not null";
     conn.execute(SHORTEN, &[&jump]).await?;
+    Ok(())
+}
+
+/// What was dated while the clock was ahead is dated anew, now that it was set back by `jump`, which is negative. How long a
+/// quarantine has run is what passed, in either direction. A date that was given before the clock went ahead stays: a wait
+/// counts as dated ahead if the enqueue or the end of a run that gave it was at a moment that is yet to come.
+async fn take_back(conn: &Conn, now: Timestamp, jump: i64) -> Result<(), Trouble> {
+    const QUARANTINES: &str = "-- watch: open effects are few
+        update tidegate.effect set last_possible_send = last_possible_send + $1 where state in ('intent', 'unknown')";
+    const WAITS: &str =
+        "-- watch: all of them that were dated ahead: retries, snoozes, delays, with the date that gave them
+        with dated as (
+            select d.id, h.seq from (
+                select id from tidegate.sched where lane in (select id from tidegate.lane) and due_at > $2
+                union all
+                select id from tidegate.ready
+                where lane in (select id from tidegate.lane) and pos > $2 and due_at > $2
+                union all select id from tidegate.lease where due_at > $2) d
+            join tidegate.message m on m.id = d.id
+            left join lateral (select at, seq from tidegate.history where message = d.id order by seq desc limit 1) h
+                on true
+            where coalesce(h.at, m.enqueued_at) > $2),
+        by_a_run as (update tidegate.history h set at = h.at + $1, due_at = h.due_at + $1
+            from dated where h.message = dated.id and h.seq = dated.seq),
+        by_the_enqueue as (update tidegate.message m
+            set enqueued_at = m.enqueued_at + $1, first_due_at = m.first_due_at + $1
+            from dated where m.id = dated.id and dated.seq is null),
+        scheduled as (update tidegate.sched s set due_at = s.due_at + $1 from dated where s.id = dated.id),
+        waiting as (update tidegate.ready r set due_at = r.due_at + $1 from dated where r.id = dated.id)
+        update tidegate.lease l set due_at = l.due_at + $1,
+            enqueued_at = l.enqueued_at + case when dated.seq is null then $1 else 0 end,
+            first_due_at = l.first_due_at + case when dated.seq is null then $1 else 0 end
+        from dated where l.id = dated.id";
+    const RESULTS: &str = "-- watch: their retention began when they ended
+        update tidegate.result set at = at + $1 where at > $2";
+    const PARKED: &str = "-- watch: what was parked ahead, for whoever looks since when it waits
+        update tidegate.held set at = at + $1
+        where state = 'parked' and lane in (select id from tidegate.lane) and at > $2";
+    const DEAD: &str = "-- watch: what died ahead, for the same
+        update tidegate.held set at = at + $1
+        where state = 'dead' and discarded_at is null and lane in (select id from tidegate.lane) and at > $2";
+    const DISCARDED: &str = "-- watch: their retention began when they were given up
+        update tidegate.held set at = at + case when at > $2 then $1 else 0 end, discarded_at = discarded_at + $1
+        where discarded_at > $2";
+    conn.execute(QUARANTINES, &[&jump]).await?;
+    for sql in [WAITS, RESULTS, PARKED, DEAD, DISCARDED] {
+        conn.execute(sql, &[&jump, &now.as_millis()]).await?;
+    }
     Ok(())
 }
 
@@ -196,24 +244,29 @@ pub(crate) async fn tick(group: &mut Group) -> Result<(), Trouble> {
 /// Before which moment an ending is older than the retention, by time that really passed; none while the clock has not
 /// been steady for long enough to delete by it.
 pub(crate) async fn retained_from(group: &mut Group, retention: Duration) -> Result<Option<Timestamp>, Trouble> {
-    const JUMPS: &str = "-- sweep: nothing is deleted by a jump that cannot be believed
-        select coalesce(sum(by_ms) filter (where by_ms > 0), 0)::bigint from tidegate.jump where at > $1";
+    const JUMPS: &str = "-- sweep: nothing is deleted by a jump that cannot be believed; the newest first
+        select at, by_ms from tidegate.jump order by seq desc";
     let (conn, now) = (&group.conn, group.now);
     let (_, steady_since) = ticks(conn).await?;
     // Never set since the store was made: it has always been steady.
     if steady_since != Timestamp::EPOCH && now.since(steady_since) < STEADY {
         return Ok(None);
     }
-    let mut from = now.before(retention);
-    loop {
-        // Reaching further back may bring further jumps into reach.
-        let ahead = row::first_i64(&conn.query(JUMPS, &[&from.as_millis()]).await?)?;
-        let reached = now.before(retention).before(Duration::from_millis(u64::try_from(ahead).unwrap_or(0)));
-        if reached == from {
-            return Ok(Some(from));
+    let oldest = now.before(retention).as_millis();
+    // How far ahead of the time that passed the clock is for what ended between two jumps, at the worst. A jump that was
+    // taken back counts for nothing before and after the two.
+    let (mut ahead, mut most) = (0_i64, 0_i64);
+    for jump in conn.query(JUMPS, &[]).await? {
+        let (at, by): (i64, i64) = (row::column(&jump, 0, "jump")?, row::column(&jump, 1, "jump")?);
+        // What ended before this one is old enough, however it is dated.
+        if at.saturating_add(ahead) <= oldest {
+            break;
         }
-        from = reached;
+        ahead = ahead.saturating_add(by);
+        most = most.max(ahead);
     }
+    let most = Duration::from_millis(u64::try_from(most).unwrap_or(0));
+    Ok(Some(now.before(retention).before(most)))
 }
 
 #[cfg(test)]

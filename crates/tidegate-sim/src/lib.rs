@@ -34,11 +34,11 @@ pub use settings::{Broken, Failure, Report, Settings, Violation};
 /// # Errors
 /// The first invariant that did not hold.
 pub fn run(settings: &Settings) -> Result<Report, Violation> {
-    run::run(settings, &plan::draw(settings)).result
+    run::run(settings, &plan::draw(settings), None).result
 }
 
 /// How much longer than it took to violate something a shortened script may take.
-const MARGIN: Duration = Duration::from_secs(600);
+const MARGIN: Duration = Duration::from_secs(300);
 
 /// One run; a violation is shown by as few faults as can be found within so many further runs.
 ///
@@ -46,15 +46,15 @@ const MARGIN: Duration = Duration::from_secs(600);
 /// The seed, the shortened script, and what it violates.
 pub fn hunt(settings: &Settings, tries: u32) -> Result<Report, Box<Failure>> {
     let whole = plan::draw(settings);
-    let ended = run::run(settings, &whole);
+    let ended = run::run(settings, &whole, None);
     let violation = match ended.result {
         Ok(report) => return Ok(report),
         Err(violation) => violation,
     };
     let faults = whole.len();
     let mut shown = (violation, ended.last);
-    // A candidate that holds need not run to the end of the day.
-    let settings = &Settings { span: settings.span.min(shown.0.at + MARGIN), ..settings.clone() };
+    // A candidate that holds need not run to its end, unless it is the end that is looked for.
+    let until = (shown.0.at < settings.span).then_some(shown.0.at + MARGIN);
     let mut script: Vec<_> = whole.into_iter().filter(|planned| planned.at <= shown.0.at).collect();
     let mut tried = 0;
     let mut part = script.len().div_ceil(2);
@@ -65,7 +65,7 @@ pub fn hunt(settings: &Settings, tries: u32) -> Result<Report, Box<Failure>> {
             let mut candidate = script.clone();
             candidate.drain(from..(from + part).min(script.len()));
             tried += 1;
-            let ended = run::run(settings, &candidate);
+            let ended = run::run(settings, &candidate, until);
             match ended.result {
                 // Another violation than the one that is looked for would lead astray.
                 Err(violation) if violation.invariant == shown.0.invariant => {

@@ -23,8 +23,8 @@ pub(crate) struct Ended {
     pub(crate) last: Vec<String>,
 }
 
-/// Runs the faults of a plan.
-pub(crate) fn run(settings: &Settings, plan: &[Planned]) -> Ended {
+/// Runs the faults of a plan; no further than to a moment, if there is one: then nothing is said about how it ends.
+pub(crate) fn run(settings: &Settings, plan: &[Planned], until: Option<Duration>) -> Ended {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -32,7 +32,7 @@ pub(crate) fn run(settings: &Settings, plan: &[Planned]) -> Ended {
         .expect("a runtime without I/O needs nothing of the machine");
     runtime.block_on(async {
         let sim = Sim::new(settings.clone());
-        live(&sim, plan).await;
+        live(&sim, plan, until).await;
         sim.nodes.iter().for_each(node::Node::end);
         let last = sim.trace().last();
         let result = match sim.violation() {
@@ -43,7 +43,7 @@ pub(crate) fn run(settings: &Settings, plan: &[Planned]) -> Ended {
     })
 }
 
-async fn live(sim: &Arc<Sim>, plan: &[Planned]) {
+async fn live(sim: &Arc<Sim>, plan: &[Planned], until: Option<Duration>) {
     for number in 0..sim.settings.processes {
         drop(tokio::spawn(node::keep(Arc::clone(sim), number)));
     }
@@ -61,6 +61,7 @@ async fn live(sim: &Arc<Sim>, plan: &[Planned]) {
         biased;
         () = sim.violated.notified() => {}
         () = faults => {}
+        () = tokio::time::sleep(until.unwrap_or(Duration::MAX)) => {}
     }
 }
 

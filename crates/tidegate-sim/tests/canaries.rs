@@ -21,7 +21,7 @@ const CAUGHT: &[Canary] = &[
 ];
 
 /// How many faults a shortened script may have: they are hundreds before.
-const SHORT: usize = 8;
+const SHORT: usize = 15;
 
 fn busy(seed: u64) -> Settings {
     let whole = Settings::of(seed, Duration::from_secs(1_800));
@@ -62,7 +62,7 @@ fn each_rule_that_is_broken_is_noticed() {
 /// The script of a failing seed, shortened.
 fn shorten(canary: Canary, seed: u64) -> Box<Failure> {
     canary::set(Some(canary));
-    let hunted = tidegate_sim::hunt(&busy(seed), 150);
+    let hunted = tidegate_sim::hunt(&busy(seed), 120);
     canary::set(None);
     hunted.expect_err("it failed before")
 }

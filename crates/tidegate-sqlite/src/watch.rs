@@ -135,15 +135,19 @@ fn take_back(conn: &Connection, now: Timestamp, jump: i64) -> rusqlite::Result<(
         where state in ('intent', 'unknown')";
     const RESULTS: &str = "-- watch: their retention began when they ended
         update tide_result set at = at + ?1, seal = tide_reseal(seal, 2, at, at + ?1) where at > ?2";
-    const HELD: &str = "-- watch: for whoever looks at what waits for a person, and since when
-        update tide_held set at = at + ?1, seal = tide_reseal(seal, 2, at, at + ?1) where at > ?2";
+    const PARKED: &str = "-- watch: for whoever looks at what waits for a person, and since when
+        update tide_held set at = at + ?1, seal = tide_reseal(seal, 2, at, at + ?1)
+        where state = 'parked' and lane in (select id from tide_lane) and at > ?2";
+    const DEAD: &str = "-- watch: the same of dead letters
+        update tide_held set at = at + ?1, seal = tide_reseal(seal, 2, at, at + ?1)
+        where state = 'dead' and discarded_at is null and lane in (select id from tide_lane) and at > ?2";
     const DISCARDED: &str = "-- watch: their retention began when they were given up
-        update tide_held set discarded_at = discarded_at + ?1,
-            seal = tide_reseal(seal, 18, discarded_at, discarded_at + ?1)
+        update tide_held set at = at + ?1 * (at > ?2), discarded_at = discarded_at + ?1,
+            seal = tide_reseal(seal, 2, at, at + ?1 * (at > ?2), 18, discarded_at, discarded_at + ?1)
         where discarded_at > ?2";
     conn.prepare_cached(QUARANTINES)?.execute([jump])?;
     take_back_waits(conn, now, jump)?;
-    for sql in [RESULTS, HELD, DISCARDED] {
+    for sql in [RESULTS, PARKED, DEAD, DISCARDED] {
         conn.prepare_cached(sql)?.execute([jump, now.as_millis()])?;
     }
     Ok(())
@@ -154,8 +158,9 @@ fn take_back(conn: &Connection, now: Timestamp, jump: i64) -> rusqlite::Result<(
 fn take_back_waits(conn: &Connection, now: Timestamp, jump: i64) -> rusqlite::Result<()> {
     const WAITS: &str = "-- watch: dates that were given ahead
         select s.tbl, s.lane, s.due_at, s.id, h.seq from (
-            select 0 tbl, lane, due_at, id from tide_sched where due_at > ?1
-            union all select 1, lane, due_at, id from tide_ready where due_at > ?1
+            select 0 tbl, lane, due_at, id from tide_sched where lane in (select id from tide_lane) and due_at > ?1
+            union all
+            select 1, lane, due_at, id from tide_ready where lane in (select id from tide_lane) and due_at > ?1
             union all select 2, lane, due_at, id from tide_lease where due_at > ?1) s
         join tide_message m on m.id = s.id
         left join tide_history h on h.message = s.id

@@ -21,8 +21,10 @@ const LARGE: [&str; 11] =
     ["message", "key", "ready", "sched", "lease", "result", "held", "effect", "evidence", "history", "redriven"];
 
 /// Statements that may read a table from end to end, and why.
-const MAY: [(&str, &str); 5] = [
+const MAY: [(&str, &str); 7] = [
     ("-- watch: all of them", "when the clock was set: as much as there are running handlers"),
+    ("-- watch: what was parked ahead", "when the clock is set back: as much as is parked"),
+    ("-- watch: what died ahead", "when the clock is set back: as much as is dead"),
     ("-- restored, once", "made once in the life of a store that was restored"),
     ("-- operate: how many there are as it begins", "counted once for each operation, from an index of the dead"),
     ("-- stats", "what runs or is open: as much as there are running handlers, or a partial index of it"),
