@@ -91,8 +91,15 @@ fn metadata(root: &Path) -> Result<Value, String> {
 /// The feature by which the rules of the protocol can be broken.
 const CANARIES: &str = "canaries";
 /// Who may have it: the core, what hands it on to the core, and what breaks rules with it.
-const HAVE_CANARIES: [&str; 6] =
-    ["tidegate-core", "tidegate-sqlite", "tidegate-testkit", "tidegate", "tidegate-canaries", "tidegate-sim"];
+const HAVE_CANARIES: [&str; 7] = [
+    "tidegate-core",
+    "tidegate-sqlite",
+    "tidegate-postgres",
+    "tidegate-testkit",
+    "tidegate",
+    "tidegate-canaries",
+    "tidegate-sim",
+];
 
 /// One sentence for each way in which a program could be built with its rules breakable without anybody asking for it: by a
 /// default, by another feature, by a dependency; or at all, where it is shipped.

@@ -287,6 +287,24 @@ impl PostgresStore {
         self.enqueue_sql(batch).send(transaction).await
     }
 
+    /// The same for a transaction of sqlx 0.9; with another version, [`PostgresStore::enqueue_sql`] is two lines more.
+    ///
+    /// The connection is to be in a transaction: `&mut *transaction`.
+    ///
+    /// # Errors
+    /// As [`PostgresStore::enqueue_in`].
+    ///
+    /// # Cancel safety
+    /// As [`PostgresStore::enqueue_in`].
+    #[cfg(feature = "sqlx")]
+    pub async fn enqueue_in_sqlx(
+        &self,
+        connection: &mut sqlx::PgConnection,
+        batch: Vec<NewMessage>,
+    ) -> Result<Verdicts<Enqueued>, StoreError> {
+        self.enqueue_sql(batch).send_sqlx(connection).await
+    }
+
     /// Finishes the calls that wait, takes no more, and closes the connections. Further calls are `Unavailable`.
     ///
     /// # Cancel safety
@@ -364,8 +382,10 @@ impl Store for PostgresStore {
     }
 
     async fn sweep(&self, request: SweepRequest) -> Result<Swept, StoreError> {
+        // A sweep that waited for the server would find leases lapsed that nobody could extend meanwhile: whoever asked for
+        // it has to know that the store was away.
         self.writer
-            .alone(request, |group, request| Box::pin(sweep::sweep(group, request)))
+            .alone_within(Duration::ZERO, request, |group, request| Box::pin(sweep::sweep(group, request)))
             .await
             .inspect(|_| failpoint::reach("sweep.after_commit"))
     }

@@ -38,6 +38,10 @@ pub(crate) struct Shared {
     pub(crate) hands: Mutex<Option<Hands>>,
     /// Which history of its cluster the server was in when it was looked at last; 0 where it does not say.
     pub(crate) timeline: AtomicI64,
+    /// When this process swept last.
+    pub(crate) swept: Mutex<Option<Duration>>,
+    /// How many rows of depths and of counters there were after they were summed up last.
+    pub(crate) folded: [AtomicI64; 2],
     /// Who this process is when it does a duty for all.
     pub(crate) holder: String,
     pub(crate) token: [u8; 16],
@@ -93,6 +97,8 @@ impl Shared {
             hints: Mutex::default(),
             hands: Mutex::default(),
             timeline: AtomicI64::new(0),
+            swept: Mutex::default(),
+            folded: Default::default(),
             holder: format!("process {}", std::process::id()),
             token,
             uuid: OnceLock::new(),

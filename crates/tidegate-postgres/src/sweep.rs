@@ -9,7 +9,7 @@
 //! the sweep's commit and finds no lease. A settlement likewise: one of the two finds the row gone.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tidegate_core::canary::{self, Canary};
@@ -32,13 +32,15 @@ use crate::settle;
 use crate::trouble::{Trouble, verdict};
 use crate::watch;
 
-/// How long a process keeps a duty that it does not come back to.
-const DUTY: Duration = Duration::from_secs(2);
+/// How long a process keeps a duty that it does not come back to, at least and at most: three times as long as it takes it
+/// to come back.
+const DUTY: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
 
 /// One sweep.
 pub(crate) async fn sweep(group: &mut Group, request: &SweepRequest) -> Result<Swept, Trouble> {
     let mut swept = Swept::default();
-    if has_duty(group, "sweep").await? {
+    let keeps = keeps(group);
+    if has_duty(group, "sweep", keeps).await? {
         watch::tick(group).await?;
         // Whoever was asleep itself leaves them to the others: not even its duty keeps them from it for long.
         if request.take_over {
@@ -48,7 +50,7 @@ pub(crate) async fn sweep(group: &mut Group, request: &SweepRequest) -> Result<S
         swept.more |= fold::fold(group).await?;
     }
     if let Some(retention) = request.retention
-        && has_duty(group, "retention").await?
+        && has_duty(group, "retention", keeps).await?
         && let Some(before) = watch::retained_from(group, retention).await?
     {
         delete(group, before, request.limit, &mut swept).await?;
@@ -58,20 +60,30 @@ pub(crate) async fn sweep(group: &mut Group, request: &SweepRequest) -> Result<S
     Ok(swept)
 }
 
+/// How long this process keeps its duties from now on.
+fn keeps(group: &Group) -> Duration {
+    let now = group.shared.monotonic();
+    let before = group.shared.swept.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
+    let [least, most] = DUTY;
+    before.map_or(most, |before| (now.saturating_sub(before) * 3).clamp(least, most))
+}
+
 /// Whether this process does something for all of the fleet now.
-async fn has_duty(group: &Group, name: &'static str) -> Result<bool, Trouble> {
+async fn has_duty(group: &Group, name: &'static str, keeps: Duration) -> Result<bool, Trouble> {
     const TAKE: &str =
         "-- sweep: a duty is kept by coming back, and taken when nobody did; whoever is at it is not waited for
         with free as materialized (
-            select name from tidegate.duty where name = $1 and (token = $2 or until < $3 or until > $4::bigint + $4 - $3)
+            select name from tidegate.duty where name = $1 and (token = $2 or until < $3 or until > $6)
             for update skip locked
         )
         update tidegate.duty d set holder = $5, token = $2, until = $4 from free where d.name = free.name
         returning 1";
-    let until = group.now.after(DUTY);
+    let until = group.now.after(keeps);
     // A time far ahead was written by a clock that was set back since: it binds nobody.
-    let (now, until) = (group.now.as_millis(), until.as_millis());
-    let taken = group.conn.query(TAKE, &[&name, &group.shared.token, &now, &until, &group.shared.holder]).await?;
+    let never = group.now.after(DUTY[1] * 2);
+    let (now, until, never) = (group.now.as_millis(), until.as_millis(), never.as_millis());
+    let taken =
+        group.conn.query(TAKE, &[&name, &group.shared.token, &now, &until, &group.shared.holder, &never]).await?;
     Ok(!taken.is_empty())
 }
 

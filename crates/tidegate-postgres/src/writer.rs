@@ -15,7 +15,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tidegate_core::canary::{self, Canary};
 use tidegate_core::clock::Clock as _;
 use tidegate_core::effect::EffectRow;
 use tidegate_core::error::{StoreError, StoreErrorKind};
@@ -29,7 +28,7 @@ use crate::group::{Doing, Ended, Group};
 use crate::names::LaneName;
 use crate::row;
 use crate::shared::{NoConnection, PATIENCE, Shared, closed};
-use crate::trouble::{Class, Trouble, class, verdict};
+use crate::trouble::{Class, Trouble, class};
 use crate::watch::Hands;
 use crate::{claim, copied, enqueue, extend, journal, settle, watch};
 
@@ -83,6 +82,11 @@ pub(crate) trait Work: Sync {
 
     /// Does it.
     fn run<'a>(&'a self, group: &'a mut Group) -> Doing<'a, Self::Out>;
+
+    /// How long a server that is away is waited for.
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
 }
 
 /// The items of a group, by verb.
@@ -167,34 +171,30 @@ impl Work for Load<'_> {
     fn run<'a>(&'a self, group: &'a mut Group) -> Doing<'a, Answers> {
         Box::pin(async move {
             let mut answers = Answers::default();
-            // What ends makes room and follow-ups, what is enqueued can be claimed at once.
+            // What ends makes room and follow-ups, what is enqueued can be claimed at once: each verb sees what the ones
+            // before it wrote.
             if !self.settle.is_empty() {
                 answers.settle = settle::settle(group, &self.settle).await?;
-                group.flush().await?;
                 failpoint::reach("settle.before_commit");
             }
             if !self.journal.is_empty() {
-                answers.journal = journal::journal(group, &self.journal).await?;
                 group.flush().await?;
+                answers.journal = journal::journal(group, &self.journal).await?;
                 failpoint::reach("journal.before_commit");
             }
             if !self.extend.is_empty() {
-                answers.extend = extend::extend(group, &self.extend).await?;
                 group.flush().await?;
+                answers.extend = extend::extend(group, &self.extend).await?;
                 failpoint::reach("extend.before_commit");
             }
             if !self.enqueue.is_empty() {
+                group.flush().await?;
                 answers.enqueue = enqueue::enqueue(group, &self.enqueue).await?;
                 failpoint::reach("enqueue.before_commit");
             }
             for request in &self.claim {
                 group.flush().await?;
-                let saved = group.mark();
-                let claimed = verdict(claim::claim(group, request).await)?;
-                if claimed.is_err() {
-                    group.undo(saved);
-                }
-                answers.claim.push(claimed);
+                answers.claim.push(Ok(claim::claim(group, request).await?));
             }
             group.items += self.len();
             Ok(answers)
@@ -206,6 +206,7 @@ impl Work for Load<'_> {
 struct Alone<R, F> {
     request: R,
     run: F,
+    patience: Duration,
 }
 
 impl<R, T, F> Work for Alone<R, F>
@@ -222,6 +223,10 @@ where
 
     fn run<'a>(&'a self, group: &'a mut Group) -> Doing<'a, T> {
         (self.run)(group, &self.request)
+    }
+
+    fn patience(&self) -> Duration {
+        self.patience
     }
 }
 
@@ -322,9 +327,19 @@ impl Writer {
         T: Send + 'static,
         F: for<'a> Fn(&'a mut Group, &'a R) -> Doing<'a, T> + Send + Sync + 'static,
     {
+        self.alone_within(PATIENCE, request, run).await
+    }
+
+    /// The same for something that must not be done late: without a server it is answered after so long.
+    pub(crate) async fn alone_within<R, T, F>(&self, patience: Duration, request: R, run: F) -> Result<T, StoreError>
+    where
+        R: Send + Sync + 'static,
+        T: Send + 'static,
+        F: for<'a> Fn(&'a mut Group, &'a R) -> Doing<'a, T> + Send + Sync + 'static,
+    {
         self.shared.check()?;
         let shared = Arc::clone(&self.shared);
-        let work = Alone { request, run };
+        let work = Alone { request, run, patience };
         Engine::run(
             &self.handle,
             async move { transact(&shared, &mut None, &work).await.map_err(|failed| failed.error) },
@@ -378,9 +393,6 @@ async fn write(shared: Arc<Shared>, receiver: Arc<tokio::sync::Mutex<mpsc::Unbou
             }
         }
         let answers = group(&shared, &mut slot, &Load::of(&calls)).await;
-        if canary::is(Canary::AcknowledgeBeforeCommit) {
-            failpoint::reach("group.before_answers");
-        }
         answer(calls, answers);
         failpoint::reach("group.after_answers");
     }
@@ -477,7 +489,7 @@ pub(crate) async fn transact<W: Work>(
     work: &W,
 ) -> Result<W::Out, Failed> {
     let started = shared.real.monotonic();
-    let patient = || shared.real.monotonic().saturating_sub(started) < PATIENCE;
+    let patient = |most| shared.real.monotonic().saturating_sub(started) < most;
     for tries in 0.. {
         let held = slot.take();
         if held.as_ref().is_some_and(|conn| conn.client().is_closed()) {
@@ -488,7 +500,7 @@ pub(crate) async fn transact<W: Work>(
             Some(conn) => conn,
             None => match shared.connect().await {
                 Ok(conn) => conn,
-                Err(NoConnection { passing: true, .. }) if patient() => {
+                Err(NoConnection { passing: true, .. }) if patient(work.patience()) => {
                     shared.back_off(tries).await;
                     continue;
                 }
@@ -505,13 +517,14 @@ pub(crate) async fn transact<W: Work>(
             Tried::Undone(trouble) => trouble,
         };
         let class = match &trouble {
-            Trouble::Item(_) => Class::Failed,
+            // Of one call's making: the others of its group are carried out without it.
+            Trouble::Item(_) => Class::Data,
             Trouble::Again(_) => Class::Again,
             Trouble::Group(error) => class(error),
         };
         match class {
-            Class::Again if patient() => shared.count(|stats| stats.repeated += 1),
-            Class::Lost if patient() => {
+            Class::Again if patient(PATIENCE) => shared.count(|stats| stats.repeated += 1),
+            Class::Lost if patient(work.patience()) => {
                 shared.count(|stats| stats.lost += 1);
                 shared.names.forget();
                 *slot = None;
