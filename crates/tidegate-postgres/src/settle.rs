@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tidegate_core::canary::{self, Canary};
@@ -30,7 +31,7 @@ use crate::trouble::Trouble;
 use crate::writes::Flagged;
 
 /// A settlement that was hashed and whose follow-ups were checked, on its caller's thread.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Prepared {
     settle: Settle,
     digest: [u8; 16],
@@ -38,6 +39,8 @@ pub(crate) struct Prepared {
     compensate: Vec<Result<enqueue::Prepared, StoreError>>,
     /// The database itself refused what was to be stored.
     refused: Option<StoreError>,
+    /// Something that follows was refused when this was carried out last, without a savepoint.
+    careful: AtomicBool,
 }
 
 impl Prepared {
@@ -48,7 +51,7 @@ impl Prepared {
         };
         let then = prepare(std::mem::take(&mut settle.then));
         let compensate = prepare(std::mem::take(&mut settle.compensate));
-        Self { settle, digest, then, compensate, refused: None }
+        Self { settle, digest, then, compensate, refused: None, careful: AtomicBool::new(false) }
     }
 
     /// How much text it is, with what follows.
@@ -68,7 +71,14 @@ impl Prepared {
     /// the settlement cannot be told apart from what was refused is left out.
     pub(crate) fn refused(&self, error: &StoreError) -> Self {
         let settle = Settle { journal: Vec::new(), ..self.settle.clone() };
-        Self { settle, digest: self.digest, then: Vec::new(), compensate: Vec::new(), refused: Some(error.clone()) }
+        Self {
+            settle,
+            digest: self.digest,
+            then: Vec::new(),
+            compensate: Vec::new(),
+            refused: Some(error.clone()),
+            careful: AtomicBool::new(false),
+        }
     }
 
     /// What is enqueued with a message that becomes this.
@@ -156,16 +166,17 @@ async fn settle_wave(
     if canary::is(Canary::FollowUpsInSecondCommit) {
         return in_two_commits(group, &runs, &decided, verdicts).await;
     }
-    let mut followed = follow_all(group, &mut runs, &mut decided, verdicts).await?;
+    let Followed { mut ids, new, .. } = follow_all(group, &mut runs, &mut decided, verdicts).await?;
     let mut flows = Vec::new();
     for run in &runs {
         let Some(decided) = decided.remove(&run.at) else { continue };
-        let follow_ups = followed.remove(&run.at).unwrap_or_default();
+        let follow_ups = ids.remove(&run.at).unwrap_or_default();
         let (state, followed) = (decided.transition.next.state(), !follow_ups.is_empty());
         end(group, run, &decided, followed).await?;
         // Messages follow from what ends; of what never ended before, only what was enqueued just now.
         let whole = is_whole_flow(run.item.settle.id, &run.lease) && !followed;
-        if state.is_terminal() && !whole {
+        // What was enqueued just now is live.
+        if state.is_terminal() && !whole && !new.contains(&run.at) {
             flows.push((run.at, run.lease.flow.unwrap_or(run.item.settle.id)));
         }
         let flow_took = (state.is_terminal() && whole).then(|| group.now.since(run.lease.enqueued_at));
@@ -333,7 +344,7 @@ async fn follow_all(
     runs: &mut Vec<Run<'_>>,
     decided: &mut HashMap<usize, Decided>,
     verdicts: &mut HashMap<usize, Result<Settled, StoreError>>,
-) -> Result<HashMap<usize, Vec<MessageId>>, Trouble> {
+) -> Result<Followed, Trouble> {
     loop {
         let follows = |run: &&mut Run<'_>| !run.alone && !following(run, decided).is_empty();
         let mut refused: HashMap<usize, StoreError> = HashMap::new();
@@ -344,12 +355,12 @@ async fn follow_all(
                 refused.insert(run.at, StoreError::invalid(what));
             }
         }
-        let mut ids = HashMap::new();
         if refused.is_empty() {
-            (ids, refused) = enqueue_all(group, runs, decided).await?;
-        }
-        if refused.is_empty() {
-            return Ok(ids);
+            let mut followed = enqueue_all(group, runs, decided).await?;
+            if followed.refused.is_empty() {
+                return Ok(followed);
+            }
+            refused = std::mem::take(&mut followed.refused);
         }
         runs.retain_mut(|run| {
             let Some(error) = refused.remove(&run.at) else { return true };
@@ -387,9 +398,19 @@ fn following<'a>(run: &Run<'a>, decided: &HashMap<usize, Decided>) -> &'a [Resul
     }
 }
 
-type Followed = (HashMap<usize, Vec<MessageId>>, HashMap<usize, StoreError>);
+/// What follows from the runs of a batch, by their places in it.
+#[derive(Default)]
+struct Followed {
+    ids: HashMap<usize, Vec<MessageId>>,
+    /// Of whose follow-ups some were not known before.
+    new: HashSet<usize>,
+    refused: HashMap<usize, StoreError>,
+}
 
 /// Enqueues what follows from all runs as one batch; nothing of it, if something is refused.
+///
+/// Refusals are rare and a savepoint costs two round trips: without one, a refusal has the group carried out again, and
+/// then with one.
 async fn enqueue_all(
     group: &mut Group,
     runs: &[Run<'_>],
@@ -405,17 +426,21 @@ async fn enqueue_all(
             batch.push((follow_up, origin));
         }
     }
-    let (mut ids, mut refused): Followed = (HashMap::new(), HashMap::new());
+    let mut followed = Followed::default();
     if batch.is_empty() {
-        return Ok((ids, refused));
+        return Ok(followed);
     }
-    let saved = group.save().await?;
+    let careful = runs.iter().any(|run| run.item.careful.load(Ordering::Relaxed));
+    let saved = if careful { Some(group.save().await?) } else { None };
     for ((at, id), verdict) in of.into_iter().zip(enqueue::many(group, &batch).await?) {
-        let followed: &mut Vec<MessageId> = ids.entry(at).or_default();
+        let Followed { ids, new, refused } = &mut followed;
+        let ids: &mut Vec<MessageId> = ids.entry(at).or_default();
         match verdict {
-            Ok(Enqueued::New { id } | Enqueued::Existing { id, .. } | Enqueued::Replayed { id, .. }) => {
-                followed.push(id)
+            Ok(Enqueued::New { id }) => {
+                new.insert(at);
+                ids.push(id);
             }
+            Ok(Enqueued::Existing { id, .. } | Enqueued::Replayed { id, .. }) => ids.push(id),
             Ok(Enqueued::Stale) => {
                 let what = format!("a message that follows from {id} has a key older than the retention");
                 refused.entry(at).or_insert_with(|| StoreError::invalid(what));
@@ -425,12 +450,18 @@ async fn enqueue_all(
             }
         }
     }
-    if refused.is_empty() {
-        group.keep().await?;
-    } else {
-        group.take_back(saved).await?;
+    match (saved, followed.refused.is_empty()) {
+        (None, true) => {}
+        (Some(_), true) => group.keep().await?,
+        (Some(saved), false) => group.take_back(saved).await?,
+        (None, false) => {
+            for run in runs.iter().filter(|run| followed.refused.contains_key(&run.at)) {
+                run.item.careful.store(true, Ordering::Relaxed);
+            }
+            return Err(Trouble::Again("what follows from a message was refused"));
+        }
     }
-    Ok((ids, refused))
+    Ok(followed)
 }
 
 /// What must never be: the end of the message is durable before what follows from it.
@@ -447,7 +478,7 @@ async fn in_two_commits(
     group.flush().await?;
     failpoint::reach("settle.after_state");
     group.conn.client().batch_execute("commit; begin").await?;
-    let (mut ids, mut refused) = enqueue_all(group, runs, decided).await?;
+    let Followed { mut ids, mut refused, .. } = enqueue_all(group, runs, decided).await?;
     for run in runs {
         let Some(decided) = decided.get(&run.at) else { continue };
         let settled = Settled {
