@@ -1,8 +1,8 @@
 //! Looks a store over, without changing it: the server's settings, and what the rows promise one another.
 //!
 //! Each check is a name, what it looks at, and what it found, with table and row. The list is [`CHECKS`]; a test has a
-//! damaged store for each. Everything is read in one snapshot of a transaction that cannot write, so that it may run beside
-//! services; it holds back vacuum for as long as it takes. It judges; it repairs nothing.
+//! damaged store for each. Everything is read in one snapshot of a transaction that cannot write, so that it may run
+//! beside services; it holds back vacuum for as long as it takes. It judges; it repairs nothing.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -72,8 +72,8 @@ pub(crate) async fn examine(snapshot: &Snapshot) -> Result<Vec<Check>, Trouble> 
         let mut findings = match look(conn, name, snapshot.now.as_millis()).await {
             Ok(findings) => findings,
             Err(Trouble::Item(error)) => vec![unmade(error.what())],
-            // A statement that failed has ended the transaction: what cannot be looked at is no reason to look at nothing
-            // else, so that it begins anew, with a later snapshot.
+            // A statement that failed has ended the transaction: what cannot be looked at is no reason to look at
+            // nothing else, so that it begins anew, with a later snapshot.
             Err(Trouble::Group(error)) if !conn.client().is_closed() => {
                 conn.client().batch_execute(AGAIN).await?;
                 conn.client().batch_execute(THOROUGH).await?;
@@ -259,7 +259,8 @@ fn body(row: &Row, lane: &Lane) -> Result<(), Trouble> {
 /// Every row that says where a message stands.
 macro_rules! states {
     () => {
-        "(select id, lane, 'ready' t, flags from tidegate.ready union all select id, lane, 'sched', flags from tidegate.sched
+        "(select id, lane, 'ready' t, flags from tidegate.ready
+        union all select id, lane, 'sched', flags from tidegate.sched
         union all select id, lane, 'lease', flags from tidegate.lease
         union all select id, lane, 'result', flags from tidegate.result
         union all select id, lane, 'held', flags from tidegate.held) s"
@@ -356,8 +357,9 @@ async fn lanes(conn: &Conn) -> Result<Found, Trouble> {
 }
 
 async fn placement(conn: &Conn, now: i64) -> Result<Found, Trouble> {
-    const EARLY: &str = "-- doctor: unless the clock was set back, what is claimable was due once, and became so in the past
-        select 'ready', id::text, 'it is claimable before its time: due at ' || due_at || ', and in its lane from ' || pos
+    const EARLY: &str = "-- doctor: unless the clock was set back, what is claimable was due once
+        select 'ready', id::text,
+            'it is claimable before its time: due at ' || due_at || ', and in its lane from ' || pos
         from tidegate.ready where greatest(due_at, pos) > $1 + $2 and not exists (select from tidegate.jump)";
     const LATE: &str = "-- doctor: every sweep moves what is due
         select 'sched', id::text, 'it was due at ' || due_at || ' and no sweep made it claimable'
@@ -484,9 +486,10 @@ async fn vacuum(conn: &Conn) -> Result<Found, Trouble> {
         from pg_catalog.pg_settings where name in ('autovacuum', 'track_counts') and setting = 'off'";
     const TABLES: &str = "-- doctor: the same of the tables whose rows come and go
         select c.relname, '', 'autovacuum is switched off for this table'
-        from pg_catalog.pg_class c, unnest(c.reloptions) o where o ilike 'autovacuum_enabled=%' and o !~* '=(true|on|1)$'
-          and c.oid = any (array['tidegate.ready', 'tidegate.sched', 'tidegate.lease', 'tidegate.depth', 'tidegate.tally',
-            'tidegate.message', 'tidegate.key', 'tidegate.result']::regclass[])
+        from pg_catalog.pg_class c, unnest(c.reloptions) o
+        where o ilike 'autovacuum_enabled=%' and o !~* '=(true|on|1)$'
+          and c.oid = any (array['tidegate.ready', 'tidegate.sched', 'tidegate.lease', 'tidegate.depth',
+            'tidegate.tally', 'tidegate.message', 'tidegate.key', 'tidegate.result']::regclass[])
         union all
         select s.relname, '', s.n_dead_tup || ' dead rows beside ' || s.n_live_tup || ' live ones, last cleared away '
             || coalesce(greatest(s.last_vacuum, s.last_autovacuum)::text, 'never')
@@ -497,7 +500,8 @@ async fn vacuum(conn: &Conn) -> Result<Found, Trouble> {
         select '', 'process ' || pid, 'its transaction has been open since ' || xact_start || ' and holds back vacuum'
         from pg_catalog.pg_stat_activity
         where backend_xmin is not null and xact_start < now() - interval '10 minutes' and pid <> pg_backend_pid()
-        union all select '', 'prepared transaction ' || gid, 'it was prepared at ' || prepared || ' and holds back vacuum'
+        union all select '', 'prepared transaction ' || gid,
+            'it was prepared at ' || prepared || ' and holds back vacuum'
         from pg_catalog.pg_prepared_xacts where prepared < now() - interval '10 minutes'
         union all select '', 'replication slot ' || slot_name, 'it keeps ' || age(coalesce(xmin, catalog_xmin))
             || ' transactions from vacuum'

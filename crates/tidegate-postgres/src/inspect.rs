@@ -1,6 +1,7 @@
 //! Everything about messages, read beside the writers; lists of them are in [`list`](crate::list).
 //!
-//! What is asked about several messages is read together: a reading costs as many round trips for one as for a thousand.
+//! What is asked about several messages is read together: a reading costs as many round trips for one as for a
+//! thousand.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -174,12 +175,13 @@ pub(crate) async fn find(
 /// Where messages stand, in one statement: what waiting clients poll, a thousand messages at a time. One statement sees
 /// one moment, so that it needs no transaction around it.
 pub(crate) async fn progress(snapshot: &Snapshot, ids: &[MessageId]) -> Result<Vec<Option<Progress>>, Trouble> {
-    // `limit 1` keeps each look-up one of the index: what was stored since the last analysis must not make it a scan. The
-    // tables of the living are looked into only for who is not in the first two, and in none of them is nobody's place.
+    // `limit 1` keeps each look-up one of the index: what was stored since the last analysis must not make it a scan.
+    // The tables of the living are looked into only for who is not in the first two, and in none of them is nobody's place.
     const PROGRESS: &str = "-- progress
         select e.state, e.flags, e.code, e.body, e.reason, case when e.state is null then coalesce(
             (select 'leased' from tidegate.lease where id = i.id), (select 'ready' from tidegate.ready where id = i.id),
-            (select 'ready' from tidegate.sched where id = i.id), (select 'astray' from tidegate.message where id = i.id)
+            (select 'ready' from tidegate.sched where id = i.id),
+            (select 'astray' from tidegate.message where id = i.id)
             ) end live, i.id
         from unnest($1::bigint[]) with ordinality i (id, place)
         left join lateral (
@@ -204,7 +206,7 @@ fn standing(row: &Row) -> Result<Option<Progress>, Trouble> {
 /// What an explanation needs to know.
 pub(crate) async fn explain(snapshot: &Snapshot, id: MessageId) -> Result<Option<ExplainFacts>, Trouble> {
     const AHEAD: &str =
-        "-- explain: in the order of the claim; what a sweep or claim has yet to make claimable gets the place it fell due at
+        "-- explain: in the order of the claim; what is yet to be made claimable gets the place it fell due at
         select count(*) from (select from tidegate.ready r where r.lane = $1 and (r.pos, r.due_at, r.id) < (
             coalesce((select pos from tidegate.ready where id = $2), $3), $4, $2) limit $5) ahead";
     let Some(view) = inspect(snapshot, &[id]).await?.remove(0) else { return Ok(None) };

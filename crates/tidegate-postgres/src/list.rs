@@ -29,13 +29,16 @@ pub(crate) async fn list(snapshot: &Snapshot, filter: &Filter) -> Result<Vec<Sum
                 and ($9 or discarded_at is null) order by id limit $5)
             union all
             (select id from tidegate.lease l where $10 and id > $1 and lane = any($2) and ($4::text is null or $4 =
-                (select code from tidegate.history where message = l.id order by seq desc limit 1)) order by id limit $5)
+                (select code from tidegate.history where message = l.id order by seq desc limit 1))
+                order by id limit $5)
             union all
             (select id from tidegate.ready r where $11 and id > $1 and lane = any($2) and ($4::text is null or $4 =
-                (select code from tidegate.history where message = r.id order by seq desc limit 1)) order by id limit $5)
+                (select code from tidegate.history where message = r.id order by seq desc limit 1))
+                order by id limit $5)
             union all
             (select id from tidegate.sched s where $11 and id > $1 and lane = any($2) and ($4::text is null or $4 =
-                (select code from tidegate.history where message = s.id order by seq desc limit 1)) order by id limit $5)
+                (select code from tidegate.history where message = s.id order by seq desc limit 1))
+                order by id limit $5)
         ) page order by id limit $5";
     let lanes = lanes(&snapshot.conn, filter).await?;
     let group = filter.group.map(GroupId::as_i64);

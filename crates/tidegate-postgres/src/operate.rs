@@ -1,8 +1,8 @@
 //! Redrives many, step by step: a canary first, no faster than asked, stopping by itself when too many end badly.
 //!
 //! Everything about an operation is in its row, so that whoever names it drives it on, from any process and after any
-//! crash. A step is one commit, and the row is locked in it: it looks what became of the messages under way, judges, and
-//! redrives the next ones. [`redriven`](crate::redrive) keeps each message from being redriven twice by one operation.
+//! crash. A step is one commit, and the row is locked in it: it looks what became of the messages under way, judges,
+//! and redrives the next ones. [`redriven`](crate::redrive) keeps each message from being redriven twice by one operation.
 
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::{StoreError, StoreErrorKind};
@@ -381,7 +381,8 @@ async fn find(group: &Group, name: &str) -> Result<Option<Known>, Trouble> {
 /// Operations, the newest first.
 pub(crate) async fn operations(snapshot: &Snapshot, name: Option<&str>, limit: u32) -> Result<Vec<Operation>, Trouble> {
     const OPERATIONS: &str = "-- operations
-        select * from tidegate.operation where $1::text is null or name = $1 order by created_at desc, name collate \"C\" limit $2";
+        select * from tidegate.operation where $1::text is null or name = $1
+        order by created_at desc, name collate \"C\" limit $2";
     let rows = snapshot.conn.query(OPERATIONS, &[&name, &i64::from(limit)]).await?;
     rows.iter().map(read).collect()
 }

@@ -202,7 +202,8 @@ async fn rows_of(
         row::lease_columns!(),
         " from tidegate.lease l where l.id = any($1)"
     );
-    // No key update: a transactional effect whose work takes its time holds the key of its lease, and is in no operator's way.
+    // No key update: a transactional effect whose work takes its time holds the key of its lease, and is in nobody's
+    // way.
     const LEASE_LOCKED: &str = concat!(
         "-- find: rows of lease, locked\n select ",
         row::lease_columns!(),
@@ -260,7 +261,8 @@ async fn rows_of(
     Ok(())
 }
 
-/// Messages that are looked for to be decided about, locked where they are. One that cannot be read is an error of its own.
+/// Messages that are looked for to be decided about, locked where they are. One that cannot be read is an error of its
+/// own.
 pub(crate) type Each = HashMap<MessageId, Result<Found, StoreError>>;
 
 /// Finds messages as [`find_all`] does, for a verb with a verdict for each of them.

@@ -1,8 +1,9 @@
 //! Puts ended messages back to ready, at most once under one operation.
 //!
-//! A chunk costs a handful of round trips however many messages it has: their rows are locked and read together, decided
-//! about one by one in memory, and written together. What SQLite's single writer gives for nothing is the lock here, and
-//! that what this operation did before is looked up after it: a repeat that waited for the lock then sees the first one.
+//! A chunk costs a handful of round trips however many messages it has: their rows are locked and read together,
+//! decided about one by one in memory, and written together. What SQLite's single writer gives for nothing is the lock
+//! here, and that what this operation did before is looked up after it: a repeat that waited for the lock then sees the
+//! first one.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;

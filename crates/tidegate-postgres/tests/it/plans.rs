@@ -1,8 +1,9 @@
-//! No statement looks at the backlog: the plan of every statement in the engine's source is read, and kept in `plans.txt`.
+//! No statement looks at the backlog: the plan of every statement in the engine's source is read, and kept in
+//! `plans.txt`.
 //!
-//! The statements are taken from the source itself, so that a new one cannot be forgotten. They are planned as the engine
-//! has them planned, in a schema with nothing in it: what a plan goes by is the indexes there are, not what is stored. A
-//! plan that changed is looked at, and then written down with `TIDEGATE_PLANS=write`.
+//! The statements are taken from the source itself, so that a new one cannot be forgotten. They are planned as the
+//! engine has them planned, in a schema with nothing in it: what a plan goes by is the indexes there are, not what is
+//! stored. A plan that changed is looked at, and then written down with `TIDEGATE_PLANS=write`.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
 
@@ -194,7 +195,7 @@ async fn plan(client: &Client, sql: &str) -> Result<Vec<String>, String> {
     Ok(lines.collect())
 }
 
-/// The table and the first column of each index: what is looked up by another column alone goes through the whole index.
+/// The table and the first column of each index: what is looked up by another column alone goes through all of it.
 type Indexes = BTreeMap<String, (String, String)>;
 
 async fn indexes(client: &Client, schema: &str) -> Indexes {
@@ -205,7 +206,7 @@ async fn indexes(client: &Client, schema: &str) -> Indexes {
     rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect()
 }
 
-/// What a plan reads, and how: each table with the index by which it is looked into, or that it is read from end to end.
+/// What a plan reads, and how: each table with the index by which it is looked into, or that all of it is read.
 /// How an index is gone through is left out: it differs from one version of the server to the next.
 fn scans(plan: &[String], indexes: &Indexes) -> Vec<String> {
     let mut found = Vec::new();
