@@ -15,7 +15,6 @@ use tidegate_core::id::{Hex, MessageId};
 use tidegate_core::lifecycle::State;
 use tidegate_core::message::{Answer, Due, Failure, NewMessage};
 use tidegate_core::store::{Enqueued, Verdicts};
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use crate::shared::Shared;
@@ -30,7 +29,7 @@ const FULL_RETRY: Duration = Duration::from_secs(1);
 ///
 /// ```text
 /// let enqueue = store.enqueue_sql(vec![message]);
-/// let answer: String = sqlx::query_scalar(enqueue.statement()).bind(enqueue.parameter()).fetch_one(&mut *tx).await?;
+/// let answer: String = tx.query_one(enqueue.statement(), &[&enqueue.parameter()]).await?.get(0);
 /// let verdicts = enqueue.verdicts(&answer)?;
 /// tx.commit().await?;
 /// ```
@@ -133,14 +132,28 @@ impl EnqueueSql {
         self,
         transaction: &tokio_postgres::Transaction<'_>,
     ) -> Result<Verdicts<Enqueued>, StoreError> {
-        if self.batch.iter().all(Result::is_err) {
-            return Ok(self.batch.into_iter().filter_map(Result::err).map(Err).collect());
-        }
+        let failed = |error: tokio_postgres::Error| {
+            let code = error.code().map(|code| code.code().to_owned());
+            failed(code.as_deref()).source(error)
+        };
         // Unnamed, so that it works behind a proxy that gives each transaction another connection.
         let sent = transaction.query_typed(&self.statement, &[(&self.parameter, Type::TEXT)]).await;
         let rows = sent.map_err(failed)?;
         let answer = rows.first().map(|row| row.try_get::<_, &str>(0)).transpose().map_err(failed)?;
         self.verdicts(answer.unwrap_or_default())
+    }
+
+    /// Sends it on a connection of sqlx.
+    #[cfg(feature = "sqlx")]
+    pub(crate) async fn send_sqlx(self, connection: &mut sqlx::PgConnection) -> Result<Verdicts<Enqueued>, StoreError> {
+        // The schema's name was checked when the store was opened, and nothing else of the text is anybody's.
+        let statement = sqlx::AssertSqlSafe(self.statement.clone());
+        let sent = sqlx::query_scalar(statement).bind(&self.parameter).fetch_one(connection).await;
+        let answer: String = sent.map_err(|error| {
+            let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
+            failed(code.as_deref()).source(error)
+        })?;
+        self.verdicts(&answer)
     }
 
     /// What became of each message, in the order in which they were given: true once the caller's transaction commits.
@@ -162,22 +175,20 @@ impl EnqueueSql {
     }
 }
 
-/// What a failure of the statement means; the caller's transaction is over.
-fn failed(error: tokio_postgres::Error) -> StoreError {
-    let told = match error.code() {
-        Some(code) if *code == SqlState::LOCK_NOT_AVAILABLE => StoreError::unavailable(
+/// What a failure of the statement means, by its code; the caller's transaction is over.
+fn failed(code: Option<&str>) -> StoreError {
+    match code {
+        Some("55P03") => StoreError::unavailable(
             "a key is being enqueued by another transaction that has not ended: it is in flight",
         )
         .hint("roll back, and repeat the transaction when the other one has ended")
         .retry_after(FULL_RETRY),
-        Some(code) if *code == SqlState::UNDEFINED_FUNCTION || *code == SqlState::INVALID_SCHEMA_NAME => {
-            StoreError::invalid("this connection is on a database without this tidegate store")
-                .hint("begin the transaction in the database of this store")
-        }
-        _ => StoreError::unavailable("the transaction failed before the messages were enqueued")
+        // No such function, no such schema.
+        Some("42883" | "3F000") => StoreError::invalid("this connection is on a database without this tidegate store")
+            .hint("begin the transaction in the database of this store"),
+        Some(_) | None => StoreError::unavailable("the transaction failed before the messages were enqueued")
             .hint("roll back; repeating the transaction is safe"),
-    };
-    told.source(error)
+    }
 }
 
 fn refused(why: &str) -> StoreError {

@@ -287,6 +287,24 @@ impl PostgresStore {
         self.enqueue_sql(batch).send(transaction).await
     }
 
+    /// The same for a transaction of sqlx 0.9; with another version, [`PostgresStore::enqueue_sql`] is two lines more.
+    ///
+    /// The connection is to be in a transaction: `&mut *transaction`.
+    ///
+    /// # Errors
+    /// As [`PostgresStore::enqueue_in`].
+    ///
+    /// # Cancel safety
+    /// As [`PostgresStore::enqueue_in`].
+    #[cfg(feature = "sqlx")]
+    pub async fn enqueue_in_sqlx(
+        &self,
+        connection: &mut sqlx::PgConnection,
+        batch: Vec<NewMessage>,
+    ) -> Result<Verdicts<Enqueued>, StoreError> {
+        self.enqueue_sql(batch).send_sqlx(connection).await
+    }
+
     /// Finishes the calls that wait, takes no more, and closes the connections. Further calls are `Unavailable`.
     ///
     /// # Cancel safety

@@ -103,7 +103,7 @@ impl Slot {
                     // While the commits of one service are held, so are those of all.
                     let away = self.stage.server_goes();
                     let what = database.terminate(&running.name, in_commit).await?;
-                    self.stage.server_is_back(away);
+                    self.stage.server_is_back(&away);
                     self.stage.terminated(what);
                     // On a server of somebody else's a commit is met by luck.
                     if in_commit && what != Terminated::InCommit && database.is_ours() {
@@ -119,7 +119,7 @@ impl Slot {
                     let _alone = database.alone().await;
                     let away = self.stage.server_goes();
                     database.restart().await?;
-                    self.stage.server_is_back(away);
+                    self.stage.server_is_back(&away);
                     up(&self.stage.counts.restarts);
                 }
                 Ok(Some(running))

@@ -197,7 +197,7 @@ impl Stage {
 
     /// The server was away, and is back. Whoever had no store for a third of a lease leaves all leases alone for as long as
     /// one lasts, from its next look on.
-    pub(crate) fn server_is_back(&self, away: Away) {
+    pub(crate) fn server_is_back(&self, away: &Away) {
         let (now, lease) = (clock::now(), Duration::from_millis(self.scale.lease_ms));
         let was_long = now.saturating_duration_since(away.since) > lease / 4;
         for (slot, from) in lock(&self.sweeps_from).iter_mut().enumerate() {
