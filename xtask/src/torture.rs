@@ -35,6 +35,8 @@ enum Says {
     Output,
     /// Nothing but the exit code: it counts as this figure, so often a step.
     Exit(&'static str, u64),
+    /// What follows this word on a line of standard output: numbers and what they count, in either order.
+    Line(&'static str),
 }
 
 /// One row of the programme.
@@ -51,6 +53,8 @@ struct Part {
     /// Arguments of `cargo` for a step: its number from 0, its own state file.
     step: fn(&Step<'_>) -> Vec<String>,
     environment: &'static [(&'static str, &'static str)],
+    /// What the long run sets besides.
+    long_environment: &'static [(&'static str, &'static str)],
 }
 
 /// What a step may depend on.
@@ -81,11 +85,14 @@ const PARTS: &[Part] = &[
         goal: &[("simulated_ms", 31_536_000_000), ("messages", 20_000_000), ("faults", 2_000_000)],
         short_goal: &[("runs", 4)],
         step: |step| {
-            let to = if step.long { 20 * (step.number + 1) + 1 } else { 5 };
+            let (to, hours) = if step.long { (20 * (step.number + 1) + 1, 6) } else { (5, 1) };
             let state = step.state;
-            words(&format!("run --release --quiet -p tidegate-sim -- --seeds 1..{to} --json --state {state}"))
+            words(&format!(
+                "run --release --quiet -p tidegate-sim -- --seeds 1..{to} --hours {hours} --json --state {state}"
+            ))
         },
         environment: &[],
+        long_environment: &[],
     },
     Part {
         name: "canaries",
@@ -96,6 +103,7 @@ const PARTS: &[Part] = &[
         short_goal: &[("walks over every canary", 1)],
         step: |_| words("test --quiet -p tidegate-canaries --all-features"),
         environment: &[],
+        long_environment: &[],
     },
     Part {
         name: "kills, stops, redeploys",
@@ -127,6 +135,7 @@ const PARTS: &[Part] = &[
             words(&format!("{command} {faults} --gateway {gateway} --seed {seed}"))
         },
         environment: &[],
+        long_environment: &[],
     },
     Part {
         name: "power cuts",
@@ -148,6 +157,7 @@ const PARTS: &[Part] = &[
             words(&format!("{command} --points {points} --state {state}"))
         },
         environment: &[],
+        long_environment: &[],
     },
     Part {
         name: "full disks",
@@ -158,16 +168,28 @@ const PARTS: &[Part] = &[
         short_goal: &[("fills", 100)],
         step: |_| words("test --release --quiet -p tidegate-sqlite --test it disk_full::a_full"),
         environment: &[("TIDEGATE_FILLS", "100")],
+        long_environment: &[],
     },
     Part {
         name: "flipped bits",
         needs: "tidegate-sqlite",
-        says: Says::Exit("walks over every byte of a file", 1),
-        figures: &[],
-        goal: &[("walks over every byte of a file", 1)],
-        short_goal: &[("walks over every byte of a file", 1)],
-        step: |_| words("test --release --quiet -p tidegate-sqlite --test it bit_flips"),
-        environment: &[("TIDEGATE_FLIPS", "4096")],
+        says: Says::Line("flips: "),
+        figures: &[
+            ("flips", "/flips", Sum::Last),
+            ("pages", "/pages", Sum::Last),
+            ("refused", "/refused", Sum::Last),
+            ("told", "/told", Sum::Last),
+            ("found_by_the_doctor", "/found_by_the_doctor", Sum::Last),
+            ("harmless", "/harmless", Sum::Last),
+            ("unseen", "/unseen", Sum::Last),
+            ("served_wrong", "/wrong", Sum::Last),
+        ],
+        // Every byte of every page.
+        goal: &[("flips", 200_000)],
+        short_goal: &[("flips", 200)],
+        step: |_| words("test --release --quiet -p tidegate-sqlite --test it bit_flips -- --nocapture"),
+        environment: &[],
+        long_environment: &[("TIDEGATE_FLIPS", "4096")],
     },
 ];
 
@@ -228,7 +250,8 @@ fn run_part(root: &Path, asked: &Asked, part: &Part, state: &mut State) -> Resul
         let arguments = (part.step)(&Step { number, long: asked.long, state: own });
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let mut program = Program::cargo(&arguments);
-        for (name, value) in part.environment {
+        let long = if asked.long { part.long_environment } else { &[] };
+        for (name, value) in part.environment.iter().chain(long) {
             program = program.with_env(name, value);
         }
         let typed = program.as_typed();
@@ -238,6 +261,9 @@ fn run_part(root: &Path, asked: &Asked, part: &Part, state: &mut State) -> Resul
             Says::Output => {
                 said.and_then(|said| report_in(&said).ok_or_else(|| format!("`{typed}` printed no report")))
             }
+            Says::Line(word) => said.and_then(|said| {
+                counted_in(&said, word).ok_or_else(|| format!("`{typed}` printed no line with {word:?}"))
+            }),
         };
         let seconds = took.as_secs();
         match report {
@@ -257,6 +283,20 @@ fn run_part(root: &Path, asked: &Asked, part: &Part, state: &mut State) -> Resul
 fn report_in(said: &str) -> Option<Value> {
     let last = said.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok().filter(Value::is_object));
     last.or_else(|| serde_json::from_str(said).ok())
+}
+
+/// What a line counts: `flips: 12 in 3 pages; refused 4, found by the doctor 5` is 12 flips, 3 pages, 4 refused, 5 found.
+fn counted_in(said: &str, word: &str) -> Option<Value> {
+    let at = said.find(word)?;
+    let line = said[at..].lines().next()?;
+    let mut counted = Map::new();
+    for piece in line.split([',', ';']).flat_map(|piece| piece.split(" in ")) {
+        let (number, what): (Vec<&str>, Vec<&str>) =
+            piece.split_whitespace().partition(|word| word.bytes().all(|byte| byte.is_ascii_digit()));
+        let number: u64 = number.first()?.parse().ok()?;
+        counted.insert(what.join("_").trim_end_matches(':').to_owned(), json!(number));
+    }
+    Some(Value::Object(counted))
 }
 
 /// A number, or the sum of an object's.
@@ -425,6 +465,17 @@ mod tests {
         assert_eq!(report_in("{\n  \"totals\": {}\n}"), Some(json!({ "totals": {} })));
         assert_eq!(report_in("nothing"), None);
         assert_eq!(figure(&json!({ "violations": { "lost": 2, "torn": 3 } }), "/violations"), 5);
+    }
+
+    #[test]
+    fn a_line_says_what_it_counts() {
+        // As libtest prints it, behind its dots.
+        let said =
+            "\nrunning 2 tests\n.flips: 2380 in 59 pages; refused 12, told 3, found by the doctor 4, wrong 0\n.\n";
+        let counted =
+            json!({ "flips": 2380, "pages": 59, "refused": 12, "told": 3, "found_by_the_doctor": 4, "wrong": 0 });
+        assert_eq!(counted_in(said, "flips: "), Some(counted));
+        assert_eq!(counted_in("flips in the log: 3 refused", "flips: "), None);
     }
 
     #[test]

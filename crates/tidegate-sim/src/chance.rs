@@ -56,6 +56,15 @@ impl Chance {
         of.get(usize::try_from(self.below(of.len() as u64)).unwrap_or(0))
     }
 
+    /// So many of them, whichever.
+    pub(crate) fn some<T>(&self, mut of: Vec<T>, most: usize) -> Vec<T> {
+        let first = of.len().saturating_sub(most);
+        for last in (first.max(1)..of.len()).rev() {
+            of.swap(last, usize::try_from(self.below(last as u64 + 1)).unwrap_or(0));
+        }
+        of.split_off(first)
+    }
+
     /// In another order.
     pub(crate) fn shuffle<T>(&self, of: &mut [T]) {
         for last in (1..of.len()).rev() {

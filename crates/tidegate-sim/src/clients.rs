@@ -55,6 +55,17 @@ pub(crate) fn burst(sim: &Arc<Sim>, clients: u32) {
     (0..u64::from(clients)).for_each(|n| comes(sim, from + n));
 }
 
+/// One after the other in an even pace, each once and in a fixed mixture: for measuring what comes through.
+pub(crate) async fn pace(sim: Arc<Sim>, every: Duration) {
+    let from = 9_000_000_000;
+    for n in from.. {
+        let kind = [Sort::Chore, Sort::Deposit, Sort::Deposit, Sort::Transfer, Sort::Deposit, Sort::Voucher];
+        let wish = Wish { n, cents: n % 10_000 + 1, kind: kind[usize::try_from(n % 6).unwrap_or(0)] };
+        drop(tokio::spawn(client(Arc::clone(&sim), wish, Duration::ZERO, n)));
+        tokio::time::sleep(every).await;
+    }
+}
+
 fn comes(sim: &Arc<Sim>, n: u64) {
     let chance = Chance::new(sim.settings.seed ^ n.wrapping_mul(0x2545_F491_4F6C_DD1D), "client");
     let kind = match chance.below(10) {

@@ -225,6 +225,7 @@ impl Gateway {
 
     fn draw(&self, request: &Request, now: Duration, sim: &Sim) -> Option<Mischief> {
         let mut ledger = self.ledger();
+        // An outage is one fault, however many requests it hits.
         if now < ledger.down_until {
             return Some(Mischief::Busy(1_000));
         }
@@ -233,10 +234,12 @@ impl Gateway {
         }
         let drawn = ledger.mischief.pop_front()?;
         // Against a network that repeats requests no remote without keys can do anything.
-        match (drawn, request.ability) {
-            (Mischief::Twice, Ability::LookUp | Ability::Neither) => Some(Mischief::ReplyLost),
-            (drawn, _) => Some(drawn),
-        }
+        let drawn = match (drawn, request.ability) {
+            (Mischief::Twice, Ability::LookUp | Ability::Neither) => Mischief::ReplyLost,
+            (drawn, _) => drawn,
+        };
+        sim.count(crate::plan::Fault::Gateway(drawn).name());
+        Some(drawn)
     }
 }
 
@@ -260,9 +263,6 @@ pub(crate) async fn send(sim: &Arc<Sim>, process: u8, request: Request) -> Effec
     sim.check(held.and_then(|()| sim.gateway.leaves(&request, now)));
     let drawn = sim.gateway.draw(&request, now, sim);
     sim.note(Some(process), "sends", request.message, u64::from(drawn.is_some()));
-    if let Some(drawn) = drawn {
-        sim.count(crate::plan::Fault::Gateway(drawn).name());
-    }
     let usual = || sim.chance.millis(1, 80);
     let refused = |after: Option<Duration>| {
         sim.gateway.was_not_done(&request, before);

@@ -14,6 +14,7 @@ mod link;
 mod node;
 mod operator;
 mod oracle;
+mod overload;
 mod plan;
 mod process;
 mod run;
@@ -24,6 +25,7 @@ mod trace;
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 pub use settings::{Broken, Failure, Report, Settings, Violation};
 
@@ -34,6 +36,9 @@ pub use settings::{Broken, Failure, Report, Settings, Violation};
 pub fn run(settings: &Settings) -> Result<Report, Violation> {
     run::run(settings, &plan::draw(settings)).result
 }
+
+/// How much longer than it took to violate something a shortened script may take.
+const MARGIN: Duration = Duration::from_secs(600);
 
 /// One run; a violation is shown by as few faults as can be found within so many further runs.
 ///
@@ -48,6 +53,8 @@ pub fn hunt(settings: &Settings, tries: u32) -> Result<Report, Box<Failure>> {
     };
     let faults = whole.len();
     let mut shown = (violation, ended.last);
+    // A candidate that holds need not run to the end of the day.
+    let settings = &Settings { span: settings.span.min(shown.0.at + MARGIN), ..settings.clone() };
     let mut script: Vec<_> = whole.into_iter().filter(|planned| planned.at <= shown.0.at).collect();
     let mut tried = 0;
     let mut part = script.len().div_ceil(2);

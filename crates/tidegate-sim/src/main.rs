@@ -20,7 +20,7 @@ struct Asked {
     #[arg(long, value_parser = seeds, default_value = "1..33")]
     seeds: Range,
     /// How many simulated hours faults and clients come for in each run.
-    #[arg(long, default_value_t = 24.0)]
+    #[arg(long, default_value_t = 6.0)]
     hours: f64,
     /// Prints one JSON object a line: a run, a failure, and in the end the sum.
     #[arg(long)]
@@ -32,7 +32,7 @@ struct Asked {
     #[arg(long, value_name = "SECONDS")]
     within: Option<u64>,
     /// How many runs may be spent on shortening the script of a failure.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 100)]
     tries: u32,
 }
 
@@ -62,6 +62,11 @@ struct Sum {
     /// Runs of handlers.
     handled: u64,
     checks: u64,
+    /// Attempts beyond the limit that the protocol grants.
+    granted: u64,
+    /// Overloads after which as much came through as before, and how long the slowest took to drain.
+    overloads: u64,
+    slowest_drain_ms: u64,
     faults: BTreeMap<String, u64>,
     /// Seeds that showed a violation, with its name.
     violations: BTreeMap<u64, String>,
@@ -76,6 +81,9 @@ impl Sum {
         self.effects += report.effects;
         self.handled += report.runs;
         self.checks += report.checks;
+        self.granted += report.granted;
+        self.overloads += 1;
+        self.slowest_drain_ms = self.slowest_drain_ms.max(report.drained_in_ms);
         for (name, n) in &report.faults {
             *self.faults.entry(name.clone()).or_default() += n;
         }

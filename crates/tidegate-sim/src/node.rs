@@ -93,6 +93,13 @@ impl Node {
         }
     }
 
+    /// Its wall clock drifts by so many millionths; what it had drifted so far is put right.
+    pub(crate) fn drift(&self, ppm: i64) {
+        if let Some(clock) = &self.running().clock {
+            clock.drift(ppm);
+        }
+    }
+
     /// All clocks are off by so much.
     pub(crate) fn clocks_set(&self, all_ms: i64) {
         let skew_ms = self.running().skew_ms;
@@ -192,6 +199,7 @@ async fn program(sim: Arc<Sim>, boot: u64, process: Arc<SimProcess>, clock: Arc<
         .clock(clock as Arc<dyn Clock>)
         .random(random)
         .lease(settings.lease)
+        .sweep_every(settings.sweep_every)
         .retention(settings.retention)
         .redelivery_horizon(settings.retention)
         .process(Arc::new(Handle(Arc::clone(&process))))

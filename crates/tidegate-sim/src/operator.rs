@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate::Tidegate;
+use tidegate_core::effect::open_rows;
 use tidegate_core::lifecycle::{Resolution, State};
 use tidegate_core::message::Payload;
 use tidegate_core::store::{
@@ -14,8 +15,8 @@ use tidegate_core::{Clock as _, MessageId, QueueName, Tenant};
 use crate::plan::Deed;
 use crate::sim::Sim;
 
-/// The most messages of one deed.
-const AT_ONCE: usize = 50;
+/// The most messages of one deed, while something goes wrong and when nothing does any more.
+const AT_ONCE: (usize, usize) = (50, 500);
 
 fn because() -> Act {
     Act { actor: "operator".to_owned(), reason: "the simulation has it so".to_owned() }
@@ -42,26 +43,26 @@ pub(crate) async fn act(sim: Arc<Sim>, deed: Deed) {
 }
 
 async fn carry_out(sim: &Arc<Sim>, tide: &Tidegate, deed: Deed) {
-    let (dead, failed) = (some(sim, State::Dead), some(sim, State::Failed));
     // What an operator is refused is said to him; the oracles look at what happened.
     match deed {
         Deed::Redrive => {
-            let redrive = Redrive { ids: dead, again: false, operation: name(sim, "redrive"), act: because() };
+            let redrive =
+                Redrive { ids: some(sim, State::Dead), again: false, operation: name(sim, "redrive"), act: because() };
             drop(tide.redrive(redrive.clone()).await);
             // Clicked twice.
             drop(tide.redrive(redrive).await);
         }
         Deed::RedriveAgain => {
-            let ids = failed.into_iter().take(2).collect();
+            let ids = some(sim, State::Failed).into_iter().take(2).collect();
             drop(tide.redrive(Redrive { ids, again: true, operation: name(sim, "again"), act: because() }).await);
         }
         Deed::Operate => operate(sim, tide).await,
         Deed::Discard => {
-            let ids = dead.into_iter().take(2).collect();
+            let ids = some(sim, State::Dead).into_iter().take(2).collect();
             drop(tide.store().discard(Discard { ids, act: because() }).await);
         }
         Deed::Edit => {
-            let Some(id) = dead.first().copied() else { return };
+            let Some(id) = some(sim, State::Dead).first().copied() else { return };
             let Ok(views) = tide.store().inspect(vec![id]).await else { return };
             let Some(view) = views.into_iter().flatten().next() else { return };
             let Ok(mut value) = serde_json::from_str::<serde_json::Value>(&view.message.payload) else { return };
@@ -90,11 +91,9 @@ async fn carry_out(sim: &Arc<Sim>, tide: &Tidegate, deed: Deed) {
 }
 
 fn some(sim: &Sim, state: State) -> Vec<MessageId> {
-    let mut ids = sim.oracle().in_state(state);
+    let most = if sim.is_calm() { AT_ONCE.1 } else { AT_ONCE.0 };
     // Not always the first ones: there may be some that nobody can deal with yet.
-    sim.chance.shuffle(&mut ids);
-    ids.truncate(AT_ONCE);
-    ids
+    sim.chance.some(sim.oracle().in_state(state), most)
 }
 
 fn name(sim: &Sim, what: &str) -> String {
@@ -127,7 +126,10 @@ async fn operate(sim: &Sim, tide: &Tidegate) {
 /// Looks into the remote's books, and says what happened; "it did not" is refused before nothing can arrive any more.
 pub(crate) async fn resolve_all(sim: &Arc<Sim>, tide: &Tidegate) {
     for id in some(sim, State::Parked) {
-        let rows = sim.oracle().known(id).map(crate::oracle::Known::open).unwrap_or_default();
+        let rows = sim.model.glance(id, |found| match found {
+            Some(found) => open_rows(found.journal).cloned().collect(),
+            None => Vec::new(),
+        });
         for row in rows {
             let operation = row.effect.name.as_str().to_owned();
             let resolution = match sim.gateway.truth(&operation, &row.key) {

@@ -9,18 +9,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::effect::{EffectRow, EffectState, open_rows};
+use tidegate_core::effect::{EffectPolicy, EffectRow, EffectState, open_rows};
 use tidegate_core::lifecycle::{Counters, Outcome, State};
 use tidegate_core::message::{Answer, NewMessage};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    ClaimRequest, Claimed, Counted, Enqueued, Extend, Extended, Journal, JournalWrite, MessageView, Settle, Settled,
-    Stats, Store as _, Swept, Verdicts,
+    ClaimRequest, Claimed, Counted, Enqueued, Extend, Extended, Journal, JournalWrite, Lease, Settle, Settled, Stats,
+    Swept, Verdicts,
 };
-use tidegate_core::{IdempotencyKey, Kind, LeaseToken, MessageId, QueueName, StoreErrorKind};
-use tidegate_testkit::model::Model;
+use tidegate_core::{IdempotencyKey, Kind, LeaseToken, MessageId, QueueName, StoreErrorKind, Tenant};
+use tidegate_testkit::model::{Glance, Model};
 
-use crate::at_once;
+use crate::plan::DRIFT_PPM;
 
 /// An invariant and what was seen instead.
 pub(crate) type Broke = (&'static str, String);
@@ -59,7 +59,13 @@ pub(crate) struct Known {
     fingerprint: [u8; 16],
     counters: Counters,
     token: Option<LeaseToken>,
+    /// When its lease was given or extended last, and until when it holds.
+    leased_at: Duration,
     holds_until: Duration,
+    /// Its run began with an open effect: only to find out.
+    reconciling: bool,
+    /// Attempts of this generation beyond the limit, each granted by a run that found out what became of an effect.
+    granted: u32,
     answer: Option<Answer>,
     ended: Option<Duration>,
     rows: Vec<EffectRow>,
@@ -73,12 +79,10 @@ impl Known {
     pub(crate) fn token(&self) -> Option<LeaseToken> {
         self.token
     }
-
-    /// Effects whose answer is missing.
-    pub(crate) fn open(&self) -> Vec<EffectRow> {
-        open_rows(&self.rows).cloned().collect()
-    }
 }
+
+/// How much longer or shorter than it says a lease may be by a clock that drifts, and by the thousandths that are cut off.
+const DRIFTS: Duration = Duration::from_millis(1 + 60_000 * DRIFT_PPM.unsigned_abs() / 1_000_000);
 
 /// How often what happened.
 #[derive(Debug, Default)]
@@ -99,10 +103,12 @@ pub(crate) struct Oracle {
     gone: BTreeSet<MessageId>,
     by_state: BTreeMap<State, BTreeSet<MessageId>>,
     seen: Seen,
-    /// No clock was set yet: leases hold as long as they say.
-    pub(crate) clocks_are_right: bool,
+    /// Since when no clock was set: leases that were given since hold as long as they say. None while one is wrong.
+    right_since: Option<Duration>,
     pub(crate) checks: u64,
     pub(crate) deleted: u64,
+    /// Attempts beyond the limit that were granted.
+    pub(crate) granted: u64,
 }
 
 impl Oracle {
@@ -117,9 +123,10 @@ impl Oracle {
             gone: BTreeSet::new(),
             by_state: BTreeMap::new(),
             seen: Seen::default(),
-            clocks_are_right: true,
+            right_since: Some(Duration::ZERO),
             checks: 0,
             deleted: 0,
+            granted: 0,
         }
     }
 
@@ -145,6 +152,14 @@ impl Oracle {
         self.seen(Counted::Enqueued)
     }
 
+    /// How often a message came to an end.
+    pub(crate) fn ends(&self) -> u64 {
+        [Counted::Completed, Counted::Failed, Counted::Dead, Counted::Cancelled]
+            .map(|what| self.seen(what))
+            .iter()
+            .sum()
+    }
+
     fn seen(&self, what: Counted) -> u64 {
         self.seen.by_what.get(&what).copied().unwrap_or(0)
     }
@@ -153,42 +168,60 @@ impl Oracle {
         *self.seen.by_what.entry(what).or_default() += 1;
     }
 
-    fn view(&self, id: MessageId) -> Option<MessageView> {
-        at_once(self.model.inspect(vec![id])).ok()?.pop()?
+    fn is_there(&self, id: MessageId) -> bool {
+        self.model.glance(id, |found| found.is_some())
+    }
+
+    fn holder(&self, (queue, key): &(QueueName, IdempotencyKey)) -> Option<MessageId> {
+        self.model.holder(&(Tenant::default(), queue.clone(), key.clone()))
+    }
+
+    /// The clock of the store was set: right, or by somebody who is wrong.
+    pub(crate) fn clock_is_set(&mut self, right: bool, now: Duration) {
+        self.right_since = right.then_some(now);
+    }
+
+    /// Whether the clock of the store was right for as long as a lease has been held.
+    fn can_be_timed(&self, leased_at: Duration) -> bool {
+        self.right_since.is_some_and(|since| leased_at > since)
     }
 
     // --- one message -------------------------------------------------------------------------------------------------
 
     fn meet(&mut self, id: MessageId, fingerprint: [u8; 16], now: Duration) -> Held {
-        let Some(view) = self.view(id) else {
+        must!(!self.messages.contains_key(&id), "I2", "{id} was handed out for a second message");
+        let met = self.model.glance(id, |found| {
+            found.map(|view| Known {
+                scope: (view.message.queue.clone(), view.message.key.clone()),
+                kind: view.message.kind.clone(),
+                state: view.state,
+                parent: view.message.parent,
+                compensated: view.compensated,
+                fingerprint,
+                counters: view.counters,
+                token: None,
+                leased_at: Duration::ZERO,
+                holds_until: Duration::ZERO,
+                reconciling: false,
+                granted: 0,
+                answer: None,
+                ended: None,
+                rows: Vec::new(),
+                starts: 0,
+                settled: None,
+                has_its_key: true,
+            })
+        });
+        let Some(known) = met else {
             return Err(("I1", format!("{id} was acknowledged and is not in the store")));
         };
-        must!(!self.messages.contains_key(&id), "I2", "{id} was handed out for a second message");
-        let scope = (view.message.queue.clone(), view.message.key.clone());
-        if let Some(other) = self.scopes.get(&scope) {
+        if let Some(other) = self.scopes.get(&known.scope) {
             let other = *other;
             return Err(("I1", format!("the key of {other} was taken for unknown and made {id}")));
         }
-        self.scopes.insert(scope.clone(), id);
-        self.by_state.entry(view.state).or_default().insert(id);
+        self.scopes.insert(known.scope.clone(), id);
+        self.by_state.entry(known.state).or_default().insert(id);
         self.saw(Counted::Enqueued);
-        let known = Known {
-            scope,
-            kind: view.message.kind.clone(),
-            state: view.state,
-            parent: view.message.parent,
-            compensated: view.compensated,
-            fingerprint,
-            counters: view.counters,
-            token: None,
-            holds_until: Duration::ZERO,
-            answer: None,
-            ended: None,
-            rows: Vec::new(),
-            starts: 0,
-            settled: None,
-            has_its_key: true,
-        };
         self.messages.insert(id, known);
         self.look(id, Cause::Write, now)
     }
@@ -196,38 +229,41 @@ impl Oracle {
     /// Compares a message with what was known of it, and puts the difference down to a verb.
     pub(crate) fn look(&mut self, id: MessageId, cause: Cause, now: Duration) -> Held {
         self.checks += 1;
-        let Some(view) = self.view(id) else {
-            return Err(("I1", format!("{id} is gone after a {cause:?}, before its retention was over")));
-        };
-        let Some(known) = self.messages.get(&id) else {
-            return Err(("I1", format!("{id} came from nowhere")));
-        };
-        may_follow(id, known, &view, cause)?;
-        self.stays_bounded(id, known, &view)?;
-        keeps_its_effects(id, known, &view)?;
-        ends_as_it_should(id, &view)?;
-        self.take(id, view, now);
+        let model = Arc::clone(&self.model);
+        let called_off = model.glance(id, |found| {
+            let Some(view) = found else {
+                return Err(("I1", format!("{id} is gone after a {cause:?}, before its retention was over")));
+            };
+            let Some(known) = self.messages.get_mut(&id) else {
+                return Err(("I1", format!("{id} came from nowhere")));
+            };
+            may_follow(id, known, &view, cause)?;
+            self.granted += u64::from(grants(known, &view, cause, self.policies.get(&known.kind)));
+            stays_bounded(id, known, &view, self.policies.get(&known.kind))?;
+            keeps_its_effects(id, known, &view)?;
+            ends_as_it_should(id, &view)?;
+            let called_off = view.state == State::Cancelled && known.state != State::Cancelled;
+            self.take(id, &view, now);
+            Ok(called_off)
+        })?;
+        if called_off {
+            self.released(id);
+        }
         Ok(())
     }
 
-    fn stays_bounded(&self, id: MessageId, known: &Known, view: &MessageView) -> Held {
-        let policy = self.policies.get(&known.kind).cloned().unwrap_or_default();
-        let (attempt, crashes) = (view.counters.attempt, view.counters.crashes);
-        // One more is granted to what had none left when its open effect was decided.
-        let most = policy.max_attempts + u32::from(!view.journal.is_empty());
-        must!(attempt <= most, "I9", "{id} has had {attempt} attempts of {most}");
-        must!(crashes <= policy.crash_limit, "I9", "{id} crashed {crashes} times, its limit is {}", policy.crash_limit);
-        Ok(())
-    }
-
-    fn take(&mut self, id: MessageId, view: MessageView, now: Duration) {
+    fn take(&mut self, id: MessageId, view: &Glance<'_>, now: Duration) {
         let Some(known) = self.messages.get_mut(&id) else { return };
         let (was, is) = (known.state, view.state);
         known.counters = view.counters;
-        known.rows = view.journal;
+        if known.rows != view.journal {
+            view.journal.clone_into(&mut known.rows);
+        }
         known.compensated = view.compensated;
         known.state = is;
-        known.answer = view.answer;
+        if known.answer.as_ref() != view.answer {
+            known.answer = view.answer.cloned();
+        }
         if was == is {
             return;
         }
@@ -237,6 +273,7 @@ impl Oracle {
         self.by_state.entry(is).or_default().insert(id);
         if is != State::Leased {
             known.token = None;
+            known.reconciling = false;
         }
         if let Some(ended) = known.ended.take() {
             self.over.remove(&(ended, id));
@@ -251,18 +288,21 @@ impl Oracle {
             State::Completed => self.saw(Counted::Completed),
             State::Failed => self.saw(Counted::Failed),
             State::Dead => self.saw(Counted::Dead),
-            State::Cancelled => {
-                let scope = known.scope.clone();
-                let (queue, key) = scope.clone();
-                let keeps = at_once(self.model.find(tidegate_core::Tenant::default(), queue, key)) == Ok(Some(id));
-                known.has_its_key = keeps;
-                if !keeps {
-                    self.scopes.remove(&scope);
-                }
-                self.saw(Counted::Cancelled);
-            }
+            State::Cancelled => self.saw(Counted::Cancelled),
             State::Parked => self.saw(Counted::Parked),
             State::Ready | State::Leased => {}
+        }
+    }
+
+    /// A message was called off, and perhaps gave its key free.
+    fn released(&mut self, id: MessageId) {
+        let Some(scope) = self.messages.get(&id).map(|known| known.scope.clone()) else { return };
+        let keeps = self.holder(&scope) == Some(id);
+        if let Some(known) = self.messages.get_mut(&id) {
+            known.has_its_key = keeps;
+        }
+        if !keeps {
+            self.scopes.remove(&scope);
         }
     }
 
@@ -316,7 +356,7 @@ impl Oracle {
     /// A producer was told that this message is stored.
     pub(crate) fn acknowledged(&mut self, id: MessageId) -> Held {
         self.checks += 1;
-        let is_there = self.gone.contains(&id) || self.view(id).is_some();
+        let is_there = self.gone.contains(&id) || self.is_there(id);
         must!(is_there, "I1", "{id} was acknowledged and is not in the store");
         Ok(())
     }
@@ -330,7 +370,7 @@ impl Oracle {
         paused: &[QueueName],
         now: Duration,
     ) -> Held {
-        let mut by_queue: BTreeMap<&QueueName, u32> = BTreeMap::new();
+        let mut before: Option<&Lease> = None;
         for lease in &claimed.leases {
             let id = lease.message.id;
             let Some(known) = self.messages.get(&id) else {
@@ -349,11 +389,19 @@ impl Oracle {
             must!(again || !paused.contains(&known.scope.0), "I22", "{id} was claimed from a paused queue");
             let counted = lease.counters.attempt > known.counters.attempt || lease.reconciling || again;
             must!(counted, "I9", "{id} was claimed and no attempt was counted");
-            *by_queue.entry(&lease.message.queue).or_default() += 1;
+            let overtakes = before.is_some_and(|before| {
+                before.message.queue == lease.message.queue
+                    && (before.message.priority, before.due_at, before.message.id)
+                        > (lease.message.priority, lease.due_at, id)
+            });
+            must!(again || !overtakes, "I11", "{id} was claimed behind one that was due later");
+            before = Some(lease);
             self.look(id, Cause::Claim, now)?;
             if let Some(known) = self.messages.get_mut(&id) {
                 known.token = Some(lease.token);
+                known.reconciling = lease.reconciling;
                 if !again {
+                    known.leased_at = now;
                     known.holds_until = now + request.lease;
                     known.settled = None;
                 }
@@ -368,6 +416,7 @@ impl Oracle {
         let current = known.token == Some(extend.token);
         if verdict.is_ok() {
             must!(current, "I3", "a lease of {} was extended under a token that is not current", extend.id);
+            known.leased_at = now;
             known.holds_until = now + extend.lease;
         } else {
             must!(!current, "I3", "the current lease of {} was not extended: {verdict:?}", extend.id);
@@ -383,8 +432,8 @@ impl Oracle {
         if verdict.is_ok() {
             must!(current, "I3", "the journal of {} was written under a token that is not current", journal.id);
             let intends = matches!(journal.write, JournalWrite::Intent { .. });
-            if intends && self.clocks_are_right {
-                let held = now <= known.holds_until + Duration::from_millis(1);
+            if intends && self.can_be_timed(known.leased_at) {
+                let held = now <= known.holds_until + DRIFTS;
                 must!(held, "I8", "{} intended under a lease that had lapsed", journal.id);
             }
         }
@@ -440,7 +489,7 @@ impl Oracle {
         let made: BTreeSet<MessageId> = settled.follow_ups.iter().copied().collect();
         for new in settle.then.iter().chain(&settle.compensate) {
             let scope = (new.queue.clone(), new.key.clone());
-            let found = at_once(self.model.find(new.tenant.clone(), new.queue.clone(), new.key.clone())).ok().flatten();
+            let found = self.holder(&scope);
             let was = self.scopes.get(&scope).copied();
             if due.contains(new) {
                 let Some(id) = found else {
@@ -463,9 +512,9 @@ impl Oracle {
 
     pub(crate) fn swept(&mut self, swept: &Swept, now: Duration) -> Held {
         for taken in &swept.taken_over {
-            let holds = self.messages.get(&taken.id).map(|known| known.holds_until);
-            if self.clocks_are_right {
-                let lapsed = holds.is_some_and(|until| now + Duration::from_millis(1) >= until);
+            let known = self.messages.get(&taken.id);
+            if known.is_some_and(|known| self.can_be_timed(known.leased_at)) {
+                let lapsed = known.is_some_and(|known| now + DRIFTS >= known.holds_until);
                 must!(lapsed, "I14", "the lease of {} was taken over while it held", taken.id);
             }
             self.saw(Counted::LostLeases);
@@ -483,20 +532,19 @@ impl Oracle {
     /// Only what had ended, and so long ago as the retention is, may be gone.
     fn forget(&mut self, deleted: u32, now: Duration) -> Held {
         let old_enough = |(ended, _): &&(Duration, MessageId)| now.saturating_sub(*ended) >= self.retention;
-        let candidates: Vec<_> = self.over.iter().take_while(old_enough).copied().collect();
-        let mut gone = 0;
-        for (ended, id) in candidates {
-            if self.view(id).is_none() {
-                gone += 1;
-                self.over.remove(&(ended, id));
-                self.drop_known(id);
-            }
+        let candidates = self.over.iter().take_while(old_enough).copied();
+        let deleted_now: Vec<_> =
+            candidates.filter(|(_, id)| !self.is_there(*id)).take(usize::try_from(deleted).unwrap_or(0)).collect();
+        let gone = u32::try_from(deleted_now.len()).unwrap_or(u32::MAX);
+        for (ended, id) in deleted_now {
+            self.over.remove(&(ended, id));
+            self.drop_known(id);
         }
         if gone == deleted {
             self.deleted += u64::from(gone);
             return Ok(());
         }
-        let early = self.messages.keys().find(|id| self.view(**id).is_none());
+        let early = self.messages.keys().find(|id| !self.is_there(**id));
         let how = early.and_then(|id| Some((id, self.messages.get(id)?)));
         let how = how.map(|(id, known)| {
             format!("{id}, {} since {:?}", known.state, known.ended.map(|ended| now.saturating_sub(ended)))
@@ -526,6 +574,7 @@ impl Oracle {
             let Some(known) = self.messages.get_mut(&id) else { continue };
             if known.counters.generation > before {
                 known.settled = None;
+                known.granted = 0;
                 if !known.has_its_key {
                     known.has_its_key = true;
                     let scope = known.scope.clone();
@@ -541,6 +590,10 @@ impl Oracle {
         let was = self.messages.get(&id).map(|known| known.state);
         self.look(id, Cause::Resolve, now)?;
         if became_ready && was == Some(State::Parked) {
+            // It has attempts left: what was granted before is spent.
+            if let Some(known) = self.messages.get_mut(&id) {
+                known.granted = 0;
+            }
             self.saw(Counted::Resolved);
         }
         Ok(())
@@ -631,7 +684,7 @@ impl Oracle {
 pub(crate) type Verdict<T> = <Verdicts<T> as IntoIterator>::Item;
 
 /// Whether a verb can have led from what was known to what is seen.
-fn may_follow(id: MessageId, known: &Known, view: &MessageView, cause: Cause) -> Held {
+fn may_follow(id: MessageId, known: &Known, view: &Glance<'_>, cause: Cause) -> Held {
     let (was, is) = (known.state, view.state);
     let (old, new) = (known.counters, view.counters);
     must!(new.claims >= old.claims, "I12", "the claims of {id} fell from {} to {}", old.claims, new.claims);
@@ -645,7 +698,7 @@ fn may_follow(id: MessageId, known: &Known, view: &MessageView, cause: Cause) ->
     );
     if was.is_terminal() && !redriven {
         must!(is == was, "I2", "{id} was {was} and is {is} after a {cause:?}");
-        must!(view.answer == known.answer, "I5", "the answer of {id} changed after a {cause:?}");
+        must!(view.answer == known.answer.as_ref(), "I5", "the answer of {id} changed after a {cause:?}");
         return Ok(());
     }
     let possible = match (was, is) {
@@ -667,8 +720,34 @@ fn may_follow(id: MessageId, known: &Known, view: &MessageView, cause: Cause) ->
     Ok(())
 }
 
+/// A run that began with an open effect and ended with none went on, although no attempt was left: the protocol grants it
+/// that attempt (§3). It spends it at its end, or, if it was given back or crashed, at the next claim.
+fn grants(known: &mut Known, view: &Glance<'_>, cause: Cause, policy: Option<&Policy>) -> bool {
+    let ended = known.state == State::Leased && view.state != State::Leased;
+    let found_out = known.reconciling && ended && open_rows(view.journal).next().is_none();
+    let none_left = policy.is_some_and(|policy| known.counters.attempt >= policy.max_attempts);
+    let grants = found_out && none_left && matches!(cause, Cause::Settle | Cause::Sweep);
+    known.granted += u32::from(grants);
+    grants
+}
+
+fn stays_bounded(id: MessageId, known: &Known, view: &Glance<'_>, policy: Option<&Policy>) -> Held {
+    let policy = policy.cloned().unwrap_or_default();
+    let (attempt, crashes) = (view.counters.attempt, view.counters.crashes);
+    let most = policy.max_attempts + known.granted;
+    must!(attempt <= most, "I9", "{id} has had {attempt} attempts of {most}");
+    // Each is for another effect: what is decided is not opened again with no attempt left.
+    let effects = view.journal.iter().filter(|row| row.policy != EffectPolicy::Natural && row.seq == 0).count();
+    must!(known.granted as usize <= effects, "I9", "{id} was granted {} attempts", known.granted);
+    // Where an effect is open a crash is never the end: then it comes again to find out, for as long as that is allowed.
+    let convicted = crashes > known.counters.crashes && crashes >= policy.crash_limit;
+    let ends = view.state == State::Dead || open_rows(view.journal).next().is_some();
+    must!(!convicted || ends, "I9", "{id} crashed {crashes} times and is {}", view.state);
+    Ok(())
+}
+
 /// What was decided about an effect stays decided, and its key stays its key.
-fn keeps_its_effects(id: MessageId, known: &Known, view: &MessageView) -> Held {
+fn keeps_its_effects(id: MessageId, known: &Known, view: &Glance<'_>) -> Held {
     for old in &known.rows {
         let row = view.journal.iter().find(|row| row.effect == old.effect && row.seq == old.seq);
         let Some(row) = row else { return Err(("I8", format!("a row of effect {} of {id} is gone", old.effect))) };
@@ -681,7 +760,7 @@ fn keeps_its_effects(id: MessageId, known: &Known, view: &MessageView) -> Held {
         let decided = matches!(old.state, EffectState::Rejected { .. } | EffectState::NotDone);
         must!(!decided || row.state == old.state, "I7", "effect {} of {id} was decided twice", old.effect);
     }
-    for row in &view.journal {
+    for row in view.journal {
         let twin = view.journal.iter().find(|other| other.effect == row.effect && other.round == row.round);
         must!(twin.is_none_or(|twin| twin.key == row.key), "I7", "effect {} of {id} has two keys", row.effect);
     }
@@ -689,8 +768,8 @@ fn keeps_its_effects(id: MessageId, known: &Known, view: &MessageView) -> Held {
 }
 
 /// What ended says how and why, and leaves nothing open.
-fn ends_as_it_should(id: MessageId, view: &MessageView) -> Held {
-    let (state, open) = (view.state, open_rows(&view.journal).next());
+fn ends_as_it_should(id: MessageId, view: &Glance<'_>) -> Held {
+    let (state, open) = (view.state, open_rows(view.journal).next());
     if state.is_terminal() {
         must!(
             open.is_none(),
@@ -701,7 +780,7 @@ fn ends_as_it_should(id: MessageId, view: &MessageView) -> Held {
     }
     match state {
         State::Completed | State::Failed => must!(view.answer.is_some(), "I10", "{id} is {state} without an answer"),
-        State::Dead | State::Parked => must!(view.reason.is_some(), "I10", "{id} is {state} without a reason"),
+        State::Dead | State::Parked => must!(view.has_reason, "I10", "{id} is {state} without a reason"),
         State::Ready | State::Leased | State::Cancelled => {}
     }
     must!(
@@ -709,6 +788,5 @@ fn ends_as_it_should(id: MessageId, view: &MessageView) -> Held {
         "I5",
         "{id} is {state} with an answer"
     );
-    must!(state != State::Leased || view.lease.is_some(), "I12", "{id} is leased by nobody");
     Ok(())
 }

@@ -88,6 +88,8 @@ pub(crate) enum Fault {
     Jump { by_ms: i64, for_ms: u32 },
     /// The clock of one process is set, and set right again after a while.
     Skew { process: u8, by_ms: i64, for_ms: u32 },
+    /// The clock of one process drifts for a while, and is put right; for a process that is not there, that of the store.
+    Drift { process: u8, ppm: i64, for_ms: u32 },
     /// The next request to the gateway.
     Gateway(Mischief),
     /// The gateway refuses everything.
@@ -117,6 +119,7 @@ impl Fault {
             Self::StoreDown { .. } => "store down",
             Self::Jump { .. } => "clock jump",
             Self::Skew { .. } => "clock skew",
+            Self::Drift { .. } => "clock drift",
             Self::Gateway(mischief) => match mischief {
                 Mischief::Refused => "gateway refused",
                 Mischief::Busy(_) => "gateway busy",
@@ -153,6 +156,12 @@ impl fmt::Display for Planned {
 pub(crate) const LATEST: u32 = 45_000;
 /// The longest that a process is paused: far beyond every lease.
 const LONGEST_FREEZE: u64 = 200_000;
+/// How fast a clock drifts at most, in millionths: ten times as fast as a bad one.
+pub(crate) const DRIFT_PPM: i64 = 1_000;
+/// The longest that a clock drifts, in milliseconds: then it is off by less than anybody takes for a jump.
+const LONGEST_DRIFT: u64 = 4 * 3_600_000;
+/// So many faults an hour may be of those that hit everybody for minutes: with more of them nothing else would be seen.
+const WIDE_PER_HOUR: u32 = 300;
 const YEAR_MS: i64 = 365 * 24 * 3600 * 1000;
 
 /// The faults of a seed, in order.
@@ -179,22 +188,29 @@ fn fault(chance: &Chance, settings: &Settings) -> Fault {
     let process = || u8::try_from(chance.below(u64::from(settings.processes))).unwrap_or(0);
     // A step is a poll: near ones hit what is busy, far ones what comes later.
     let steps = || if chance.one_in(2) { chance.within(1, 40) } else { chance.within(1, 2_000) };
+    let wide = chance.one_in(u64::from(settings.faults_per_hour / WIDE_PER_HOUR).max(1));
     match chance.below(1000) {
         0..=59 => Fault::Crash { process: process(), steps: steps(), down_ms: small(chance.within(100, 60_000)) },
         60..=84 => {
             Fault::Freeze { process: process(), steps: steps(), for_ms: small(chance.within(500, LONGEST_FREEZE)) }
         }
         85..=94 => Fault::Redeploy { process: process(), version: small(chance.within(1, 2)) },
-        95..=100 => Fault::StoreDown { for_ms: small(chance.within(100, 90_000)) },
-        101..=103 => Fault::Jump { by_ms: jump(chance), for_ms: small(chance.within(1_000, 3_600_000)) },
-        104..=106 => {
+        95..=100 if wide => Fault::StoreDown { for_ms: small(chance.within(100, 90_000)) },
+        101..=103 if wide => Fault::Jump { by_ms: jump(chance), for_ms: small(chance.within(1_000, 3_600_000)) },
+        104..=106 if wide => {
             Fault::Skew { process: process(), by_ms: jump(chance), for_ms: small(chance.within(1_000, 600_000)) }
         }
-        107..=110 => Fault::GatewayDown { for_ms: small(chance.within(1_000, 600_000)) },
-        111..=114 => Fault::BrownOut { for_ms: small(chance.within(1_000, 300_000)) },
-        115..=117 => Fault::Burst { clients: small(chance.within(20, 200)) },
-        118..=167 => Fault::Operator(deed(chance)),
-        168..=499 => Fault::Gateway(mischief(chance)),
+        107..=110 if wide => Fault::GatewayDown { for_ms: small(chance.within(1_000, 600_000)) },
+        111..=114 if wide => Fault::BrownOut { for_ms: small(chance.within(1_000, 300_000)) },
+        115..=117 if wide => Fault::Burst { clients: small(chance.within(20, 200)) },
+        118..=120 => {
+            let whose = u8::try_from(chance.within(0, u64::from(settings.processes))).unwrap_or(0);
+            let ppm = i64::try_from(chance.within(1, DRIFT_PPM.unsigned_abs())).unwrap_or(DRIFT_PPM);
+            let ppm = if chance.one_in(2) { ppm } else { -ppm };
+            Fault::Drift { process: whose, ppm, for_ms: small(chance.within(60_000, LONGEST_DRIFT)) }
+        }
+        121..=170 => Fault::Operator(deed(chance)),
+        171..=499 => Fault::Gateway(mischief(chance)),
         _ => Fault::Call { verb: verb(chance), loss: loss(chance) },
     }
 }

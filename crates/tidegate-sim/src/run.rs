@@ -5,16 +5,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tidegate_core::Clock as _;
-use tidegate_core::effect::open_rows;
 use tidegate_core::lifecycle::State;
-use tidegate_core::store::MessageView;
 use tidegate_testkit::recount::every_view;
 use tidegate_testkit::recount::recount;
 
 use crate::plan::{Fault, Planned};
 use crate::settings::{Report, Settings, Violation};
 use crate::sim::Sim;
-use crate::{clients, node, operator};
+use crate::{clients, node, operator, overload};
 
 /// How long a run may need to come to rest when nothing goes wrong any more.
 const REST: Duration = Duration::from_secs(2 * 3600);
@@ -110,6 +108,15 @@ fn apply(sim: &Arc<Sim>, fault: Fault) {
                 world.nodes[usize::from(process) % world.nodes.len()].skew(0, world.clock.is_set_by());
             }));
         }
+        Fault::Drift { process, ppm, for_ms } => {
+            sim.count(fault.name());
+            drift(sim, process, ppm);
+            let world = Arc::clone(sim);
+            drop(tokio::spawn(async move {
+                tokio::time::sleep(ms(for_ms)).await;
+                drift(&world, process, 0);
+            }));
+        }
         Fault::Burst { clients } => {
             sim.count(fault.name());
             clients::burst(sim, clients);
@@ -122,11 +129,25 @@ fn apply(sim: &Arc<Sim>, fault: Fault) {
 }
 
 fn set_clocks(sim: &Sim, by_ms: i64) {
-    sim.oracle().clocks_are_right = false;
+    sim.clocks_are_set(by_ms == 0);
     sim.clock.set_by(by_ms);
     sim.nodes.iter().for_each(|node| node.clocks_set(by_ms));
     // Somebody looks at the clock before anybody acts by it, as every commit of a busy store does.
     drop(crate::at_once(tidegate_core::Store::stats(&*sim.model)));
+}
+
+/// A clock drifts, or is put right: by less than anybody takes for a jump.
+fn drift(sim: &Sim, process: u8, ppm: i64) {
+    match sim.nodes.get(usize::from(process)) {
+        Some(node) => node.drift(ppm),
+        None => {
+            // What it gained or lost is put right at once; leases that were given before cannot be timed by it.
+            sim.clock.drift(ppm);
+            if sim.clock.is_set_by() == 0 {
+                sim.clocks_are_set(true);
+            }
+        }
+    }
 }
 
 /// Nothing goes wrong any more, and people deal with what waits for them: everything must end.
@@ -135,20 +156,12 @@ async fn come_to_rest(sim: &Arc<Sim>) {
     sim.connect();
     sim.gateway.calm();
     set_clocks(sim, 0);
+    (0..=sim.settings.processes).for_each(|process| drift(sim, process, 0));
     // Whatever was late arrives, whoever stood still goes on.
     tokio::time::sleep(Duration::from_secs(300)).await;
     operator::lift(sim).await;
-    let until = sim.now() + REST;
-    loop {
-        operator::clear(sim).await;
-        tokio::time::sleep(Duration::from_secs(30)).await;
-        let [ready, leased, parked] = sim.unfinished();
-        if ready + leased + parked == stranded(sim) && no_dead_letter_can_be_redriven(sim) {
-            break;
-        }
-        if sim.now() > until {
-            return sim.check(Err(("I18", stuck(sim))));
-        }
+    if !rest(sim).await || !overload::recovers(sim).await || !rest(sim).await {
+        return;
     }
     sim.compare_stats();
     let held = sim.oracle().is_all_there(sim.now());
@@ -156,21 +169,20 @@ async fn come_to_rest(sim: &Arc<Sim>) {
     everything_is_listed(sim).await;
 }
 
-/// Messages that were put off while a clock was wrong and wait for a day far off now that it is right, and parked ones of
-/// which nobody can say before that day that nothing happened. Nothing of them is lost, and nobody can hasten them: a
-/// weakness that is counted, not hidden.
-fn stranded(sim: &Sim) -> u64 {
-    if sim.oracle().clocks_are_right {
-        return 0;
+/// Everything ends; says whether it did in time.
+async fn rest(sim: &Arc<Sim>) -> bool {
+    let until = sim.now() + REST;
+    loop {
+        operator::clear(sim).await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        if sim.unfinished() == [0; 3] && no_dead_letter_can_be_redriven(sim) {
+            return true;
+        }
+        if sim.now() > until {
+            sim.check(Err(("I18", stuck(sim))));
+            return false;
+        }
     }
-    let horizon = sim.clock.now().after(REST);
-    let waiting = [State::Ready, State::Parked].map(|state| sim.oracle().in_state(state)).concat();
-    let views = crate::at_once(tidegate_core::Store::inspect(&*sim.model, waiting)).unwrap_or_default();
-    let waits = |view: &&MessageView| {
-        view.due_at.is_some_and(|due_at| due_at > horizon)
-            || open_rows(&view.journal).any(|row| row.quarantined_until() > horizon)
-    };
-    views.iter().flatten().filter(waits).count() as u64
 }
 
 /// Those whose effect was undone stay where they are.
@@ -187,7 +199,8 @@ fn stuck(sim: &Sim) -> String {
             let view = crate::at_once(tidegate_core::Store::inspect(&*sim.model, vec![id]));
             let view = view.ok().and_then(|mut views| views.pop().flatten());
             let view = view.map(|view| {
-                format!("due {:?}, {:?}, {:?}, now {:?}", view.due_at, view.reason, view.failure, sim.clock.now())
+                let open: Vec<_> = tidegate_core::effect::open_rows(&view.journal).collect();
+                format!("due {:?}, {:?}, {open:?}, now {:?}", view.due_at, view.reason, sim.clock.now())
             });
             text.push_str(&format!(" {id} is {state} ({});", view.unwrap_or_default()));
         }
@@ -219,7 +232,6 @@ async fn everything_is_listed(sim: &Arc<Sim>) {
 }
 
 fn report(sim: &Sim) -> Report {
-    let stranded = stranded(sim);
     let oracle = sim.oracle();
     let trace = sim.trace();
     Report {
@@ -231,7 +243,8 @@ fn report(sim: &Sim) -> Report {
         effects: sim.gateway.effects(),
         runs: sim.runs.load(Ordering::Relaxed),
         faults: sim.counts().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
-        stranded,
+        granted: oracle.granted,
+        drained_in_ms: u64::try_from(sim.drained_in().as_millis()).unwrap_or(u64::MAX),
         checks: oracle.checks,
         trace: trace.hash(),
         events: trace.events(),

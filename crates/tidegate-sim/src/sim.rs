@@ -53,6 +53,8 @@ pub(crate) struct Sim {
     counts: Mutex<BTreeMap<&'static str, u64>>,
     paused: Mutex<Vec<QueueName>>,
     since_stats: AtomicU64,
+    /// How long the backlog of the overload took to drain.
+    drained_in: Mutex<Duration>,
 }
 
 /// Keeps what the store says of a commit until whoever made the commit passes it on.
@@ -99,6 +101,7 @@ impl Sim {
             counts: Mutex::default(),
             paused: Mutex::default(),
             since_stats: AtomicU64::new(0),
+            drained_in: Mutex::default(),
             model,
             settings,
         })
@@ -213,6 +216,20 @@ impl Sim {
             Err(error) => Err(("I16", format!("the store has no statistics: {error}"))),
         };
         self.check(held);
+    }
+
+    pub(crate) fn drained_in(&self) -> Duration {
+        *lock(&self.drained_in)
+    }
+
+    pub(crate) fn drained(&self, within: Duration) {
+        *lock(&self.drained_in) = within;
+    }
+
+    /// The clocks were set: right, or by somebody who is wrong.
+    pub(crate) fn clocks_are_set(&self, right: bool) {
+        let now = self.now();
+        self.oracle().clock_is_set(right, now);
     }
 
     /// How many are ready, leased and parked.

@@ -113,7 +113,7 @@ pub(crate) fn worker(sim: &Arc<Sim>, tide: &Tidegate, process: u8, boot: u64, ve
         .worker()
         .name(&format!("p{process}-{boot}"))
         .concurrency(sim.settings.concurrency)
-        .poll_every(Duration::from_millis(1_000));
+        .poll_every(sim.settings.poll_every);
     macro_rules! handle {
         ($builder:expr, $step:ident) => {{
             let app = app.clone();

@@ -39,6 +39,8 @@ const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(2);
 /// The longest pause between claims while the store does not answer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How soon a worker asks again for what is due by its clock and not yet by the store's.
+const CLOCKS_DIFFER: Duration = Duration::from_millis(20);
 /// How often a worker compares what waits in its queues with what it has handlers for.
 const LOOK_FOR_STRANGERS: Duration = Duration::from_secs(30);
 
@@ -472,7 +474,13 @@ impl Dispatcher {
             if got == 0 && ended > 0 {
                 continue;
             }
-            let due_in = next_due.map_or(self.poll_every, |due| due.since(self.shared.clock.now()));
+            let due_in = match next_due.map(|due| due.since(self.shared.clock.now())) {
+                // Due by our clock, and the store that looked by its own did not give it out: to ask again at once would be to
+                // ask all the time until the other clock is there as well.
+                Some(Duration::ZERO) if got == 0 => CLOCKS_DIFFER,
+                Some(due_in) => due_in,
+                None => self.poll_every,
+            };
             return Ok(due_in.min(self.poll_every).max(Duration::from_millis(1)));
         }
     }

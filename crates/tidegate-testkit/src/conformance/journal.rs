@@ -1,5 +1,7 @@
 //! The journal of a running message: intents before a send, answers after it, and what comes too late (protocol §3).
 
+use std::time::Duration;
+
 use tidegate_core::effect::{EffectAnswer, EffectKey, EffectPolicy, EffectRow, EffectState, Reached};
 use tidegate_core::lifecycle::{Outcome, State};
 use tidegate_core::message::NewMessage;
@@ -303,12 +305,7 @@ pub async fn a_confirmed_effect_is_never_intended_again(engine: &dyn Engine) {
 }
 
 /// Ends a run with the effect's answer missing, and starts the next one a little later.
-async fn after_unknown(
-    stage: &Stage<'_>,
-    name: &str,
-    effect: &Reached,
-    later: std::time::Duration,
-) -> (Lease, EffectRow) {
+async fn after_unknown(stage: &Stage<'_>, name: &str, effect: &Reached, later: Duration) -> (Lease, EffectRow) {
     let lease = stage.started(name).await;
     let row = stage.intend(&lease, effect).await;
     let row = stage.answer(&lease, &row, no_answer()).await;
@@ -392,6 +389,43 @@ pub async fn a_forward_clock_jump_restarts_a_running_quarantine(engine: &dyn Eng
     let early = stage.journal(&lease, answer_to(&row, EffectAnswer::NotFound)).await;
     assert_eq!(refused(early), StoreErrorKind::Conflict);
     stage.clock.advance(SEND_WITHIN + SECOND);
+    assert_eq!(stage.answer(&lease, &row, EffectAnswer::NotFound).await.state, EffectState::NotDone);
+}
+
+/// A quarantine takes as long as it was to take when the clock is set back, whether it had been right or ahead.
+pub async fn a_quarantine_is_neither_shortened_nor_prolonged_when_the_clock_is_set_back(engine: &dyn Engine) {
+    for ahead in [Duration::ZERO, DAY * 3650] {
+        let stage = Stage::new(engine).await;
+        stage.clock.jump_forward(ahead);
+        stage.sweep().await;
+        let lease = stage.started("m").await;
+        let row = stage.intend(&lease, &lookup()).await;
+        let row = stage.answer(&lease, &row, no_answer()).await;
+        stage.clock.advance(SECOND);
+        stage.clock.jump_back(DAY * 3650);
+        stage.extend(lease.message.id, lease.token).await.expect("the lease is held");
+        stage.clock.advance(SEND_WITHIN + QUARANTINE - SECOND - MILLI);
+        let early = stage.journal(&lease, answer_to(&row, EffectAnswer::NotFound)).await;
+        assert_eq!(refused(early), StoreErrorKind::Conflict, "a millisecond too early, ahead by {ahead:?}");
+        stage.clock.advance(MILLI);
+        assert_eq!(stage.answer(&lease, &row, EffectAnswer::NotFound).await.state, EffectState::NotDone);
+    }
+}
+
+/// One that was running when the clock was set right runs on when it is set ahead again.
+pub async fn a_quarantine_that_was_dated_ahead_is_restarted_like_any_other(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    stage.clock.jump_forward(DAY * 3650);
+    stage.sweep().await;
+    let lease = stage.started("m").await;
+    let row = stage.intend(&lease, &lookup()).await;
+    let row = stage.answer(&lease, &row, no_answer()).await;
+    stage.clock.jump_back(DAY * 3650);
+    stage.sweep().await;
+    stage.clock.jump_forward(DAY / 2);
+    let early = stage.journal(&lease, answer_to(&row, EffectAnswer::NotFound)).await;
+    assert_eq!(refused(early), StoreErrorKind::Conflict, "no time has passed");
+    stage.clock.advance(SEND_WITHIN + QUARANTINE);
     assert_eq!(stage.answer(&lease, &row, EffectAnswer::NotFound).await.state, EffectState::NotDone);
 }
 

@@ -163,6 +163,8 @@ macro_rules! __cases {
                 a_keyed_effect_is_not_sent_again_after_its_window
                 not_found_is_believed_only_after_the_quarantine
                 a_forward_clock_jump_restarts_a_running_quarantine
+                a_quarantine_is_neither_shortened_nor_prolonged_when_the_clock_is_set_back
+                a_quarantine_that_was_dated_ahead_is_restarted_like_any_other
                 an_at_most_once_effect_is_sent_again_only_after_not_done
                 a_rejected_effect_is_sent_again_only_in_a_new_round
                 a_natural_effect_is_confirmed_without_an_intent
@@ -241,6 +243,11 @@ macro_rules! __cases {
                 a_forward_clock_jump_deletes_nothing_early
                 a_backward_clock_jump_loses_nothing_and_stops_nothing
                 a_backward_clock_jump_holds_back_nothing_that_could_be_claimed
+                a_wait_that_began_while_the_clock_was_ahead_ends_in_time
+                a_release_after_the_clock_was_set_right_is_due_at_once
+                a_date_that_was_given_before_the_clock_went_ahead_stays
+                a_clock_that_was_ahead_prolongs_no_retention
+                a_clock_that_is_set_half_right_deletes_nothing_early
                 after_a_forward_clock_jump_the_fence_holds
                 a_sweep_makes_due_messages_claimable
                 a_crash_after_a_decided_effect_is_an_ordinary_crash

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tidegate_core::effect::EffectAnswer;
 use tidegate_core::lifecycle::{Counters, Outcome, State};
-use tidegate_core::message::NewMessage;
-use tidegate_core::store::{Counted, Enqueued, SweepRequest, TakenOver};
+use tidegate_core::message::{Due, NewMessage};
+use tidegate_core::store::{Counted, Discard, Enqueued, SweepRequest, TakenOver};
 use tidegate_core::{StoreErrorKind, Tenant, WorkerId};
 
 use super::stage::*;
@@ -311,6 +311,90 @@ pub async fn a_backward_clock_jump_holds_back_nothing_that_could_be_claimed(engi
     stage.clock.jump_back(DAY);
     assert_eq!(stage.queue_stats("work").await.ready, 1);
     assert_eq!(stage.take_one().await.message.id, id);
+}
+
+/// A wait that began while the clock was ahead takes as long as it was to take: years ahead of a clock that was set right it
+/// would be stranded.
+pub async fn a_wait_that_began_while_the_clock_was_ahead_ends_in_time(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    stage.clock.jump_forward(DAY * 3650);
+    stage.sweep().await;
+    let snoozed = stage.started("snoozed").await;
+    stage.end(&snoozed, Outcome::Snooze { after: MINUTE * 2 }).await;
+    let delayed = stage.put(NewMessage { due: Due::In(HOUR), ..message("delayed") }).await;
+    stage.clock.advance(MINUTE);
+    stage.clock.jump_back(DAY * 3650);
+    stage.sweep().await;
+    let due_in = async |id| stage.view(id).await.due_at.map(|due_at| due_at.since(stage.now()));
+    assert_eq!(due_in(snoozed.message.id).await, Some(MINUTE), "a minute of the two has passed");
+    assert_eq!(due_in(delayed).await, Some(HOUR - MINUTE));
+    stage.clock.advance(MINUTE);
+    assert_eq!(stage.take_one().await.message.id, snoozed.message.id);
+    stage.clock.advance(HOUR - MINUTE * 2);
+    assert_eq!(stage.take_one().await.message.id, delayed);
+}
+
+/// What was claimed while the clock was ahead and is handed back when it is right can be claimed at once, in its place.
+pub async fn a_release_after_the_clock_was_set_right_is_due_at_once(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    stage.clock.jump_forward(DAY * 3650);
+    stage.sweep().await;
+    let before = stage.started("before").await;
+    let after = stage.put(message("after")).await;
+    stage.clock.jump_back(DAY * 3650);
+    stage.sweep().await;
+    stage.end(&before, Outcome::Released).await;
+    let after = stage.take(2).await.into_iter().find(|lease| lease.message.id == after).expect("it was claimable");
+    stage.end(&after, Outcome::Released).await;
+    let again: Vec<_> = stage.take(2).await.into_iter().map(|lease| lease.message.id).collect();
+    assert_eq!(again.len() + 1, 2, "what was not handed back is leased: {again:?}");
+    assert_eq!(again, [after.message.id]);
+}
+
+/// What was put off before the clock went ahead, to a day beyond that, is due on that day.
+pub async fn a_date_that_was_given_before_the_clock_went_ahead_stays(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let due_at = stage.now().after(DAY * 7300);
+    let id = stage.put(NewMessage { due: Due::At(due_at), ..message("m") }).await;
+    stage.clock.jump_forward(DAY * 3650);
+    stage.sweep().await;
+    stage.clock.jump_back(DAY * 3650);
+    stage.sweep().await;
+    assert_eq!(stage.view(id).await.due_at, Some(due_at));
+}
+
+/// A clock that was ahead for a while prolongs no retention by more than its caution: neither of what had ended, nor of what
+/// ended meanwhile.
+pub async fn a_clock_that_was_ahead_prolongs_no_retention(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let before = stage.completed("before").await;
+    stage.clock.jump_forward(DAY * 3650);
+    stage.sweep().await;
+    let meanwhile = stage.completed("meanwhile").await;
+    let dead = stage.dead("given-up").await;
+    stage.store.discard(Discard { ids: vec![dead], act: act("not wanted") }).await.expect("a dead letter is discarded");
+    stage.clock.jump_back(DAY * 3650);
+    stage.sweep().await;
+    for id in [meanwhile, dead] {
+        assert_eq!(stage.view(id).await.ended_at, Some(stage.now()), "no time has passed since");
+    }
+    stage.clock.advance(DAY * 7 - HOUR);
+    assert_eq!(stage.expire().await, 0, "an hour too early");
+    stage.clock.advance(HOUR * 2);
+    assert_eq!(stage.expire().await, 3);
+    assert_eq!(stage.view_if_any(before).await, None);
+}
+
+/// Set back by half of what it was ahead, it is still ahead: what had ended before is no older for it.
+pub async fn a_clock_that_is_set_half_right_deletes_nothing_early(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    stage.completed("m").await;
+    stage.clock.jump_forward(DAY * 3650);
+    stage.sweep().await;
+    stage.clock.jump_back(DAY * 1825);
+    stage.sweep().await;
+    stage.clock.advance(DAY * 6);
+    assert_eq!(stage.expire().await, 0, "six days have passed");
 }
 
 /// A jump ahead releases at most every lease once; the fence holds.

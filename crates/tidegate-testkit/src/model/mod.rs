@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
-use tidegate_core::lifecycle::Cancellation;
-use tidegate_core::message::NewMessage;
+use tidegate_core::effect::EffectRow;
+use tidegate_core::lifecycle::{Cancellation, Counters, State};
+use tidegate_core::message::{Answer, Message, NewMessage};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
     AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited, Enqueued,
@@ -80,6 +81,25 @@ impl Mutation {
     ];
 }
 
+/// A message as it lies in the model.
+#[derive(Debug, Clone, Copy)]
+pub struct Glance<'a> {
+    /// As it was stored.
+    pub message: &'a Message,
+    /// Where it is in its life.
+    pub state: State,
+    /// What is counted of it.
+    pub counters: Counters,
+    /// Whether it says why it is where it is.
+    pub has_reason: bool,
+    /// The answer of a message that has one.
+    pub answer: Option<&'a Answer>,
+    /// A compensation undoes it.
+    pub compensated: bool,
+    /// Its effects.
+    pub journal: &'a [EffectRow],
+}
+
 /// A store in memory that states the rules anew.
 #[derive(Debug)]
 pub struct Model {
@@ -117,6 +137,17 @@ impl Model {
     #[must_use]
     pub fn differences(&self) -> Vec<String> {
         self.lock().differences.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Looks at a message where it lies: for a simulation that looks after every verb. No clock is read.
+    pub fn glance<T>(&self, id: MessageId, look: impl FnOnce(Option<Glance<'_>>) -> T) -> T {
+        look(self.lock().glance(id))
+    }
+
+    /// Which message has this key.
+    #[must_use]
+    pub fn holder(&self, scope: &(Tenant, QueueName, IdempotencyKey)) -> Option<MessageId> {
+        self.lock().keys.get(scope).copied()
     }
 
     fn on(world: Arc<Mutex<World>>, clock: Arc<dyn Clock>) -> Self {
@@ -172,7 +203,7 @@ impl Store for Model {
         Ok(self.act(|world| batch.iter().map(|extend| world.extend(extend)).collect()))
     }
 
-    async fn journal(&self, batch: Vec<Journal>) -> Result<Verdicts<tidegate_core::effect::EffectRow>, StoreError> {
+    async fn journal(&self, batch: Vec<Journal>) -> Result<Verdicts<EffectRow>, StoreError> {
         Ok(self.act(|world| batch.iter().map(|journal| world.journal(journal)).collect()))
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::effect::{EffectAnswer, EffectRow, EffectState};
@@ -17,11 +18,11 @@ use tidegate_core::store::{
     Summary, SweepRequest, Swept, TakenOver, Tally,
 };
 use tidegate_core::{
-    Clock, IdempotencyKey, Kind, LeaseToken, MessageId, QueueName, StoreError, StoreErrorKind, Tenant, Timestamp,
-    WorkerId,
+    Clock, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, StoreError, StoreErrorKind, Tenant,
+    Timestamp, WorkerId,
 };
 
-use super::{Mutation, by_core, rules};
+use super::{Glance, Mutation, by_core, rules};
 
 mod operate;
 
@@ -37,8 +38,9 @@ pub(super) struct World {
     pub(super) news: News,
     records: BTreeMap<MessageId, Record>,
     index: Index,
-    queues: BTreeMap<(Tenant, QueueName), Queue>,
-    tallies: BTreeMap<(QueueName, Kind, Counted, String), u64>,
+    /// The queues in the order in which they were first heard of; a record names its own by its place.
+    queues: Vec<Queue>,
+    tallies: BTreeMap<(QueueName, Kind, Counted), BTreeMap<String, u64>>,
     operations: BTreeSet<(String, MessageId)>,
     many: BTreeMap<String, operate::Course>,
     last_id: Option<MessageId>,
@@ -50,36 +52,57 @@ pub(super) struct World {
 /// uses it still asks the record itself.
 #[derive(Debug, Default)]
 struct Index {
-    /// All that are ready, in the order of their claims.
-    ready: BTreeMap<(QueueName, Priority), BTreeSet<(Timestamp, MessageId)>>,
-    /// All that are ready and could not be claimed yet, and some that can by now.
+    /// All that can be claimed: lanes of a queue by priority, and in each lane the order of claims.
+    ready: BTreeMap<(QueueName, Priority), Vec<Lane>>,
+    /// All that are ready and could not be claimed yet when somebody looked last.
     scheduled: BTreeSet<(Timestamp, MessageId)>,
-    /// All that are leased, and some that were.
-    leased: BTreeSet<MessageId>,
+    /// All that are leased, and by which call.
+    leased: BTreeMap<MessageId, Nonce>,
+    /// All that are ready, leased or parked.
+    live: BTreeSet<MessageId>,
+    /// Dead letters that were not given up: their queue's place, and since when.
+    dead: BTreeSet<(usize, Timestamp, MessageId)>,
     /// All that are neither completed nor failed nor cancelled.
     unsettled: BTreeSet<MessageId>,
-    /// All that are over, and some that were, by how much time had passed then.
+    /// All whose retention runs, by how much time had passed when it began.
     over: BTreeSet<(Duration, MessageId)>,
     flows: BTreeMap<MessageId, BTreeSet<MessageId>>,
-    /// The latest that the clock ever showed: what could be claimed then still can.
-    latest: Timestamp,
+}
+
+/// What can be claimed of one kind in one version.
+#[derive(Debug)]
+struct Lane {
+    kind: Kind,
+    version: u32,
+    waiting: BTreeSet<(Timestamp, MessageId)>,
 }
 
 impl Index {
     fn is_ready(&mut self, message: &Message, due_at: Timestamp, claimable: bool) {
-        let lane = (message.queue.clone(), message.priority);
-        self.ready.entry(lane).or_default().insert((due_at, message.id));
-        if !claimable {
+        if claimable {
+            self.lane(message).insert((due_at, message.id));
+        } else {
             self.scheduled.insert((due_at, message.id));
         }
         self.unsettled.insert(message.id);
+        self.live.insert(message.id);
     }
 
     fn was_ready(&mut self, message: &Message, due_at: Timestamp) {
-        if let Some(lane) = self.ready.get_mut(&(message.queue.clone(), message.priority)) {
-            lane.remove(&(due_at, message.id));
+        if !self.scheduled.remove(&(due_at, message.id)) {
+            self.lane(message).remove(&(due_at, message.id));
         }
-        self.scheduled.remove(&(due_at, message.id));
+    }
+
+    fn lane(&mut self, message: &Message) -> &mut BTreeSet<(Timestamp, MessageId)> {
+        let lanes = self.ready.entry((message.queue.clone(), message.priority)).or_default();
+        let known = lanes.iter().position(|lane| lane.version == message.version && lane.kind == message.kind);
+        let at = known.unwrap_or_else(|| {
+            let (kind, version) = (message.kind.clone(), message.version);
+            lanes.push(Lane { kind, version, waiting: BTreeSet::new() });
+            lanes.len() - 1
+        });
+        &mut lanes[at].waiting
     }
 }
 
@@ -94,15 +117,19 @@ struct Time {
     passed: Duration,
 }
 
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug)]
 struct Queue {
+    tenant: Tenant,
+    name: QueueName,
     paused: bool,
     max_depth: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Record {
-    pub(super) message: Message,
+    pub(super) message: Arc<Message>,
+    /// Its queue, among those of the world.
+    place: usize,
     fingerprint: [u8; 16],
     max_age: Duration,
     life: Life,
@@ -165,8 +192,9 @@ impl Record {
 
     /// A person wants it to run: it gets its whole age again, and a deadline that was missed is past caring.
     fn start_anew(&mut self, now: Timestamp) {
-        self.message.expires_at = now.after(self.max_age);
-        self.message.deadline = None;
+        let message = Arc::make_mut(&mut self.message);
+        message.expires_at = now.after(self.max_age);
+        message.deadline = None;
     }
 
     fn facts(&self) -> rules::Journal<'_> {
@@ -185,6 +213,33 @@ impl Record {
         match &self.life {
             Life::Parked { reason, .. } | Life::Over { reason: Some(reason), .. } => Some(reason.clone()),
             Life::Ready { .. } | Life::Leased(_) | Life::Over { .. } => self.failure.as_ref().map(|f| f.code.clone()),
+        }
+    }
+
+    /// How much time had passed when its retention began, if it runs.
+    fn retained_since(&self) -> Option<Duration> {
+        match &self.life {
+            Life::Over { state: State::Dead, .. } => self.discarded.map(|(_, then)| then),
+            Life::Over { passed, .. } => Some(*passed),
+            Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } => None,
+        }
+    }
+
+    /// When it was last put where it is, by the clock as it was then.
+    fn dated_at(&self) -> Timestamp {
+        self.history.last().map_or(self.message.enqueued_at, |ending| ending.at)
+    }
+
+    /// What it waits for was dated so much ahead.
+    fn dated_back(&mut self, back: Duration) {
+        if let Some(ending) = self.history.last_mut() {
+            ending.at = ending.at.before(back);
+            ending.due_at = ending.due_at.map(|due_at| due_at.before(back));
+            return;
+        }
+        let message = Arc::make_mut(&mut self.message);
+        for date in [&mut message.enqueued_at, &mut message.first_due_at, &mut message.expires_at] {
+            *date = date.before(back);
         }
     }
 
@@ -281,7 +336,6 @@ impl World {
         let (now, monotonic) = (clock.now(), clock.monotonic());
         let before = self.time;
         self.time = Time { now, monotonic: Some(monotonic), ..before };
-        self.index.latest = self.index.latest.max(now);
         let Some(then) = before.monotonic else { return };
         let passed = monotonic.saturating_sub(then);
         self.time.passed += passed;
@@ -293,6 +347,49 @@ impl World {
         } else if back > JUMP {
             self.move_leases(|until| until.before(back));
             self.end_windows_in_time(back);
+            self.take_back(back);
+        }
+    }
+
+    /// What was dated by a clock that was ahead is dated anew: a wait, a quarantine and a retention take as long as they
+    /// were to take. A date that was given before the clock went ahead stays.
+    fn take_back(&mut self, back: Duration) {
+        let now = self.time.now;
+        let mut moved = Vec::new();
+        for (id, record) in &mut self.records {
+            for row in record.journal.iter_mut().filter(|row| row.state.is_open()) {
+                row.last_possible_send = row.last_possible_send.before(back);
+            }
+            let dated_ahead = record.dated_at() > now;
+            match &mut record.life {
+                Life::Ready { due_at, claimable } if *due_at > now && dated_ahead => {
+                    moved.push((*id, *due_at, *claimable));
+                    *due_at = due_at.before(back);
+                    record.dated_back(back);
+                }
+                Life::Leased(held) if held.due_at > now && dated_ahead => {
+                    held.due_at = held.due_at.before(back);
+                    record.dated_back(back);
+                }
+                Life::Parked { at, .. } | Life::Over { at, .. } if *at > now => {
+                    let was = (record.place, *at, *id);
+                    *at = at.before(back);
+                    if self.index.dead.remove(&was) {
+                        self.index.dead.insert((record.place, *at, *id));
+                    }
+                }
+                Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } | Life::Over { .. } => {}
+            }
+            if let Some((at, _)) = &mut record.discarded
+                && *at > now
+            {
+                *at = at.before(back);
+            }
+        }
+        for (id, was, claimable) in moved {
+            let record = &self.records[&id];
+            self.index.was_ready(&record.message, was);
+            self.index.is_ready(&record.message, was.before(back), claimable);
         }
     }
 
@@ -305,7 +402,7 @@ impl World {
 
     /// A lease holds as long as it was given, wherever the wall clock is set.
     fn move_leases(&mut self, to: impl Fn(Timestamp) -> Timestamp) {
-        for id in &self.index.leased {
+        for id in self.index.leased.keys() {
             let Some(record) = self.records.get_mut(id) else { continue };
             if let Life::Leased(held) = &mut record.life {
                 held.until = to(held.until);
@@ -330,11 +427,14 @@ impl World {
     }
 
     fn tally_for(&mut self, queue: &QueueName, kind: &Kind, what: Counted, code: &str) {
-        let of = |code: &str| (queue.clone(), kind.clone(), what, code.to_owned());
-        let told_apart = self.tallies.keys().filter(|(q, k, w, _)| (q, k, *w) == (queue, kind, what)).count();
-        let new = !code.is_empty() && !self.tallies.contains_key(&of(code));
+        let by_code = self.tallies.entry((queue.clone(), kind.clone(), what)).or_default();
+        let told_apart = by_code.len();
+        let new = !code.is_empty() && !by_code.contains_key(code);
         let code = if new && told_apart >= MOST_CODES as usize { OTHER_CODES } else { code };
-        *self.tallies.entry(of(code)).or_default() += 1;
+        match by_code.get_mut(code) {
+            Some(n) => *n += 1,
+            None => drop(by_code.insert(code.to_owned(), 1)),
+        }
     }
 
     fn record_act(
@@ -357,28 +457,40 @@ impl World {
         });
     }
 
+    /// The place of a queue, from now on if it has none yet.
+    fn place(&mut self, tenant: &Tenant, name: &QueueName) -> usize {
+        let known = self.queues.iter().position(|queue| queue.name == *name && queue.tenant == *tenant);
+        known.unwrap_or_else(|| {
+            self.queues.push(Queue { tenant: tenant.clone(), name: name.clone(), paused: false, max_depth: None });
+            self.queues.len() - 1
+        })
+    }
+
     fn record(&self, id: MessageId) -> Result<&Record, StoreError> {
         self.records.get(&id).ok_or_else(|| StoreError::not_found(id))
     }
 
     /// What is leased, and perhaps more.
     fn leased(&self) -> impl Iterator<Item = &Record> {
-        self.index.leased.iter().filter_map(|id| self.records.get(id))
+        self.index.leased.keys().filter_map(|id| self.records.get(id))
     }
 
-    /// What is not settled for good.
-    fn unsettled(&self) -> impl Iterator<Item = &Record> {
-        self.index.unsettled.iter().filter_map(|id| self.records.get(id))
+    /// What is ready, leased or parked.
+    fn live(&self) -> impl Iterator<Item = &Record> {
+        self.index.live.iter().filter_map(|id| self.records.get(id))
     }
 
     /// It can be claimed, now or later.
     fn make_ready(&mut self, id: MessageId, due_at: Timestamp, claimable: bool) {
         let record = self.records.get_mut(&id).expect("looked up before");
-        let was = std::mem::replace(&mut record.life, Life::Ready { due_at, claimable });
+        let retained = record.retained_since();
+        if let Life::Over { state: State::Dead, at, .. } = &record.life {
+            self.index.dead.remove(&(record.place, *at, id));
+        }
+        record.life = Life::Ready { due_at, claimable };
         self.index.is_ready(&record.message, due_at, claimable);
-        match was {
-            Life::Over { passed, .. } => drop(self.index.over.remove(&(passed, id))),
-            Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } => {}
+        if let Some(since) = retained {
+            self.index.over.remove(&(since, id));
         }
     }
 
@@ -410,7 +522,7 @@ impl World {
             }
             record.evidence.push(Evidence { at: now, effect: effect.clone(), value: value.clone() });
         }
-        let message = record.message.clone();
+        let message = Arc::clone(&record.message);
         if self.mutation != Some(Mutation::LateWritesUncounted) {
             self.tally(&message, Counted::RejectedLateWrites, "");
         }
@@ -431,9 +543,9 @@ impl World {
         if new.deadline.is_some_and(|deadline| deadline <= due_at) {
             return Err(StoreError::invalid("the deadline is over before the message is due"));
         }
-        let scope = (new.tenant.clone(), new.queue.clone());
-        let limit = self.queues.get(&scope).and_then(|queue| queue.max_depth);
-        if limit.is_some_and(|limit| self.depth(&scope) >= limit) {
+        let place = self.queues.iter().position(|queue| queue.name == new.queue && queue.tenant == new.tenant);
+        let limit = place.and_then(|place| Some((place, self.queues[place].max_depth?)));
+        if limit.is_some_and(|(place, limit)| self.depth(place) >= limit) {
             self.tally_for(&new.queue, &new.kind, Counted::QueueFull, "");
             let full = StoreError::new(StoreErrorKind::QueueFull, format!("queue {} is full", new.queue));
             return Err(full.retry_after(Duration::from_secs(1)));
@@ -445,27 +557,32 @@ impl World {
     fn known(&mut self, new: &NewMessage) -> Result<Option<Enqueued>, StoreError> {
         let scope = (new.tenant.clone(), new.queue.clone(), new.key.clone());
         let Some(&id) = self.keys.get(&scope) else { return Ok(None) };
-        let record = self.record(id)?.clone();
+        let record = self.record(id)?;
         let differs = record.fingerprint != new.fingerprint().0;
+        let message = Arc::clone(&record.message);
+        let (state, answer) = match &record.life {
+            Life::Over { state, answer, .. } => (*state, answer.clone()),
+            Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } => (record.state(), None),
+        };
         if differs && self.mutation != Some(Mutation::KeyConflictIgnored) {
             self.tally_for(&new.queue, &new.kind, Counted::KeyConflicts, "");
             let what = format!("key {} is known with another payload", new.key);
             return Err(StoreError::new(StoreErrorKind::KeyConflict, what).message_id(id));
         }
-        if let Life::Over { answer: Some(answer), .. } = &record.life {
-            self.tally(&record.message, Counted::Replayed, "");
-            return Ok(Some(Enqueued::Replayed { id, answer: answer.clone() }));
+        if let Some(answer) = answer {
+            self.tally(&message, Counted::Replayed, "");
+            return Ok(Some(Enqueued::Replayed { id, answer }));
         }
-        self.tally(&record.message, Counted::Deduplicated, "");
+        self.tally(&message, Counted::Deduplicated, "");
         let mut ignored = Vec::new();
-        if record.message.priority != new.priority {
+        if message.priority != new.priority {
             ignored.push("priority");
         }
         // What was not asked for cannot be ignored.
-        if new.deadline.is_some() && record.message.deadline != new.deadline {
+        if new.deadline.is_some() && message.deadline != new.deadline {
             ignored.push("deadline");
         }
-        Ok(Some(Enqueued::Existing { id, state: record.state(), ignored }))
+        Ok(Some(Enqueued::Existing { id, state, ignored }))
     }
 
     fn due_at(&self, due: Due) -> Timestamp {
@@ -477,12 +594,10 @@ impl World {
     }
 
     /// Ready and leased messages.
-    fn depth(&self, scope: &(Tenant, QueueName)) -> u64 {
-        let counts = |record: &&Record| {
-            (&record.message.tenant, &record.message.queue) == (&scope.0, &scope.1)
-                && matches!(record.life, Life::Ready { .. } | Life::Leased(_))
-        };
-        self.unsettled().filter(counts).count() as u64
+    fn depth(&self, place: usize) -> u64 {
+        let counts =
+            |record: &&Record| record.place == place && matches!(record.life, Life::Ready { .. } | Life::Leased(_));
+        self.live().filter(counts).count() as u64
     }
 
     fn insert(&mut self, new: &NewMessage, parent: Option<&Message>) -> MessageId {
@@ -511,10 +626,11 @@ impl World {
         };
         self.tally(&message, Counted::Enqueued, "");
         self.keys.insert((new.tenant.clone(), new.queue.clone(), new.key.clone()), id);
-        self.queues.entry((new.tenant.clone(), new.queue.clone())).or_default();
+        let place = self.place(&new.tenant, &new.queue);
         self.news.ready.push(new.queue.clone());
         let record = Record {
-            message,
+            message: Arc::new(message),
+            place,
             fingerprint: new.fingerprint().0,
             max_age,
             life: Life::Ready { due_at, claimable: due_at <= now },
@@ -538,12 +654,12 @@ impl World {
 
     // --- claim -------------------------------------------------------------------------------------------------------
 
-    fn is_paused(&self, message: &Message) -> bool {
-        self.mutation != Some(Mutation::PauseIgnored)
-            && self.queues.get(&(message.tenant.clone(), message.queue.clone())).is_some_and(|queue| queue.paused)
+    fn is_paused(&self, record: &Record) -> bool {
+        self.mutation != Some(Mutation::PauseIgnored) && self.queues[record.place].paused
     }
 
     pub(super) fn claim(&mut self, request: &ClaimRequest) -> Claimed {
+        self.promote();
         let mut claimed = Claimed { leases: self.leases_under(request), ..Claimed::default() };
         if claimed.leases.is_empty() || self.mutation == Some(Mutation::NonceForgotten) {
             for slots in &request.queues {
@@ -570,48 +686,55 @@ impl World {
     }
 
     fn leases_under(&self, request: &ClaimRequest) -> Vec<Lease> {
-        let mut held: Vec<(u64, Lease)> = (self.leased())
-            .filter_map(|record| match &record.life {
-                Life::Leased(held) if held.token.nonce == request.nonce => Some((held.order, lease(record, held))),
-                Life::Leased(_) | Life::Ready { .. } | Life::Parked { .. } | Life::Over { .. } => None,
+        let under = self.index.leased.iter().filter(|(_, nonce)| **nonce == request.nonce);
+        let mut held: Vec<(u64, Lease)> = under
+            .filter_map(|(id, _)| {
+                let record = self.records.get(id)?;
+                let Life::Leased(held) = &record.life else { return None };
+                Some((held.order, lease(record, held)))
             })
             .collect();
         held.sort_by_key(|(order, _)| *order);
         held.into_iter().map(|(_, lease)| lease).collect()
     }
 
-    fn serves(&self, request: &ClaimRequest, queue: &QueueName, message: &Message) -> bool {
-        message.tenant == request.tenant
-            && message.queue == *queue
+    fn serves(&self, request: &ClaimRequest, queue: &QueueName, record: &Record) -> bool {
+        let message = &record.message;
+        message.queue == *queue
+            && !self.is_paused(record)
+            && message.tenant == request.tenant
             && request.kinds.iter().any(|(kind, version)| message.kind == *kind && message.version <= *version)
-            && !self.is_paused(message)
     }
 
     /// The first that can be claimed of a queue now, in the order to start them.
     fn candidates(&self, request: &ClaimRequest, queue: &QueueName, most: u32) -> Vec<MessageId> {
-        let now = self.time.now;
-        // What is due later cannot be claimed, unless the clock was past it once.
-        let in_time = |(due_at, _): &&(Timestamp, MessageId)| *due_at <= now || now < self.index.latest;
-        let lanes = self.index.ready.range((queue.clone(), Priority::FIRST)..=(queue.clone(), Priority::LAST));
-        let due = lanes
-            .flat_map(|(_, lane)| lane.iter().take_while(in_time))
-            .filter_map(|(_, id)| self.records.get(id))
-            .filter(|record| self.serves(request, queue, &record.message))
-            .filter(|record| record.is_claimable(now))
-            .filter_map(|record| Some((record.due_at()?, record.message.id)));
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        if self.mutation == Some(Mutation::PriorityIgnored) {
-            let mut due: Vec<_> = due.collect();
-            due.sort_unstable();
-            return due.into_iter().map(|(_, id)| id).take(most).collect();
+        let served = |lane: &&Lane| {
+            request.kinds.iter().any(|(kind, version)| lane.kind == *kind && lane.version <= *version)
+                && !lane.waiting.is_empty()
+        };
+        let mut due = Vec::new();
+        for (_, lanes) in self.index.ready.range((queue.clone(), Priority::FIRST)..=(queue.clone(), Priority::LAST)) {
+            let first = due.len();
+            for lane in lanes.iter().filter(served) {
+                let heads = lane.waiting.iter().filter(|(_, id)| self.serves(request, queue, &self.records[id]));
+                due.extend(heads.take(most).copied());
+            }
+            due[first..].sort_unstable();
+            if due.len() >= most && self.mutation != Some(Mutation::PriorityIgnored) {
+                break;
+            }
         }
-        due.map(|(_, id)| id).take(most).collect()
+        if self.mutation == Some(Mutation::PriorityIgnored) {
+            due.sort_unstable();
+        }
+        due.into_iter().map(|(_, id)| id).take(most).collect()
     }
 
     fn next_due(&self, request: &ClaimRequest) -> Option<Timestamp> {
         (self.index.scheduled.iter())
             .filter_map(|(_, id)| self.records.get(id))
-            .filter(|record| request.queues.iter().any(|q| self.serves(request, &q.queue, &record.message)))
+            .filter(|record| request.queues.iter().any(|q| self.serves(request, &q.queue, record)))
             .filter(|record| !record.is_claimable(self.time.now))
             .find_map(Record::due_at)
     }
@@ -619,10 +742,10 @@ impl World {
     /// Leases a message, or ends one for which it is too late.
     fn start(&mut self, id: MessageId, request: &ClaimRequest) -> Option<Lease> {
         let now = self.time.now;
-        let record = self.record(id).expect("a candidate").clone();
+        let record = self.records.get(&id).expect("a candidate");
         let journal = record.facts();
         if let Some(differences) = &mut self.differences {
-            let decided = by_core::admit(&record, record.due_at().unwrap_or(now), now);
+            let decided = by_core::admit(record, record.due_at().unwrap_or(now), now);
             let cancelled = record.cancel_wanted && !journal.is_open() && !journal.is_confirmed();
             let agrees = match (decided, rules::too_late(&record.message, &journal, now)) {
                 (Admission::Cancelled, _) => cancelled,
@@ -656,10 +779,8 @@ impl World {
             reconciling,
             alone: false,
         };
-        if let Some(due_at) = record.due_at() {
-            self.index.was_ready(&record.message, due_at);
-        }
-        self.index.leased.insert(id);
+        self.index.was_ready(&record.message, held.due_at);
+        self.index.leased.insert(id, request.nonce);
         let record = self.change(id);
         record.counters.claims += 1;
         record.counters.attempt += u32::from(!reconciling);
@@ -671,17 +792,21 @@ impl World {
     /// Ends a message for good, and counts it.
     fn finish(&mut self, id: MessageId, state: State, reason: Option<&str>, answer: Option<Answer>) {
         let (at, passed) = (self.time.now, self.time.passed);
-        self.index.over.insert((passed, id));
+        self.index.live.remove(&id);
         if state != State::Dead {
+            self.index.over.insert((passed, id));
             self.index.unsettled.remove(&id);
         }
         let record = self.records.get_mut(&id).expect("looked up before");
         if let Some(due_at) = record.due_at() {
             self.index.was_ready(&record.message, due_at);
         }
+        if state == State::Dead {
+            self.index.dead.insert((record.place, at, id));
+        }
         record.life = Life::Over { state, at, passed, reason: reason.map(str::to_owned), answer };
         record.suspect = false;
-        let message = record.message.clone();
+        let message = Arc::clone(&record.message);
         let release = state == State::Cancelled && record.release_wanted && !record.facts().was_tried();
         let code = record.failure.as_ref().map(|failure| failure.code.clone()).unwrap_or_default();
         match state {
@@ -716,7 +841,7 @@ impl World {
     pub(super) fn journal(&mut self, journal: &Journal) -> Result<EffectRow, StoreError> {
         let (id, now) = (journal.id, self.time.now);
         let writes: Vec<&JournalWrite> = journal.before.iter().chain([&journal.write]).collect();
-        let record = self.record(id)?.clone();
+        let record = self.records.get(&id).ok_or_else(|| StoreError::not_found(id))?;
         let Some(held) = record.held_by(journal.token) else { return self.late(id, &writes) };
         let lapsed = held.until < now && self.mutation != Some(Mutation::IntentAfterLapse);
         let mut rows = record.journal.clone();
@@ -725,7 +850,7 @@ impl World {
             if lapsed && matches!(write, JournalWrite::Intent { .. }) {
                 return Err(StoreError::lease_lost(id));
             }
-            let written = apply(&record, &mut rows, write, journal.token, now, &mut self.differences)?;
+            let written = apply(record, &mut rows, write, journal.token, now, &mut self.differences)?;
             row = written.ok_or_else(|| StoreError::conflict("nothing to write"));
         }
         if row.is_ok() {
@@ -738,21 +863,24 @@ impl World {
 
     pub(super) fn settle(&mut self, settle: &Settle) -> Result<Settled, StoreError> {
         let id = settle.id;
-        let record = self.record(id)?.clone();
+        let record = self.records.get(&id).ok_or_else(|| StoreError::not_found(id))?;
+        let message = Arc::clone(&record.message);
         let fenced = self.mutation != Some(Mutation::NoFence);
         let held = match &record.life {
             Life::Leased(held) if held.token == settle.token || !fenced => held.clone(),
             Life::Leased(_) | Life::Ready { .. } | Life::Parked { .. } | Life::Over { .. } => {
-                return self.settle_again(settle, &record);
+                return self.settle_again(settle);
             }
         };
-        let mut rows = record.journal.clone();
-        for write in &settle.journal {
-            apply(&record, &mut rows, write, settle.token, self.time.now, &mut self.differences)?;
+        if !settle.journal.is_empty() {
+            let mut rows = record.journal.clone();
+            for write in &settle.journal {
+                apply(record, &mut rows, write, settle.token, self.time.now, &mut self.differences)?;
+            }
+            self.change(id).journal = rows;
         }
-        self.change(id).journal = rows;
 
-        let policy = self.policies.get(&record.message.kind).cloned().unwrap_or_default();
+        let policy = self.policies.get(&message.kind).cloned().unwrap_or_default();
         let mut outcome = settle.outcome.clone();
         if let Some(why) = self.refusal(settle) {
             outcome = Outcome::Refused { failure: Failure::new("settlement_refused", why) };
@@ -761,14 +889,14 @@ impl World {
         // What cannot be stored still undoes what was done, unless that is what cannot be stored.
         let undoable = outcome == settle.outcome || self.taken(&settle.compensate).is_none();
         let follow_ups = match ended.state {
-            State::Completed => self.follow(&record.message, &settle.then),
-            State::Failed | State::Dead if undoable => self.follow(&record.message, &settle.compensate),
+            State::Completed => self.follow(&message, &settle.then),
+            State::Failed | State::Dead if undoable => self.follow(&message, &settle.compensate),
             State::Failed | State::Dead | State::Ready | State::Leased | State::Parked | State::Cancelled => Vec::new(),
         };
         if !follow_ups.is_empty() && ended.state != State::Completed {
             self.change(id).undone = true;
         }
-        let flow = record.message.flow;
+        let flow = message.flow;
         let settled = Settled {
             state: ended.state,
             due_at: ended.due_at,
@@ -782,7 +910,8 @@ impl World {
     }
 
     /// A settlement without a lease: a repeat, a contradiction, or too late.
-    fn settle_again(&mut self, settle: &Settle, record: &Record) -> Result<Settled, StoreError> {
+    fn settle_again(&mut self, settle: &Settle) -> Result<Settled, StoreError> {
+        let record = self.record(settle.id)?.clone();
         match &record.settled {
             Some((token, digest, settled)) if *token == settle.token => {
                 if *digest != settle.digest() {
@@ -859,7 +988,8 @@ impl World {
         unit: f64,
     ) -> rules::Ended {
         let now = self.time.now;
-        let record = self.record(id).expect("it was leased").clone();
+        self.index.leased.remove(&id);
+        let record = self.records.get(&id).expect("it was leased");
         let run = rules::Run {
             message: &record.message,
             journal: record.facts(),
@@ -877,7 +1007,7 @@ impl World {
         };
         let mut ended = rules::end(&run, outcome);
         if let Some(differences) = &mut self.differences {
-            let decided = by_core::end(&record, &run, outcome);
+            let decided = by_core::end(record, &run, outcome);
             if decided != ended {
                 differences.push(format!("{outcome:?} of {id}: core {decided:?}, rules {ended:?}"));
             }
@@ -905,7 +1035,7 @@ impl World {
                 due_at: ended.due_at,
             });
         }
-        let message = record.message.clone();
+        let message = Arc::clone(&record.message);
         self.tally(&message, Counted::Attempts, outcome.as_str());
         if !code.is_empty() {
             self.tally(&message, Counted::Failures, &code);
@@ -965,13 +1095,12 @@ impl World {
         let now = self.time.now;
         while let Some(first) = self.index.scheduled.first().copied().filter(|(due_at, _)| *due_at <= now) {
             self.index.scheduled.remove(&first);
-            if let Some(Life::Ready { claimable, .. }) = self.records.get_mut(&first.1).map(|record| &mut record.life) {
+            let Some(record) = self.records.get_mut(&first.1) else { continue };
+            if let Life::Ready { due_at, claimable } = &mut record.life {
                 *claimable = true;
+                self.index.is_ready(&record.message, *due_at, true);
             }
         }
-        let records = &self.records;
-        let is_leased = |id: &MessageId| records.get(id).is_some_and(|record| record.state() == State::Leased);
-        self.index.leased.retain(is_leased);
     }
 
     fn lapsed(&self) -> Vec<(MessageId, Held)> {
@@ -986,7 +1115,7 @@ impl World {
     }
 
     fn take_over(&mut self, id: MessageId, held: &Held, unit: f64) -> TakenOver {
-        let message = self.record(id).expect("it is leased").message.clone();
+        let message = Arc::clone(&self.record(id).expect("it is leased").message);
         // Nobody has said yet what its kind allows: it goes back, whatever happened.
         let lenient = Policy { max_attempts: u32::MAX, crash_limit: u32::MAX, ..Policy::default() };
         let fallback = if self.mutation == Some(Mutation::DeadWithoutPolicy) { Policy::default() } else { lenient };
@@ -995,7 +1124,7 @@ impl World {
         let declared = self.policies.contains_key(&message.kind) || self.mutation == Some(Mutation::DeadWithoutPolicy);
         let ended = self.end_run(id, held, &Outcome::LeaseExpired, &policy, declared, unit);
         self.change(id).settled = None;
-        TakenOver { id, state: ended.state, worker: held.worker.clone(), queue: message.queue }
+        TakenOver { id, state: ended.state, worker: held.worker.clone(), queue: message.queue.clone() }
     }
 
     /// Messages whose answer was kept long enough, by the wall clock and by the time that really passed.
@@ -1035,9 +1164,8 @@ impl World {
                 self.index.flows.remove(&record.message.flow);
             }
         }
-        match record.life {
-            Life::Over { passed, .. } => drop(self.index.over.remove(&(passed, id))),
-            Life::Ready { .. } | Life::Leased(_) | Life::Parked { .. } => {}
+        if let Some(since) = record.retained_since() {
+            self.index.over.remove(&(since, id));
         }
         self.tally(&record.message, Counted::Deleted, "");
     }
@@ -1093,9 +1221,9 @@ impl World {
         record.discarded = None;
         record.start_anew(now);
         record.history.push(operator_ending(now, had, "redriven", State::Ready, Some(now)));
-        let message = record.message.clone();
+        let message = Arc::clone(&record.message);
         self.tally(&message, Counted::Redriven, "");
-        self.news.ready.push(message.queue);
+        self.news.ready.push(message.queue.clone());
         self.operations.insert(operation);
         Ok(id)
     }
@@ -1125,7 +1253,8 @@ impl World {
     }
 
     pub(super) fn pause(&mut self, request: &ChangeQueue) {
-        let queue = self.queues.entry((request.tenant.clone(), request.queue.clone())).or_default();
+        let place = self.place(&request.tenant, &request.queue);
+        let queue = &mut self.queues[place];
         let (act, detail) = match request.change {
             QueueChange::Pause => {
                 queue.paused = true;
@@ -1199,9 +1328,9 @@ impl World {
         record.start_anew(now);
         let counters = record.counters;
         record.history.push(operator_ending(now, counters, "resolved", State::Ready, Some(now)));
-        let message = record.message.clone();
+        let message = Arc::clone(&record.message);
         self.tally(&message, Counted::Resolved, "");
-        self.news.ready.push(message.queue);
+        self.news.ready.push(message.queue.clone());
         Ok(Resolved { state: State::Ready, still_open: 0 })
     }
 
@@ -1209,7 +1338,7 @@ impl World {
 
     pub(super) fn view(&self, id: MessageId) -> Option<MessageView> {
         self.records.get(&id).map(|record| MessageView {
-            message: record.message.clone(),
+            message: (*record.message).clone(),
             state: record.state(),
             counters: record.counters,
             due_at: record.due_at(),
@@ -1234,6 +1363,25 @@ impl World {
             journal: record.journal.clone(),
             evidence: record.evidence.clone(),
             history: record.history.clone(),
+        })
+    }
+
+    /// What the simulation looks at after each verb, without a copy of it.
+    pub(super) fn glance(&self, id: MessageId) -> Option<Glance<'_>> {
+        let record = self.records.get(&id)?;
+        let (reason, answer) = match &record.life {
+            Life::Parked { .. } => (true, None),
+            Life::Over { reason, answer, .. } => (reason.is_some(), answer.as_ref()),
+            Life::Ready { .. } | Life::Leased(_) => (false, None),
+        };
+        Some(Glance {
+            message: &record.message,
+            state: record.state(),
+            counters: record.counters,
+            has_reason: reason,
+            answer,
+            compensated: record.undone,
+            journal: &record.journal,
         })
     }
 
@@ -1269,8 +1417,13 @@ impl World {
                 && (filter.discarded || record.discarded.is_none())
         };
         let limit = usize::try_from(filter.limit).unwrap_or(usize::MAX);
-        let from = filter.after.map_or(Bound::Unbounded, Bound::Excluded);
-        let records = self.records.range((from, Bound::Unbounded)).map(|(_, record)| record);
+        let from = (filter.after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let settled = |state: &State| matches!(state, State::Completed | State::Failed | State::Cancelled);
+        if filter.states.is_empty() || filter.states.iter().any(settled) {
+            let records = self.records.range(from).map(|(_, record)| record);
+            return records.filter(wanted).take(limit).map(Self::summary).collect();
+        }
+        let records = self.index.unsettled.range(from).filter_map(|id| self.records.get(id));
         records.filter(wanted).take(limit).map(Self::summary).collect()
     }
 
@@ -1291,7 +1444,7 @@ impl World {
         };
         Some(ExplainFacts {
             now: self.time.now,
-            paused: self.is_paused(&record.message),
+            paused: self.is_paused(record),
             ahead: u32::try_from(ahead.min(10_000)).unwrap_or(10_000),
             policy: self.policies.get(&record.message.kind).cloned(),
             view,
@@ -1302,29 +1455,34 @@ impl World {
 
     pub(super) fn stats(&self) -> Stats {
         let now = self.time.now;
-        let mut queues: BTreeMap<(Tenant, QueueName), QueueStats> = BTreeMap::new();
-        for ((tenant, name), queue) in &self.queues {
-            let stats = QueueStats {
-                tenant: tenant.clone(),
-                queue: name.clone(),
-                paused: queue.paused,
-                max_depth: queue.max_depth,
-                ready: 0,
-                scheduled: 0,
-                leased: 0,
-                parked: 0,
-                dead: 0,
-                oldest_ready: None,
-                oldest_leased: None,
-                oldest_parked: None,
-                oldest_dead: None,
-            };
-            queues.insert((tenant.clone(), name.clone()), stats);
-        }
+        let empty = |queue: &Queue| QueueStats {
+            tenant: queue.tenant.clone(),
+            queue: queue.name.clone(),
+            paused: queue.paused,
+            max_depth: queue.max_depth,
+            ready: 0,
+            scheduled: 0,
+            leased: 0,
+            parked: 0,
+            dead: 0,
+            oldest_ready: None,
+            oldest_leased: None,
+            oldest_parked: None,
+            oldest_dead: None,
+        };
+        let mut queues: Vec<QueueStats> = self.queues.iter().map(empty).collect();
+        let mut open_effects = 0;
         let mut lanes: BTreeMap<(QueueName, Kind, u32, Priority), Duration> = BTreeMap::new();
-        for record in self.unsettled() {
-            let message = &record.message;
-            let Some(stats) = queues.get_mut(&(message.tenant.clone(), message.queue.clone())) else { continue };
+        for (place, at, _) in &self.index.dead {
+            let stats = &mut queues[*place];
+            stats.dead += 1;
+            stats.oldest_dead = stats.oldest_dead.max(Some(now.since(*at)));
+        }
+        for record in self.live() {
+            let (message, stats) = (&record.message, &mut queues[record.place]);
+            if !record.journal.is_empty() {
+                open_effects += record.facts().open().len() as u64;
+            }
             match &record.life {
                 Life::Ready { due_at, .. } if record.is_claimable(now) => {
                     let age = now.since(*due_at);
@@ -1343,19 +1501,15 @@ impl World {
                     stats.parked += 1;
                     stats.oldest_parked = stats.oldest_parked.max(Some(now.since(*at)));
                 }
-                Life::Over { state: State::Dead, at, .. } if record.discarded.is_none() => {
-                    stats.dead += 1;
-                    stats.oldest_dead = stats.oldest_dead.max(Some(now.since(*at)));
-                }
                 Life::Over { .. } => {}
             }
         }
-        let mut queues: Vec<QueueStats> = queues.into_values().collect();
         queues.sort_by(|a, b| (&a.queue, &a.tenant).cmp(&(&b.queue, &b.tenant)));
         Stats {
             queues,
             tallies: (self.tallies.iter())
-                .map(|((queue, kind, what, code), n)| Tally {
+                .flat_map(|(of, by_code)| by_code.iter().map(move |(code, n)| (of, code, n)))
+                .map(|((queue, kind, what), code, n)| Tally {
                     queue: queue.clone(),
                     kind: kind.clone(),
                     what: *what,
@@ -1363,7 +1517,7 @@ impl World {
                     n: *n,
                 })
                 .collect(),
-            open_effects: self.unsettled().map(|record| record.facts().open().len() as u64).sum(),
+            open_effects,
             lanes: (lanes.into_iter())
                 .map(|((queue, kind, version, priority), oldest)| LaneStats { queue, kind, version, priority, oldest })
                 .collect(),
@@ -1386,7 +1540,7 @@ fn operator_ending(at: Timestamp, counters: Counters, what: &str, state: State, 
 
 fn lease(record: &Record, held: &Held) -> Lease {
     Lease {
-        message: record.message.clone(),
+        message: (*record.message).clone(),
         token: held.token,
         until: held.until,
         counters: record.counters,

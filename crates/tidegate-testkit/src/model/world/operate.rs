@@ -122,11 +122,11 @@ impl World {
         if record.state() != State::Dead || stands {
             return Err(StoreError::conflict("its payload cannot be changed"));
         }
-        let (before, after) = (record.message.payload.clone(), std::sync::Arc::from(request.payload.text()));
+        let (before, after) = (Arc::clone(&record.message.payload), Arc::from(request.payload.text()));
         if before != after {
             let now = self.time.now;
             let record = self.change(request.id);
-            record.message.payload = std::sync::Arc::clone(&after);
+            Arc::make_mut(&mut record.message).payload = Arc::clone(&after);
             record.counters.round += 1;
             let counters = record.counters;
             record.history.push(operator_ending(now, counters, "edited", State::Dead, None));
@@ -157,6 +157,11 @@ impl World {
                 record.discarded = Some((now, passed));
                 let counters = record.counters;
                 record.history.push(operator_ending(now, counters, "discarded", State::Dead, None));
+                let was = record.ended_at().map(|at| (record.place, at, *id));
+                self.index.over.insert((passed, *id));
+                if let Some(was) = was {
+                    self.index.dead.remove(&was);
+                }
                 discarded = true;
             }
             verdicts.push(verdict.map(|_| *id));
