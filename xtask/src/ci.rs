@@ -62,7 +62,7 @@ fn steps(root: &Path) -> Vec<Step<'_>> {
             "clippy",
             Program::cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
         ),
-        program("tests", Program::cargo(&test::ARGUMENTS)),
+        own("tests", "test", |root| test::all(root, &[])),
         // Libraries only: the command and the library are both called `tidegate`, and their pages would overwrite each other.
         program(
             "docs",

@@ -34,21 +34,29 @@ struct Rule {
 fn rule(member: &Member) -> Option<Rule> {
     if member.is_example {
         // The examples prove that the façade suffices.
-        return Some(Rule { uses: &["tidegate"], tests_with: &[] });
+        return Some(Rule { uses: &["tidegate"], tests_with: &["tidegate-pgcluster"] });
     }
     let (uses, tests_with): (&[&str], &[&str]) = match member.name.as_str() {
-        "tidegate-core" | "xtask" => (&[], &[]),
+        "tidegate-core" | "tidegate-pgcluster" => (&[], &[]),
+        // Which is why it depends on nothing: `cargo xtask` is quick to build.
+        "xtask" => (&["tidegate-pgcluster"], &[]),
         "tidegate-testkit" => (&["tidegate-core"], &[]),
-        "tidegate-sqlite" | "tidegate-postgres" => (&["tidegate-core"], &["tidegate-testkit"]),
+        "tidegate-sqlite" => (&["tidegate-core"], &["tidegate-testkit"]),
+        "tidegate-postgres" => (&["tidegate-core"], &["tidegate-testkit", "tidegate-pgcluster"]),
         // Proves the engine with the means of its tests; nothing depends on it.
         "tidegate-powerloss" => (&["tidegate-core", "tidegate-sqlite", "tidegate-testkit"], &[]),
-        "tidegate" => (&["tidegate-core", "tidegate-sqlite", "tidegate-postgres"], &["tidegate-testkit"]),
+        "tidegate" => {
+            (&["tidegate-core", "tidegate-sqlite", "tidegate-postgres"], &["tidegate-testkit", "tidegate-pgcluster"])
+        }
         "tidegate-sim" => (&["tidegate", "tidegate-core", "tidegate-testkit"], &[]),
-        "tidegate-server" | "tidegate-bench" => (&["tidegate"], &[]),
+        "tidegate-server" | "tidegate-bench" => (&["tidegate"], &["tidegate-pgcluster"]),
         "tidegate-canaries" => (&["tidegate-core"], &["tidegate-sqlite", "tidegate-testkit", "tidegate"]),
         // `deposits` is an example, and the one that is a load as well: the demo and the torture runs drive it.
-        "tidegate-torture" => (&["tidegate", "deposits"], &[]),
-        "tidegate-cli" => (&["tidegate", "tidegate-bench", "tidegate-server", "tidegate-torture", "deposits"], &[]),
+        "tidegate-torture" => (&["tidegate", "deposits", "tidegate-pgcluster"], &[]),
+        "tidegate-cli" => (
+            &["tidegate", "tidegate-bench", "tidegate-server", "tidegate-torture", "deposits"],
+            &["tidegate-pgcluster"],
+        ),
         _ => return None,
     };
     Some(Rule { uses, tests_with })
@@ -83,8 +91,15 @@ fn metadata(root: &Path) -> Result<Value, String> {
 /// The feature by which the rules of the protocol can be broken.
 const CANARIES: &str = "canaries";
 /// Who may have it: the core, what hands it on to the core, and what breaks rules with it.
-const HAVE_CANARIES: [&str; 6] =
-    ["tidegate-core", "tidegate-sqlite", "tidegate-testkit", "tidegate", "tidegate-canaries", "tidegate-sim"];
+const HAVE_CANARIES: [&str; 7] = [
+    "tidegate-core",
+    "tidegate-sqlite",
+    "tidegate-postgres",
+    "tidegate-testkit",
+    "tidegate",
+    "tidegate-canaries",
+    "tidegate-sim",
+];
 
 /// One sentence for each way in which a program could be built with its rules breakable without anybody asking for it: by a
 /// default, by another feature, by a dependency; or at all, where it is shipped.
@@ -210,7 +225,8 @@ mod tests {
             ("tidegate-bench", "crates", &[("tidegate", None)]),
             ("deposits", "examples", &[("tidegate", None)]),
             ("tidegate-cli", "crates", &[("tidegate", None), ("deposits", None), ("tidegate-bench", None)]),
-            ("xtask", ".", &[("serde_json", None)]),
+            ("tidegate-pgcluster", "crates", &[]),
+            ("xtask", ".", &[("serde_json", None), ("tidegate-pgcluster", None)]),
         ]);
         assert_eq!(found, Vec::<String>::new());
     }

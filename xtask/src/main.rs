@@ -2,7 +2,8 @@
 //!
 //! `ci` is the whole gate: whatever continuous integration checks, it checks by running this and nothing else, so a
 //! failure there is a failure here. `test` is the part a person runs all day. The rest are the gate's own checks, each
-//! callable alone. Depends on `serde_json` only, so that a first `cargo xtask` is quick to build.
+//! callable alone. Depends on `serde_json` only, and on a crate of ours that depends on nothing, so that
+//! a first `cargo xtask` is quick to build.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command for people: its output is its purpose")]
 
@@ -12,6 +13,7 @@ mod docs;
 mod files;
 mod graph;
 mod licences;
+mod pg;
 mod run;
 mod test;
 mod torture;
@@ -24,6 +26,7 @@ usage: cargo xtask <command>
 
   ci                the whole gate: format, clippy, tests, docs, dependencies, files
   test [ARGS..]     every test of the workspace; ARGS go to `cargo test`
+  pg [-- COMMAND..] a PostgreSQL server to throw away: prints its URL and waits for Ctrl-C, or runs COMMAND with it
   torture [--long] [--state FILE] [--only PART]
                     attack the engine: a small round of everything, or the long run, which goes on where it was broken off
   docs [--check]    write what is generated in docs/reference and the README, or check that it is fresh
@@ -39,6 +42,8 @@ fn main() -> ExitCode {
     let result = match arguments.as_slice() {
         ["ci"] => ci::run(&root),
         ["test", rest @ ..] => test::run(&root, rest),
+        ["pg"] => pg::run(&root, &[]),
+        ["pg", "--", command @ ..] => pg::run(&root, command),
         ["torture", rest @ ..] => torture::Asked::read(rest, &root).and_then(|asked| torture::run(&root, &asked)),
         ["docs"] => docs::write(&root),
         ["docs", "--check"] => docs::check(&root),

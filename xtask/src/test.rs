@@ -1,10 +1,14 @@
 //! `cargo xtask test`: every test of the workspace, examples and doc tests included, from one build.
 //!
-//! Checks first that what the build needs is there and says what to install when not; installs nothing itself. (Where
-//! there has never been a C compiler, this program cannot be linked either, and rustc says that `cc` is missing.)
+//! Checks first that what the build needs is there and says what to install when not. (Where there has never been a C
+//! compiler, this program cannot be linked either, and rustc says that `cc` is missing.) Starts one PostgreSQL server for
+//! the whole run; what that needs is installed where it can be.
 
 use std::path::Path;
 
+use tidegate_pgcluster::TEST_POSTGRES;
+
+use crate::pg;
 use crate::run::{Program, is_installed, timed};
 
 /// One command line for all: a second `cargo test` with other features would build everything a second time.
@@ -12,7 +16,13 @@ pub(crate) const ARGUMENTS: [&str; 3] = ["test", "--workspace", "--all-features"
 
 pub(crate) fn run(root: &Path, rest: &[&str]) -> Result<(), String> {
     timed("prerequisites", prerequisites).0?;
-    timed("tests", || Program::cargo(&[&ARGUMENTS[..], rest].concat()).run(root)).0
+    timed("tests", || all(root, rest)).0
+}
+
+/// The tests themselves, with a server for those that need one.
+pub(crate) fn all(root: &Path, rest: &[&str]) -> Result<(), String> {
+    let server = pg::server()?;
+    Program::cargo(&[&ARGUMENTS[..], rest].concat()).with_env(TEST_POSTGRES, &server.url()).run(root)
 }
 
 /// What must be installed for the workspace to build: a C compiler, because SQLite is compiled from its source.

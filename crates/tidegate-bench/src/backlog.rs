@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tidegate::clock::{Clock, SystemClock};
 use tidegate::message::{NewMessage, Payload};
 use tidegate::sqlite::{GroupStats, Options, SqliteStore};
-use tidegate::{Context, Handled, Kind, QueueName, Store, Tidegate};
+use tidegate::{Address, Context, Handled, Kind, QueueName, Store, Tidegate};
 
 use crate::keys::{Key, KeyOrder, Keys};
 use crate::library::{KIND, Work};
@@ -24,16 +24,24 @@ use crate::{cost, median, millis, preload, ratio, verbs};
 pub const CLAIMED: u32 = 100;
 
 /// What a claim costs in front of a backlog.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct ClaimCost {
-    /// Messages that stay behind after each claim.
+    /// Messages that stay behind: after each claim in a file, after the last one on a server.
     pub backlog: u32,
     /// Messages of one claim.
     pub claimed: u32,
+    /// Another session held an old snapshot, under which messages had come and gone; on a server only.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub held_snapshot: bool,
     /// Steps of SQLite's virtual machine, by claim.
-    pub steps_per_claim: f64,
-    /// Pages written to the log, by claim.
-    pub pages_per_claim: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps_per_claim: Option<f64>,
+    /// Pages written to the log of a file, by claim.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pages_per_claim: Option<f64>,
+    /// How often a page of the tables and indexes was looked at on a server, by claim.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffers_per_claim: Option<f64>,
     /// Processor time of the writer thread, by claim; none where the system does not tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub writer_cpu_us_per_claim: Option<f64>,
@@ -93,10 +101,11 @@ pub async fn claim_cost(file: &Path, backlog: u32, claims: u32, seed: u64) -> an
     Ok(ClaimCost {
         backlog,
         claimed: CLAIMED,
-        steps_per_claim: ratio(used.steps, u64::from(claims)),
-        pages_per_claim: ratio(used.wal_bytes, u64::from(claims)) / FRAME,
+        steps_per_claim: Some(ratio(used.steps, u64::from(claims))),
+        pages_per_claim: Some(ratio(used.wal_bytes, u64::from(claims)) / FRAME),
         writer_cpu_us_per_claim: cpu.map(median),
         claim_p50_ms: median(times),
+        ..ClaimCost::default()
     })
 }
 
@@ -108,7 +117,7 @@ fn writer_time() -> Option<Duration> {
     cost::thread_time("tidegate-writer")
 }
 
-fn message(key: &Key) -> anyhow::Result<NewMessage> {
+pub(crate) fn message(key: &Key) -> anyhow::Result<NewMessage> {
     Ok(NewMessage::new(QueueName::new(KIND)?, Kind::new(KIND)?, key.checked(), Payload::of(&Work::of(key))?))
 }
 
@@ -137,11 +146,16 @@ fn queue(conn: &Connection, now: i64, keys: &[Key]) -> anyhow::Result<()> {
 
 const MAX_AGE_MS: i64 = 3 * 24 * 3600 * 1000;
 
-/// Has a process of its own work off what is queued: `program bench --work-off file`, which is [`work_off`].
-pub(crate) async fn in_a_process(program: PathBuf, file: PathBuf, queued: u32, seed: u64) -> anyhow::Result<WorkedOff> {
-    fill(&file, &mut Keys::new(KeyOrder::Time, seed), queued).await?;
+/// Makes a store for a process of its own that works off what is queued in it.
+pub(crate) async fn prepare_work_off(file: &Path, queued: u32, seed: u64) -> anyhow::Result<()> {
+    fill(file, &mut Keys::new(KeyOrder::Time, seed), queued).await
+}
+
+/// Has a process of its own work off what is queued: `program bench`, with the store in its environment, which is
+/// [`work_off`].
+pub(crate) async fn in_a_process(program: PathBuf, store: Address) -> anyhow::Result<WorkedOff> {
     tokio::task::spawn_blocking(move || {
-        let ran = Command::new(&program).args(["bench", "--json", "--work-off"]).arg(&file).output();
+        let ran = Command::new(&program).args(["bench", "--json"]).env(WORK_OFF, store.reveal()?).output();
         let ran = ran.with_context(|| format!("{} cannot be run", program.display()))?;
         let said = String::from_utf8_lossy(&ran.stderr);
         anyhow::ensure!(ran.status.success(), "the process that works off ended with {}: {said}", ran.status);
@@ -150,6 +164,10 @@ pub(crate) async fn in_a_process(program: PathBuf, file: PathBuf, queued: u32, s
     .await?
 }
 
+/// The variable in which a process is told which store to work off: the address of a server may hold a password, and
+/// everybody on a machine can read a command line.
+pub const WORK_OFF: &str = "TIDEGATE_BENCH_WORK_OFF";
+
 /// Opens the store, works off what is queued, and says what that took in this process.
 ///
 /// # Errors
@@ -157,9 +175,9 @@ pub(crate) async fn in_a_process(program: PathBuf, file: PathBuf, queued: u32, s
 ///
 /// # Cancel safety
 /// Dropped, the worker drains in the background.
-pub async fn work_off(file: &Path) -> anyhow::Result<WorkedOff> {
+pub async fn work_off(store: &Address) -> anyhow::Result<WorkedOff> {
     let clock = SystemClock::new();
-    let tide = Tidegate::builder().create(false).open(file).await?;
+    let tide = Tidegate::builder().create(false).open_at(store).await?;
     let queued: u64 = tide.store().stats().await?.queues.iter().map(|queue| queue.ready).sum();
     let ended = Arc::new(crate::library::Ended::default());
     let listener: std::sync::Weak<crate::library::Ended> = Arc::downgrade(&ended);

@@ -3,7 +3,8 @@
 //! The engine is measured through the library, as an application uses it: concurrent batches of `enqueue_all`, a worker,
 //! a handler that does nothing, a small result. Beside it, in the same run and by turns, `raw.rs` writes the least that the
 //! same rows need, straight with SQLite, so that the ratio says what Tidegate costs and the disk cancels out. Before that,
-//! both files get the same old messages, because an index of keys is cheap while it is small.
+//! both files get the same old messages, because an index of keys is cheap while it is small. On a PostgreSQL server the
+//! same is done in schemas of the benchmark's own, see `server/`.
 
 mod backlog;
 mod cost;
@@ -14,6 +15,7 @@ pub mod peer;
 mod pickup;
 mod preload;
 mod raw;
+mod server;
 mod verbs;
 
 use std::path::{Path, PathBuf};
@@ -21,9 +23,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::Serialize;
-use tidegate::sqlite::GroupStats;
+use tidegate::{Address, Server};
 
-pub use backlog::{CLAIMED, ClaimCost, WorkedOff, claim_cost, work_off};
+pub use backlog::{CLAIMED, ClaimCost, WORK_OFF, WorkedOff, claim_cost, work_off};
 pub use keys::KeyOrder;
 
 /// What is measured, and how much of it.
@@ -53,10 +55,14 @@ pub struct Parameters {
     pub claims: u32,
     /// Messages that a process of its own works off, for its memory.
     pub work_off: u32,
-    /// The program that does it, as `program bench --work-off file`; without one it is not measured.
+    /// The program that does it, as `program bench` with [`WORK_OFF`]; without one it is not measured.
     pub program: Option<PathBuf>,
     /// Where the files are made.
     pub dir: PathBuf,
+    /// The server that is measured instead, in schemas of the benchmark's own.
+    pub server: Option<Server>,
+    /// Waits for the server to tell what its sessions did, where it takes its time to.
+    pub patient: bool,
     /// From which the keys are made.
     pub seed: u64,
 }
@@ -78,6 +84,8 @@ impl Default for Parameters {
             work_off: 1_000_000,
             program: None,
             dir: PathBuf::from("."),
+            server: None,
+            patient: true,
             seed: 42,
         }
     }
@@ -97,8 +105,16 @@ impl Parameters {
             backlogs: vec![0, 2000],
             claims: 5,
             work_off: 2000,
+            patient: false,
             ..Self::default()
         }
+    }
+
+    /// The same on a server, where backlogs are of other sizes and a claim costs a round trip.
+    #[must_use]
+    pub fn on(self, server: Server) -> Self {
+        let backlogs = self.backlogs.iter().map(|backlog| if *backlog == 100_000 { 10_000 } else { *backlog });
+        Self { backlogs: backlogs.collect(), claims: self.claims.min(50), server: Some(server), ..self }
     }
 }
 
@@ -110,7 +126,8 @@ pub const PAYLOAD_BYTES: usize = 200;
 pub struct Measured {
     /// Enqueue, claim, run, settle, durably and with results and deduplication, per second, through the library.
     pub lifecycles_per_s: f64,
-    /// The same rows straight with SQLite, at the engine's mean group size, per second.
+    /// The same rows straight with SQLite, or through the server's driver on as many connections as the engine writes with,
+    /// at the engine's mean group size, per second.
     pub raw_bound_per_s: f64,
     /// The one by the other.
     pub ratio: f64,
@@ -118,7 +135,7 @@ pub struct Measured {
     pub fsyncs_per_message: f64,
     /// Bytes of the write-ahead log, by messages.
     pub wal_bytes_per_message: f64,
-    /// The median commit, fsync included.
+    /// The median commit, fsync included; on a server the median of the raw transactions, round trip included.
     pub fsync_p50_ms: f64,
     /// From the acknowledged enqueue to the start of the handler, on an idle store.
     pub pickup_p50_ms: f64,
@@ -130,10 +147,13 @@ pub struct Measured {
     pub mean_group_size: f64,
     /// The raw writes' own log, by messages.
     pub raw_wal_bytes_per_message: f64,
-    /// The part of the engine's rounds in which its writer copied the log into the file and did nothing else.
-    pub checkpoint_share: f64,
+    /// The part of the engine's rounds in which its writer copied the log into the file and did nothing else; none on a
+    /// server, which does that beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_share: Option<f64>,
     /// The longest such pause.
-    pub checkpoint_max_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_max_ms: Option<f64>,
     /// Processor time of the whole process, producers, handlers and settlements included, by messages.
     pub cpu_us_per_message: f64,
     /// The part of it that the store's one writer thread took; none where the system does not tell.
@@ -180,13 +200,17 @@ pub struct Conditions {
     /// Messages of which the pick-up was measured.
     pub pickups: u32,
     /// What an acknowledgement means.
-    pub durability: &'static str,
+    pub durability: String,
     /// What was called.
     pub path: &'static str,
     /// Optimised or not: a debug build says nothing about speed.
     pub build: &'static str,
     /// Of SQLite.
-    pub sqlite_version: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sqlite_version: Option<&'static str>,
+    /// Of the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_version: Option<String>,
 }
 
 /// What `tidegate bench` prints.
@@ -233,6 +257,13 @@ pub async fn run(parameters: &Parameters, tell: &mut (dyn FnMut(&str) + Send)) -
         }
     }
     let (key_order, first) = first.context("no order of keys was measured")?;
+    let (server_version, durability) = match &parameters.server {
+        Some(server) => {
+            let (version, durability) = server::conditions(server).await?;
+            (Some(version), durability)
+        }
+        None => (None, "WAL, synchronous=FULL: an fsync before every acknowledgement".to_owned()),
+    };
     let conditions = Conditions {
         key_order,
         messages: parameters.messages,
@@ -245,13 +276,18 @@ pub async fn run(parameters: &Parameters, tell: &mut (dyn FnMut(&str) + Send)) -
         concurrency: parameters.concurrency,
         pickup_rate_per_s: parameters.rate,
         pickups: parameters.pickups,
-        durability: "WAL, synchronous=FULL: an fsync before every acknowledgement",
+        durability,
         path: "library: enqueue_all, a worker with an empty handler, results and deduplication on",
         build: if cfg!(debug_assertions) { "debug" } else { "release" },
-        sqlite_version: rusqlite::version(),
+        sqlite_version: server_version.is_none().then(rusqlite::version),
+        server_version,
     };
-    let (claim_cost, worked_off) = backlogs(parameters, tell).await?;
-    Ok(Report { store: "sqlite", first, parameters: conditions, by_key_order, claim_cost, worked_off })
+    let (claim_cost, worked_off) = match &parameters.server {
+        None => backlogs(parameters, tell).await?,
+        Some(server) => backlogs_on(server, parameters, tell).await?,
+    };
+    let store = if parameters.server.is_some() { "postgres" } else { "sqlite" };
+    Ok(Report { store, first, parameters: conditions, by_key_order, claim_cost, worked_off })
 }
 
 async fn backlogs(
@@ -269,7 +305,37 @@ async fn backlogs(
     let Some(program) = parameters.program.clone() else { return Ok((costs, None)) };
     tell(&format!("a process of its own works off {}", parameters.work_off));
     let file = dir.path().join("work-off.db");
-    let worked_off = backlog::in_a_process(program, file, parameters.work_off, parameters.seed).await?;
+    backlog::prepare_work_off(&file, parameters.work_off, parameters.seed).await?;
+    let worked_off = backlog::in_a_process(program, file.into()).await?;
+    Ok((costs, Some(worked_off)))
+}
+
+async fn backlogs_on(
+    server: &Server,
+    parameters: &Parameters,
+    tell: &mut (dyn FnMut(&str) + Send),
+) -> anyhow::Result<(Vec<ClaimCost>, Option<WorkedOff>)> {
+    let mut costs = Vec::new();
+    // The last one again while another session holds a snapshot: what is gone cannot be cleared away then.
+    let held = parameters.backlogs.iter().min_by_key(|backlog| backlog.abs_diff(10_000));
+    let all = parameters.backlogs.iter().map(|backlog| (backlog, false)).chain(held.map(|backlog| (backlog, true)));
+    for (messages, held_snapshot) in all {
+        let under = if held_snapshot { ", under a held snapshot" } else { "" };
+        tell(&format!("claims in front of a backlog of {messages}{under}"));
+        let backlog = server::Backlog {
+            messages: *messages,
+            held_snapshot,
+            claims: parameters.claims.max(1),
+            seed: parameters.seed,
+            patient: parameters.patient,
+        };
+        costs.push(server::claim_cost(server, backlog).await?);
+    }
+    let Some(program) = parameters.program.clone() else { return Ok((costs, None)) };
+    tell(&format!("a process of its own works off {}", parameters.work_off));
+    let schema = server::prepare_work_off(server, parameters.work_off, parameters.seed).await?;
+    let worked_off = backlog::in_a_process(program, schema.address()).await?;
+    schema.remove().await?;
     Ok((costs, Some(worked_off)))
 }
 
@@ -284,38 +350,48 @@ struct Round {
     group_size: f64,
     fsyncs_per_message: f64,
     wal_bytes_per_message: f64,
-    checkpoint_share: f64,
+    checkpoint_share: Option<f64>,
     cpu_us: f64,
     writer_cpu_us: Option<f64>,
+}
+
+/// What a store has used since it was opened.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Used {
+    commits: u64,
+    log_bytes: u64,
+    /// How long its writer copied its log in all, and at most.
+    checkpoints: Option<(Duration, Duration)>,
+    commit_p50: Option<Duration>,
 }
 
 /// What had been used when a round began, or when it was over.
 struct Look {
     at: Duration,
-    stats: GroupStats,
+    used: Used,
     cpu: Duration,
     writer_cpu: Option<Duration>,
 }
 
 impl Look {
-    fn at(at: Duration, stats: GroupStats) -> anyhow::Result<Self> {
-        Ok(Self { at, stats, cpu: cost::processor_time()?, writer_cpu: cost::thread_time("tidegate-writer") })
+    fn at(at: Duration, used: Used) -> anyhow::Result<Self> {
+        Ok(Self { at, used, cpu: cost::processor_time()?, writer_cpu: cost::thread_time("tidegate-writer") })
     }
 }
 
 impl Round {
     /// From what was used between two looks.
     fn of(messages: u32, before: &Look, after: &Look) -> Self {
-        let commits = after.stats.commits - before.stats.commits;
+        let commits = after.used.commits - before.used.commits;
         let took = after.at.saturating_sub(before.at);
         let each = |of: Duration| of.as_secs_f64() * 1e6 / f64::from(messages);
         Self {
             per_s: f64::from(messages) / took.as_secs_f64(),
             group_size: ratio(3 * u64::from(messages), commits),
             fsyncs_per_message: ratio(commits, u64::from(messages)),
-            wal_bytes_per_message: ratio(after.stats.wal_bytes - before.stats.wal_bytes, u64::from(messages)),
-            checkpoint_share: after.stats.checkpoint_time.saturating_sub(before.stats.checkpoint_time).as_secs_f64()
-                / took.as_secs_f64(),
+            wal_bytes_per_message: ratio(after.used.log_bytes - before.used.log_bytes, u64::from(messages)),
+            checkpoint_share: (after.used.checkpoints.zip(before.used.checkpoints))
+                .map(|((after, _), (before, _))| after.saturating_sub(before).as_secs_f64() / took.as_secs_f64()),
             cpu_us: each(after.cpu.saturating_sub(before.cpu)),
             writer_cpu_us: (after.writer_cpu.zip(before.writer_cpu))
                 .map(|(after, before)| each(after.saturating_sub(before))),
@@ -328,31 +404,106 @@ fn ratio(of: u64, by: u64) -> f64 {
     of as f64 / by.max(1) as f64
 }
 
+/// Where the engine and the raw writes are measured side by side.
+enum Ground {
+    Files(tempfile::TempDir),
+    Server { engine: (server::Schema, server::Ids), raw: (server::Schema, server::Ids) },
+}
+
+/// The raw writes on either.
+enum Raw {
+    File(Box<raw::Raw>),
+    Server(server::Raw),
+}
+
+impl Ground {
+    /// Both begin with the same messages in them.
+    async fn prepare(parameters: &Parameters, keys: &mut keys::Keys) -> anyhow::Result<Self> {
+        let Some(server) = &parameters.server else {
+            let dir = directory(parameters)?;
+            preload(parameters.preload, keys, &dir.path().join(ENGINE_FILE), &dir.path().join(RAW_FILE)).await?;
+            return Ok(Self::Files(dir));
+        };
+        let keys = keys.take(parameters.preload);
+        let (engine, raw) = (server::Schema::make(server, "engine").await?, server::Schema::make(server, "raw").await?);
+        for (schema, ids) in [&engine, &raw] {
+            schema.fill(*ids, &keys).await?;
+        }
+        Ok(Self::Server { engine, raw })
+    }
+
+    fn engine(&self) -> Address {
+        match self {
+            Self::Files(dir) => dir.path().join(ENGINE_FILE).into(),
+            Self::Server { engine: (schema, _), .. } => schema.address(),
+        }
+    }
+
+    async fn raw(&self) -> anyhow::Result<Raw> {
+        match self {
+            Self::Files(dir) => Ok(Raw::File(Box::new(raw::Raw::open(&dir.path().join(RAW_FILE))?))),
+            Self::Server { raw: (schema, ids), .. } => Ok(Raw::Server(server::Raw::open(schema, *ids).await?)),
+        }
+    }
+
+    async fn remove(self) -> anyhow::Result<()> {
+        match self {
+            Self::Files(_) => Ok(()),
+            Self::Server { engine: (engine, _), raw: (raw, _) } => {
+                engine.remove().await?;
+                raw.remove().await
+            }
+        }
+    }
+}
+
+const ENGINE_FILE: &str = "engine.db";
+const RAW_FILE: &str = "raw.db";
+
+impl Raw {
+    async fn round(self, keys: Vec<keys::Key>, group_size: f64) -> anyhow::Result<(Self, raw::RawRound)> {
+        match self {
+            Self::File(mut raw) => {
+                let worked = tokio::task::spawn_blocking(move || {
+                    let done = raw.round(&keys, group_size);
+                    (raw, done)
+                });
+                let (raw, done) = worked.await?;
+                Ok((Self::File(raw), done?))
+            }
+            Self::Server(mut raw) => {
+                let done = raw.round(&keys, group_size).await?;
+                Ok((Self::Server(raw), done))
+            }
+        }
+    }
+
+    fn commit_p50(&self) -> Option<Duration> {
+        match self {
+            Self::File(_) => None,
+            Self::Server(raw) => Some(raw.commit_p50()),
+        }
+    }
+}
+
 async fn measure(
     parameters: &Parameters,
     order: KeyOrder,
     tell: &mut (dyn FnMut(&str) + Send),
 ) -> anyhow::Result<Measured> {
-    let dir = directory(parameters)?;
-    let (engine_file, raw_file) = (dir.path().join("engine.db"), dir.path().join("raw.db"));
     let mut keys = keys::Keys::new(order, parameters.seed);
-    tell(&format!("{} keys: {} messages into both files", order.as_str(), parameters.preload));
-    preload(parameters.preload, &mut keys, &engine_file, &raw_file).await?;
+    let places = if parameters.server.is_some() { "schemas" } else { "files" };
+    tell(&format!("{} keys: {} messages into both {places}", order.as_str(), parameters.preload));
+    let ground = Ground::prepare(parameters, &mut keys).await?;
 
-    let engine = library::Engine::start(&engine_file, parameters).await?;
-    let mut raw = raw::Raw::open(&raw_file)?;
+    let engine = library::Engine::start(&ground.engine(), parameters).await?;
+    let mut raw = ground.raw().await?;
     let (mut rounds, mut raw_rounds, mut verbs) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=parameters.rounds {
         let batch = keys.take(parameters.messages);
         let measured = engine.round(&batch, parameters).await?;
-        let group_size = measured.group_size;
-        let (back, raw_round) = tokio::task::spawn_blocking(move || {
-            let done = raw.round(&batch, group_size);
-            (raw, done)
-        })
-        .await?;
+        let (back, raw_round) = raw.round(batch, measured.group_size).await?;
         raw = back;
-        let raw_round = raw_round?;
         tell(&format!(
             "{} keys, round {round} of {}: {:.0}/s, raw {:.0}/s, {:.0} to a commit, {:.1} µs of processor, raw {:.1} µs",
             order.as_str(),
@@ -366,17 +517,19 @@ async fn measure(
         rounds.push(measured);
         raw_rounds.push(raw_round);
     }
-    let stats = engine.sqlite()?.group_stats();
-    let fsync = stats.commit_p50().unwrap_or_default();
+    let used = engine.meter.used().await?;
+    let fsync = used.commit_p50.or(raw.commit_p50()).unwrap_or_default();
     let pickups = pickup::measure(&engine, parameters, &mut keys).await?;
     tell(&format!("{} keys: {} pick-ups measured", order.as_str(), pickups.len()));
     let store = engine.stop().await?;
     for _ in 0..parameters.rounds.min(3) {
-        verbs.push(verbs::round(&store, &keys.take(parameters.messages), parameters).await?);
+        verbs.push(verbs::round(&store.store(), &keys.take(parameters.messages), parameters).await?);
     }
     store.close().await;
+    ground.remove().await?;
 
     let of_rounds = |figure: fn(&Round) -> f64| median(rounds.iter().map(figure).collect());
+    let maybe = |figure: fn(&Round) -> Option<f64>| rounds.iter().map(figure).collect::<Option<Vec<f64>>>().map(median);
     let lifecycles_per_s = of_rounds(|round| round.per_s);
     let raw_bound_per_s = median(raw_rounds.iter().map(|round| round.per_s).collect());
     let pickups: Vec<f64> = pickups.into_iter().map(millis).collect();
@@ -392,11 +545,10 @@ async fn measure(
         store_lifecycles_per_s: median(verbs),
         mean_group_size: of_rounds(|round| round.group_size),
         raw_wal_bytes_per_message: median(raw_rounds.iter().map(|round| round.wal_bytes_per_message).collect()),
-        checkpoint_share: of_rounds(|round| round.checkpoint_share),
-        checkpoint_max_ms: millis(stats.longest_checkpoint),
+        checkpoint_share: maybe(|round| round.checkpoint_share),
+        checkpoint_max_ms: used.checkpoints.map(|(_, longest)| millis(longest)),
         cpu_us_per_message: of_rounds(|round| round.cpu_us),
-        writer_cpu_us_per_message: (rounds.iter().all(|round| round.writer_cpu_us.is_some()))
-            .then(|| of_rounds(|round| round.writer_cpu_us.unwrap_or_default())),
+        writer_cpu_us_per_message: maybe(|round| round.writer_cpu_us),
         raw_cpu_us_per_message: median(raw_rounds.iter().map(|round| round.cpu_us).collect()),
     })
 }

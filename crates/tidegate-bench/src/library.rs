@@ -1,6 +1,5 @@
 //! The engine as an application uses it: `enqueue_all` from several tasks, a worker, a handler that does nothing.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -8,13 +7,15 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tidegate::clock::{Clock, SystemClock};
+use tidegate::postgres::PostgresStore;
+use tidegate::postgres::tokio_postgres::Client;
 use tidegate::sqlite::SqliteStore;
 use tidegate::store::{CommitListener, News};
-use tidegate::{Context, Handled, Message, Tidegate, Worker};
+use tidegate::{Address, Context, Handled, Message, Server, Tidegate, Worker, postgres};
 use tokio::sync::{Notify, mpsc};
 
 use crate::keys::Key;
-use crate::{Look, PAYLOAD_BYTES, Parameters, Round};
+use crate::{Look, PAYLOAD_BYTES, Parameters, Round, Used, server};
 
 /// Queue and kind of the measured messages.
 pub(crate) const KIND: &str = "bench";
@@ -58,9 +59,51 @@ impl Message for Timed {
     }
 }
 
+/// What a store has done so far, as it says itself or its server does.
+pub(crate) enum Meter {
+    Sqlite(Arc<SqliteStore>),
+    Postgres(Arc<PostgresStore>, Box<Client>),
+}
+
+impl Meter {
+    async fn of(tide: &Tidegate, server: Option<&Server>) -> anyhow::Result<Self> {
+        match (tide.engine(), server) {
+            (tidegate::Engine::Sqlite(store), _) => Ok(Self::Sqlite(Arc::clone(store))),
+            (tidegate::Engine::Postgres(store), Some(server)) => {
+                let client = postgres::connect(server.reveal()).await?;
+                Ok(Self::Postgres(Arc::clone(store), Box::new(client)))
+            }
+            (tidegate::Engine::Postgres(_) | tidegate::Engine::Other(_), _) => {
+                anyhow::bail!("what this store does cannot be measured")
+            }
+        }
+    }
+
+    pub(crate) async fn used(&self) -> anyhow::Result<Used> {
+        match self {
+            Self::Sqlite(store) => {
+                let stats = store.group_stats();
+                Ok(Used {
+                    commits: stats.commits,
+                    log_bytes: stats.wal_bytes,
+                    checkpoints: Some((stats.checkpoint_time, stats.longest_checkpoint)),
+                    commit_p50: stats.commit_p50(),
+                })
+            }
+            Self::Postgres(store, client) => Ok(Used {
+                commits: store.group_stats().commits,
+                log_bytes: server::log_bytes(client).await?,
+                checkpoints: None,
+                commit_p50: None,
+            }),
+        }
+    }
+}
+
 /// A store that is open, with its worker running.
 pub(crate) struct Engine {
     pub(crate) tide: Tidegate,
+    pub(crate) meter: Meter,
     worker: Worker,
     ended: Arc<Ended>,
     pub(crate) clock: Arc<SystemClock>,
@@ -69,9 +112,10 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) async fn start(file: &Path, parameters: &Parameters) -> anyhow::Result<Self> {
+    pub(crate) async fn start(store: &Address, parameters: &Parameters) -> anyhow::Result<Self> {
         let clock = Arc::new(SystemClock::new());
-        let tide = Tidegate::builder().clock(clock.clone()).create(false).open(file).await?;
+        let tide = Tidegate::builder().create(false).open_at(store).await?;
+        let meter = Meter::of(&tide, store.server()).await?;
         let (start, starts) = mpsc::unbounded_channel();
         let handler_clock = Arc::clone(&clock);
         let timed = move |_: Context, timed: Timed| {
@@ -84,7 +128,7 @@ impl Engine {
         let ended = Arc::new(Ended::default());
         let listener: Weak<Ended> = Arc::downgrade(&ended);
         tide.store().on_commit(listener);
-        Ok(Self { tide, worker, ended, clock, starts: tokio::sync::Mutex::new(starts) })
+        Ok(Self { tide, meter, worker, ended, clock, starts: tokio::sync::Mutex::new(starts) })
     }
 
     /// From the first enqueue to the last durable settlement.
@@ -92,9 +136,8 @@ impl Engine {
         let count = u32::try_from(keys.len())?;
         let batches: Vec<Vec<Work>> =
             keys.chunks(parameters.batch.max(1) as usize).map(|keys| keys.iter().map(Work::of).collect()).collect();
-        let sqlite = self.sqlite()?;
         let target = self.ended.count() + u64::from(count);
-        let before = Look::at(self.clock.monotonic(), sqlite.group_stats())?;
+        let before = Look::at(self.clock.monotonic(), self.meter.used().await?)?;
         let batches = Arc::new(std::sync::Mutex::new(batches));
         let producers: Vec<_> = (0..parameters.producers.max(1))
             .map(|_| tokio::spawn(produce(self.tide.clone(), Arc::clone(&batches))))
@@ -105,19 +148,15 @@ impl Engine {
         tokio::time::timeout(Duration::from_secs(600), self.ended.reach(target)).await.with_context(|| {
             format!("{} of {count} messages had not ended after 10 minutes", target - self.ended.count())
         })?;
-        let after = Look::at(self.clock.monotonic(), sqlite.group_stats())?;
+        let after = Look::at(self.clock.monotonic(), self.meter.used().await?)?;
         Ok(Round::of(count, &before, &after))
     }
 
-    pub(crate) fn sqlite(&self) -> anyhow::Result<Arc<SqliteStore>> {
-        self.tide.sqlite().cloned().context("the store is no SQLite store")
-    }
-
-    /// Ends the worker; the store stays open.
-    pub(crate) async fn stop(self) -> anyhow::Result<Arc<SqliteStore>> {
-        let sqlite = self.sqlite()?;
+    /// Ends the worker; the store stays open, without what the library does around it.
+    pub(crate) async fn stop(self) -> anyhow::Result<tidegate::Engine> {
+        let engine = self.tide.engine().clone();
         self.worker.stop().await?;
-        Ok(sqlite)
+        Ok(engine)
     }
 }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 use tidegate::clock::{Clock, SystemClock, SystemRandom};
 use tidegate::lifecycle::Outcome;
 use tidegate::message::{NewMessage, Payload};
-use tidegate::sqlite::SqliteStore;
 use tidegate::store::{ClaimRequest, Lease, QueueSlots, Settle};
 use tidegate::{Kind, Nonce, QueueName, Store, Tenant, WorkerId};
 
@@ -19,7 +18,7 @@ use crate::library::{KIND, Work};
 const BATCH: u32 = 250;
 
 /// Lifecycles per second.
-pub(crate) async fn round(store: &Arc<SqliteStore>, keys: &[Key], parameters: &Parameters) -> anyhow::Result<f64> {
+pub(crate) async fn round(store: &Arc<dyn Store>, keys: &[Key], parameters: &Parameters) -> anyhow::Result<f64> {
     let clock = SystemClock::new();
     let started = clock.monotonic();
     let count = keys.len();
@@ -41,7 +40,7 @@ pub(crate) async fn round(store: &Arc<SqliteStore>, keys: &[Key], parameters: &P
     Ok(crate::ratio(count as u64, 1) / clock.monotonic().saturating_sub(started).as_secs_f64())
 }
 
-async fn produce(store: Arc<SqliteStore>, messages: Vec<NewMessage>, batch: usize) -> anyhow::Result<()> {
+async fn produce(store: Arc<dyn Store>, messages: Vec<NewMessage>, batch: usize) -> anyhow::Result<()> {
     for batch in messages.chunks(batch) {
         for verdict in store.enqueue(batch.to_vec()).await? {
             verdict?;
@@ -51,7 +50,7 @@ async fn produce(store: Arc<SqliteStore>, messages: Vec<NewMessage>, batch: usiz
 }
 
 /// Claims and settles until nothing is left.
-async fn consume(store: Arc<SqliteStore>, number: u32, left: Arc<AtomicUsize>) -> anyhow::Result<()> {
+async fn consume(store: Arc<dyn Store>, number: u32, left: Arc<AtomicUsize>) -> anyhow::Result<()> {
     while left.load(Ordering::SeqCst) > 0 {
         // Nothing claimed: the producer is behind. Each try goes through the writer, so this is no busy loop.
         let leases = store.claim(claim_request(number, BATCH)?).await?.leases;

@@ -1,14 +1,12 @@
 //! `tidegate backup`: copies a store that is in use into a file of its own.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use serde::Serialize;
-use tidegate::Timestamp;
-use tidegate::sqlite::SqliteStore;
+use tidegate::{Engine, Timestamp};
 
 use crate::exit::{Code, Problem};
-use crate::open::{Access, with_sqlite};
+use crate::open::{Access, place, with_engine};
 use crate::output::Output;
 
 const EXAMPLES: &str = "\
@@ -17,6 +15,8 @@ Examples:
   tidegate --store /var/lib/shop/tidegate.db backup /mnt/backup/tidegate-monday.db";
 
 const RESTORED: &str = "\
+A file only: a PostgreSQL server has pg_dump and base backups, and this command says what follows from them.
+
 The copy is marked as one. When it is put to work in place of the store, each effect of an older message that it
 knows nothing of counts as one that may have happened, and is cleared up by its policy before anything is sent.";
 
@@ -37,7 +37,11 @@ struct Report {
 }
 
 pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
-    with_sqlite(store, Access::Existing, |store: Arc<SqliteStore>| async move {
+    if place(store)?.server().is_some() {
+        return Err(on_a_server());
+    }
+    with_engine(store, Access::Existing, |engine: Engine| async move {
+        let Engine::Sqlite(store) = engine else { return Err(on_a_server()) };
         let copied = store.backup(&args.target).await?;
         let report = Report {
             backup: copied.path.display().to_string(),
@@ -59,4 +63,13 @@ pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code
         Ok(Code::Done)
     })
     .await
+}
+
+/// A server is copied with its own means, and says itself that it is a copy.
+fn on_a_server() -> Problem {
+    Problem::new(Code::Conflict, "a store on a PostgreSQL server is copied with PostgreSQL's own means").hint(
+        "pg_dump of the schema, or a base backup with its log. A store that was restored or promoted is noticed by the \
+         server's identity and timeline when it is next opened: each effect of an older message that it knows nothing of \
+         then counts as one that may have happened",
+    )
 }

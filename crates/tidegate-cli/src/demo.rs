@@ -17,9 +17,13 @@ use anyhow::Context;
 use deposits::clock;
 use deposits::gateway::GatewayMode;
 use deposits::proof::{Proof, prove};
+use deposits::schema;
 use deposits::trace::{PhaseKind, Preset, Scenario, Trace};
+use tidegate::{Address, Server};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use crate::exit::Problem;
+use crate::open::place;
 use show::Show;
 use stage::Stage;
 
@@ -27,13 +31,15 @@ const EXAMPLES: &str = "\
 Examples:
   tidegate demo
   tidegate demo --gateway none --seed 7
-  tidegate demo --fast --json";
+  tidegate demo --fast --json
+  tidegate demo --store postgres://tidegate@localhost/tidegate";
 
 const MUSTS: &str = "\
 Exit code 0 only if for Tidegate's side everything holds: no deposit took effect twice, none was charged and told \
 failed, accepted = completed + failed + dead + parked, and the books balance. Otherwise 1.
 
---store is not used: the demo works in a temporary directory of its own.";
+The store is a file in a temporary directory. --store postgres://… has one made in a schema of its own on that server, \
+with three workers, of which two are killed. It is removed afterwards, unless --keep.";
 
 /// Prove on this machine that deposits take effect exactly once, next to the usual code
 #[derive(Debug, clap::Args)]
@@ -60,8 +66,17 @@ pub(crate) struct DemoArgs {
 }
 
 /// Runs the demo; its exit code is the proof's.
-pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
-    let preset = preset(&args);
+pub(crate) async fn run(args: DemoArgs, store: Option<&str>) -> Result<ExitCode, Problem> {
+    let server = match store.map(place).transpose()? {
+        Some(Address::Server(server)) => Some(server.with("schema", &format!("demo_{}", std::process::id()))),
+        // A file of one's own is not touched.
+        Some(Address::File(_)) | None => None,
+    };
+    Ok(shown(args, server).await?)
+}
+
+async fn shown(args: DemoArgs, server: Option<Server>) -> anyhow::Result<ExitCode> {
+    let preset = preset(&args, server.is_some());
     let trace = Trace::generate(args.seed, &preset.trace)?;
     let directory = tempfile::Builder::new()
         .prefix("tidegate-demo-")
@@ -71,7 +86,7 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let start = clock::now();
     let mut show = Show::new();
     introduce(&mut show, &args, &preset, &trace)?;
-    let mut stage = Stage::set(directory.path(), &args, &preset).await?;
+    let mut stage = Stage::set(directory.path(), server.as_ref(), &args, &preset).await?;
     let resolved = play(&mut stage, &mut show, &preset, &trace).await?;
     show.say("every process ends now; then the ledgers are counted")?;
     let (synchronous, tidegate) = stage.end().await?;
@@ -81,13 +96,22 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     if args.keep {
         show.say(&format!("kept: {}", directory.path().display()))?;
     }
+    match &server {
+        Some(server) if args.keep => show.say(&format!("kept: {server}"))?,
+        Some(server) => schema::remove(server).await?,
+        None => {}
+    }
     Ok(if proof.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn preset(args: &DemoArgs) -> Preset {
+fn preset(args: &DemoArgs, on_a_server: bool) -> Preset {
     let mut preset = if args.fast { Preset::fast(Scenario::All) } else { Preset::full(Scenario::All) };
     if let Some(lateness_ms) = args.lateness_ms {
         preset.set_lateness(lateness_ms);
+    }
+    if on_a_server {
+        // Each step is a few round trips, and three workers share this machine with the server.
+        preset.scale.finish_within_ms *= 4;
     }
     preset
 }
@@ -164,12 +188,15 @@ async fn play(stage: &mut Stage, show: &mut Show, preset: &Preset, trace: &Trace
             crash_at_ms = None;
             restart_at_ms = Some(at_ms + scale.restart_after_ms);
             stage.crash().await?;
-            show.say("kill -9: the worker and the synchronous program are gone in the middle of their work")?;
+            show.say(&format!(
+                "kill -9: {} and the synchronous program are gone in the middle of their work",
+                stage.who_was_killed()
+            ))?;
         }
         if restart_at_ms.is_some_and(|restart| restart <= at_ms) {
             restart_at_ms = None;
             stage.restart().await?;
-            show.say("both are started again")?;
+            show.say(stage.who_is_back())?;
         }
         if next_round_ms <= at_ms {
             let round = stage.operate().await?;

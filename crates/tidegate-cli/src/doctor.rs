@@ -4,8 +4,10 @@
 //! job needs no more than the command.
 
 use serde::Serialize;
-use tidegate::clock::{Clock, SystemClock};
-use tidegate::sqlite::{Check, Doctor, SqliteStore};
+use tidegate::clock::SystemClock;
+use tidegate::doctor::Check;
+use tidegate::engine;
+use tidegate::sqlite::Doctor;
 
 use crate::exit::{Code, Problem};
 use crate::open::place;
@@ -24,7 +26,7 @@ When piped: a line for each check (ok or found, name, what it looks at), then on
 #[derive(Debug, clap::Args)]
 #[command(before_help = EXAMPLES, after_help = COLUMNS)]
 pub(crate) struct Args {
-    /// The largest write-ahead log, in MiB, that is no finding
+    /// The largest write-ahead log of a file, in MiB, that is no finding
     #[arg(long, value_name = "MIB", default_value_t = Doctor::LARGEST_WAL >> 20)]
     largest_wal: u64,
 }
@@ -37,20 +39,19 @@ struct Report<'a> {
 }
 
 pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
-    let path = place(store)?;
-    // An empty file is what an interrupted creation leaves.
-    if path.metadata().map_or(0, |about| about.len()) == 0 {
+    let place = place(store)?;
+    if let Some(path) = place.file()
+        // An empty file is what an interrupted creation leaves.
+        && path.metadata().map_or(0, |about| about.len()) == 0
+    {
         return Err(Problem::new(Code::NotFound, format!("no store at {}", path.display()))
             .hint("--store PATH or TIDEGATE_STORE names another one"));
     }
-    let doctor = Doctor { now: SystemClock::new().now(), largest_wal: args.largest_wal << 20 };
-    let looked = path.clone();
-    // It reads the whole file; Ctrl-C has to get through meanwhile.
-    let examined = tokio::task::spawn_blocking(move || SqliteStore::doctor(looked, doctor)).await;
-    let checks = examined.map_err(|e| Problem::new(Code::Failed, format!("the doctor panicked: {e}")))??;
+    // It reads the whole store; Ctrl-C gets through meanwhile.
+    let checks = engine::doctor(&place, &SystemClock::new(), args.largest_wal << 20).await?;
     let ok = checks.iter().all(|check| check.ok);
     if output.json {
-        output.object(&Report { store: path.display().to_string(), ok, checks: &checks })?;
+        output.object(&Report { store: place.to_string(), ok, checks: &checks })?;
     } else {
         print(&checks, output)?;
     }

@@ -1,13 +1,11 @@
 //! `tidegate erase`: removes what ended messages say about a person, and keeps their keys and answers working.
 
-use std::sync::Arc;
-
 use serde::Serialize;
-use tidegate::MessageId;
-use tidegate::sqlite::{Also, Erase, SqliteStore};
+use tidegate::erase::{Also, Erase};
+use tidegate::{Engine, MessageId};
 
 use crate::exit::{Code, Problem};
-use crate::open::{Access, act, with_sqlite};
+use crate::open::{Access, act, with_engine};
 use crate::output::Output;
 use crate::redrive::reason;
 
@@ -57,11 +55,11 @@ struct Erased<'a> {
 }
 
 pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
-    with_sqlite(store, Access::Existing, |store: Arc<SqliteStore>| async move {
+    with_engine(store, Access::Existing, |engine: Engine| async move {
         let Args { ids, answer, effects, headers, history, everything, reason } = args;
         let all = |one: bool| one || everything;
         let also = Also { answer: all(answer), effects: all(effects), headers: all(headers), history: all(history) };
-        let verdicts = store.erase(Erase { ids: ids.clone(), also, act: act(Some(&reason)) }).await?;
+        let verdicts = engine.erase(Erase { ids: ids.clone(), also, act: act(Some(&reason)) }).await?;
         let (mut rows, mut refused) = (Vec::new(), Vec::new());
         for (id, verdict) in ids.iter().zip(verdicts) {
             let (result, problem) = match verdict {
@@ -80,10 +78,17 @@ pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code
             output.rows(&["id", "now"], &rows)?;
             refused.iter().for_each(|refused| output.say(refused));
         }
-        output.next(
-            "backups keep the old text until you delete them; the write-ahead log keeps it until it begins anew, at the \
-             latest when the last process closes the store",
-        );
+        output.next(match engine {
+            Engine::Sqlite(_) => {
+                "backups keep the old text until you delete them; the write-ahead log keeps it until it begins anew, at \
+                 the latest when the last process closes the store"
+            }
+            Engine::Postgres(_) => {
+                "backups keep the old text until you delete them, and so do archived logs; the server's own pages keep it \
+                 until it vacuums"
+            }
+            Engine::Other(_) => "backups keep the old text until you delete them",
+        });
         Ok(if refused.is_empty() { Code::Done } else { Code::Failed })
     })
     .await

@@ -8,6 +8,7 @@ use std::io;
 use std::process::ExitCode;
 
 use serde::Serialize;
+use tidegate::postgres::tokio_postgres::{self, error::SqlState};
 use tidegate::sqlite::rusqlite;
 use tidegate::{StoreError, StoreErrorKind};
 
@@ -143,6 +144,15 @@ fn is_forbidden(error: &StoreError) -> bool {
     while let Some(error) = cause {
         let by_sqlite = error.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code);
         let by_system = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        let by_server = error.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::code);
+        let refused = [
+            SqlState::INSUFFICIENT_PRIVILEGE,
+            SqlState::INVALID_PASSWORD,
+            SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        ];
+        if by_server.is_some_and(|code| refused.contains(code)) {
+            return true;
+        }
         if matches!(by_sqlite, Some(rusqlite::ErrorCode::ReadOnly | rusqlite::ErrorCode::PermissionDenied))
             || matches!(by_system, Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem))
         {

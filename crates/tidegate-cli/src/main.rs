@@ -24,6 +24,7 @@ mod input;
 mod ledger;
 mod list;
 mod man;
+mod migrate;
 mod open;
 mod operations;
 mod output;
@@ -67,12 +68,13 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "tidegate", version, before_help = EXAMPLES, arg_required_else_help = true)]
 struct Cli {
-    /// The store: a file, or sqlite://PATH
+    /// The store: a file, sqlite://PATH, or postgres://HOST/DATABASE
     #[arg(
         long,
         global = true,
         value_name = "PATH",
         env = "TIDEGATE_STORE",
+        hide_env_values = true,
         default_value = "tidegate.db",
         help_heading = GLOBAL
     )]
@@ -107,6 +109,7 @@ enum Command {
     Top(top::Args),
     Doctor(doctor::Args),
     Backup(backup::Args),
+    Migrate(migrate::Args),
     Erase(erase::Args),
     Bench(bench::Args),
     Completions(completions::Args),
@@ -128,7 +131,7 @@ fn main() -> ExitCode {
             return Code::Done.into();
         }
     };
-    // The bench takes `--store` as the name of an engine, and must not take a store from the environment for one.
+    // Demo, torture and bench make stores of their own, and must not take one from the environment for a place to do so.
     let store_was_typed = matches.value_source("store") == Some(ValueSource::CommandLine);
     match Cli::from_arg_matches(&matches) {
         Ok(cli) => run(cli, store_was_typed),
@@ -235,8 +238,8 @@ async fn command(cli: Cli, store_was_typed: bool, output: &Output) -> Result<Exi
     let store = cli.store.as_str();
     let code = match cli.command {
         // These print for themselves, and know their own exit codes.
-        Command::Demo(args) => return Ok(demo::run(args).await?),
-        Command::Torture(args) => return Box::pin(torture::run(args, output)).await,
+        Command::Demo(args) => return demo::run(args, store_was_typed.then_some(store)).await,
+        Command::Torture(args) => return Box::pin(torture::run(args, store_was_typed.then_some(store), output)).await,
         Command::Role(args) => return Ok(role::run(args).await?),
         Command::Enqueue(args) => enqueue::run(args, store, output).await,
         Command::Get(args) => get::run(args, store, output).await,
@@ -252,6 +255,7 @@ async fn command(cli: Cli, store_was_typed: bool, output: &Output) -> Result<Exi
         Command::Top(args) => top::run(args, store, output).await,
         Command::Doctor(args) => doctor::run(args, store, output).await,
         Command::Backup(args) => backup::run(args, store, output).await,
+        Command::Migrate(args) => migrate::run(args, store, output).await,
         Command::Erase(args) => erase::run(args, store, output).await,
         Command::Completions(args) => completions::run(&args, &dressed(Cli::command()), output),
         Command::Man(args) => man::run(&args, dressed(Cli::command()), output),

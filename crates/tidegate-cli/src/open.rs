@@ -1,42 +1,46 @@
 //! Which store a command works on, and opening it: from `--store`, else `TIDEGATE_STORE`, else `tidegate.db`.
 //!
-//! Only a command that is there to store something may create a file; every other one says that there is none. What the
-//! system forbids is found out before SQLite is asked, because SQLite answers "cannot open" to all of it.
+//! Only a command that is there to store something may create a store; every other one says that there is none. What the
+//! system forbids about a file is found out before SQLite is asked, because SQLite answers "cannot open" to all of it.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::{AccessFlags, Uid, User, access};
-use tidegate::sqlite::{Options, SqliteStore};
+use tidegate::engine::Opening;
 use tidegate::store::Act;
-use tidegate::{Store, StoreErrorKind};
+use tidegate::{Address, Engine, Store, StoreErrorKind};
 
 use crate::exit::{Code, Problem};
 
-/// Whether a file that is not there is made.
+/// Whether a store that is not there is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Existing,
     Create,
 }
 
-/// The file a `--store` names.
-pub(crate) fn place(named: &str) -> Result<PathBuf, Problem> {
-    let (scheme, rest) = named.split_once("://").unwrap_or(("sqlite", named));
-    match scheme {
-        "sqlite" if rest.is_empty() => Err(Problem::usage(format!("store {named:?} names no file"))
-            .hint("--store PATH, or the environment variable TIDEGATE_STORE")),
-        "sqlite" => Ok(PathBuf::from(rest)),
-        // Only the scheme is repeated: the rest of such an address may hold a password.
-        "postgres" | "postgresql" => {
-            Err(Problem::usage(format!("store {scheme}://…: PostgreSQL is not in this build yet"))
-                .hint("use a file: --store PATH"))
-        }
-        _ => Err(Problem::usage(format!("store {scheme}://…: no engine of that name"))
-            .hint("use a file: --store PATH or --store sqlite://PATH")),
-    }
+/// What a `--store` names. The password of a server may also come from the environment, where other users of the machine
+/// do not see it as they see a command line.
+pub(crate) fn place(named: &str) -> Result<Address, Problem> {
+    let address = Address::of(named).map_err(|error| {
+        Problem::usage(error.what())
+            .hint("--store PATH or --store postgres://HOST/DATABASE, or the environment variable TIDEGATE_STORE")
+    })?;
+    Ok(match address {
+        Address::File(path) => Address::File(path),
+        Address::Server(server) => Address::Server(match password() {
+            Some(password) => server.with_password(&password),
+            None => server,
+        }),
+    })
+}
+
+#[expect(clippy::disallowed_methods, reason = "the command is the one place that reads the environment")]
+fn password() -> Option<String> {
+    std::env::var("PGPASSWORD").ok().filter(|password| !password.is_empty())
 }
 
 /// Opens the store, lets `work` use it, and closes it whatever the work came to.
@@ -45,31 +49,45 @@ where
     F: FnOnce(Arc<dyn Store>) -> Fut + Send,
     Fut: Future<Output = Result<Code, Problem>> + Send,
 {
-    with_sqlite(named, access, |store| work(store)).await
+    with_engine(named, access, |engine| work(engine.store())).await
 }
 
-/// The same for what only the SQLite engine can do.
-pub(crate) async fn with_sqlite<F, Fut>(named: &str, access: Access, work: F) -> Result<Code, Problem>
+/// The same for what is an engine's to do.
+pub(crate) async fn with_engine<F, Fut>(named: &str, access: Access, work: F) -> Result<Code, Problem>
 where
-    F: FnOnce(Arc<SqliteStore>) -> Fut + Send,
+    F: FnOnce(Engine) -> Fut + Send,
     Fut: Future<Output = Result<Code, Problem>> + Send,
 {
-    let path = place(named)?;
-    check(&path, access)?;
-    let options = Options { create: access == Access::Create, ..Options::default() };
-    let options = Options { busy_timeout: busy_timeout()?.unwrap_or(options.busy_timeout), ..options };
-    // Opening waits for the disk and for other processes; Ctrl-C has to get through meanwhile.
-    let opened = tokio::task::spawn_blocking(move || SqliteStore::open(path, options)).await;
-    let opened = opened.map_err(|e| Problem::new(Code::Failed, format!("opening the store panicked: {e}")))?;
-    let store = opened.map_err(|error| {
-        // The arguments are in order; it is the file that this program cannot work on.
+    let engine = open(&place(named)?, access).await?;
+    let ended = work(engine.clone()).await;
+    engine.close().await;
+    ended
+}
+
+/// Opens a store.
+async fn open(address: &Address, access: Access) -> Result<Engine, Problem> {
+    open_with(address, access, Opening::default()).await
+}
+
+/// Opens a store, and takes the steps of its tables that are missing.
+pub(crate) async fn open_migrating(address: &Address, access: Access) -> Result<Engine, Problem> {
+    let mut opening = Opening::default();
+    opening.migrate = true;
+    open_with(address, access, opening).await
+}
+
+async fn open_with(address: &Address, access: Access, mut opening: Opening) -> Result<Engine, Problem> {
+    if let Address::File(path) = address {
+        check(path, access)?;
+    }
+    opening.create = access == Access::Create;
+    opening.busy_timeout = busy_timeout()?;
+    Engine::open(address, opening).await.map_err(|error| {
+        // The arguments are in order; it is the store that this program cannot work on.
         let is_another = error.kind() == StoreErrorKind::Invalid;
         let problem = Problem::from(error);
         if is_another { Problem { code: Code::Conflict, ..problem } } else { problem }
-    })?;
-    let ended = work(store.clone()).await;
-    store.close().await;
-    ended
+    })
 }
 
 /// How long a file that another process holds is tried again, if the environment says so.
@@ -133,12 +151,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_is_a_path_or_an_address_of_a_path() {
-        let file = |named: &str| place(named).map(|path| path.display().to_string()).map_err(|p| (p.code, p.what));
-        assert_eq!(file("a/b.db"), Ok("a/b.db".to_owned()));
-        assert_eq!(file("sqlite://a/b.db"), Ok("a/b.db".to_owned()));
-        assert_eq!(file("sqlite:///var/b.db"), Ok("/var/b.db".to_owned()));
-        for refused in ["", "sqlite://", "postgres://u:secret@host/db", "postgresql://host/db", "mysql://host/db"] {
+    fn a_store_is_a_path_or_an_address() {
+        let file = |named: &str| {
+            let place = place(named).map_err(|problem| (problem.code, problem.what))?;
+            Ok(place.file().map(|path| path.display().to_string()))
+        };
+        assert_eq!(file("a/b.db"), Ok(Some("a/b.db".to_owned())));
+        assert_eq!(file("sqlite://a/b.db"), Ok(Some("a/b.db".to_owned())));
+        assert_eq!(file("sqlite:///var/b.db"), Ok(Some("/var/b.db".to_owned())));
+        for server in ["postgres://u:secret@host/db", "postgresql://host/db"] {
+            assert_eq!(file(server), Ok(None));
+            assert!(!place(server).unwrap().to_string().contains("secret"));
+        }
+        for refused in ["", "sqlite://", "mysql://u:secret@host/db"] {
             let (code, what) = file(refused).unwrap_err();
             assert_eq!(code, Code::Usage);
             assert!(what.contains(refused.split_once("://").map_or("\"\"", |(scheme, _)| scheme)), "{what}");

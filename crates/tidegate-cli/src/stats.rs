@@ -1,14 +1,12 @@
 //! `tidegate stats`: depths, ages and counters of a store, exact as of one moment.
 
-use std::sync::Arc;
-
 use serde::Serialize;
-use tidegate::Store as _;
-use tidegate::sqlite::{Disk, RoomFor, SqliteStore};
+use tidegate::Engine;
+use tidegate::sqlite::{Disk, Room, RoomFor};
 use tidegate::store::Stats;
 
 use crate::exit::{Code, Problem};
-use crate::open::{Access, with_sqlite};
+use crate::open::{Access, with_engine};
 use crate::output::{Output, Paint};
 use crate::queue;
 
@@ -19,7 +17,7 @@ Examples:
 
 const COLUMNS: &str = "\
 When piped: the lines of `queue list`, then the counters (queue, kind, what, code, how often), then
-`open effects` and their number, the disk, and what it has room for; blank lines between.";
+`open effects` and their number, the disk of a file, and what it has room for; blank lines between.";
 
 /// Show depths, ages and counters
 #[derive(Debug, clap::Args)]
@@ -30,15 +28,20 @@ pub(crate) struct Args {}
 struct Shown<'a> {
     #[serde(flatten)]
     stats: &'a Stats,
-    disk: Disk,
+    /// Of a file. The disk of a server is its own to watch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disk: Option<Disk>,
 }
 
 pub(crate) async fn run(_: Args, store: &str, output: &Output) -> Result<Code, Problem> {
-    with_sqlite(store, Access::Existing, |store: Arc<SqliteStore>| async move {
-        let stats = store.stats().await?;
-        let (disk, room) = (store.disk(), store.room());
+    with_engine(store, Access::Existing, |engine: Engine| async move {
+        let stats = engine.store().stats().await?;
+        let disk = match &engine {
+            Engine::Sqlite(store) => Some((store.disk(), store.room())),
+            Engine::Postgres(_) | Engine::Other(_) => None,
+        };
         if output.json {
-            output.object(&Shown { stats: &stats, disk })?;
+            output.object(&Shown { stats: &stats, disk: disk.map(|(disk, _)| disk) })?;
             return Ok(Code::Done);
         }
         queue::print(&stats.queues, output)?;
@@ -58,19 +61,28 @@ pub(crate) async fn run(_: Args, store: &str, output: &Output) -> Result<Code, P
         output.data("\n")?;
         let open = stats.open_effects.to_string();
         let open = if stats.open_effects > 0 { output.paint(Paint::Waits, &open) } else { open };
-        let scarce = disk.room_for != RoomFor::Accepting;
-        let room_for = disk.room_for.as_str();
-        let room_for = if scarce { output.paint(Paint::Waits, room_for) } else { room_for.to_owned() };
-        let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
-        let disk = format!("{} free, {} in reserve", mib(disk.free), mib(disk.reserve));
-        output.fields(&[("open effects", open), ("disk", disk), ("room for", room_for)])?;
-        if scarce {
-            let (accept, claim) = (mib(room.accept), mib(room.claim));
-            output.next(format!(
-                "nothing new is accepted below {accept}, nothing claimed below {claim}: docs/operations/disk-full.md"
-            ));
-        }
+        let Some((disk, room)) = disk else {
+            output.fields(&[("open effects", open)])?;
+            return Ok(Code::Done);
+        };
+        print_disk(open, disk, room, output)?;
         Ok(Code::Done)
     })
     .await
+}
+
+fn print_disk(open: String, disk: Disk, room: Room, output: &Output) -> Result<(), Problem> {
+    let scarce = disk.room_for != RoomFor::Accepting;
+    let room_for = disk.room_for.as_str();
+    let room_for = if scarce { output.paint(Paint::Waits, room_for) } else { room_for.to_owned() };
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    let disk = format!("{} free, {} in reserve", mib(disk.free), mib(disk.reserve));
+    output.fields(&[("open effects", open), ("disk", disk), ("room for", room_for)])?;
+    if scarce {
+        let (accept, claim) = (mib(room.accept), mib(room.claim));
+        output.next(format!(
+            "nothing new is accepted below {accept}, nothing claimed below {claim}: docs/operations/disk-full.md"
+        ));
+    }
+    Ok(())
 }

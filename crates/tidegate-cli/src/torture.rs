@@ -4,7 +4,7 @@
 //! and the exit code. The child processes are this very program again, as `tidegate role ..`.
 
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,10 +13,11 @@ use clap::ValueEnum;
 use deposits::clock;
 use deposits::gateway::GatewayMode;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tidegate::{explain, failpoint};
-use tidegate_torture::{Amount, Failpoints, Faults, Options, Phase, Progress, Report};
+use tidegate::{Address, explain, failpoint};
+use tidegate_torture::{Amount, Failpoints, Faults, Options, Phase, Progress, Report, Store};
 
 use crate::exit::{Code, Problem};
+use crate::open::place;
 use crate::output::Output;
 
 const EXAMPLES: &str = "\
@@ -25,6 +26,7 @@ Examples:
   tidegate torture --for 5m --dir /mnt/disk/torture
   tidegate torture --kills 300 --stops 60 --redeploys 10 --report report.json
   tidegate torture --gateway none --seed 7
+  tidegate torture --store throw-away --for 5m
   tidegate torture --list-failpoints";
 
 const MUSTS: &str = "\
@@ -37,7 +39,12 @@ Exit code 0 only if nothing accepted was lost, nothing took effect twice, the bo
 one state, answers are the same when asked again, and what a killed worker held was free within the lease and 2 s. \
 Otherwise 1, and the directory is kept. The same seed plans the same faults; when they hit depends on the machine.
 
---store is not used: the run makes a store of its own in its directory.";
+The store is a file in the run's directory. --store postgres://… has one made in a schema of its own on that server, \
+which also ends connections then; --store throw-away has a server made for the run, which is restarted as well, as if \
+it had crashed, and ends connections between a COMMIT and its answer.";
+
+/// The server that is made for a run, as it is named on the command line.
+const THROW_AWAY: &str = "throw-away";
 
 /// Which failpoints are killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -55,7 +62,7 @@ enum AtFailpoints {
 #[command(before_help = EXAMPLES, after_help = MUSTS)]
 pub(crate) struct TortureArgs {
     /// How long faults happen: 90s, 5m, 2h
-    #[arg(long = "for", value_name = "TIME", default_value = "1m", value_parser = duration, conflicts_with_all = ["kills", "stops", "redeploys"])]
+    #[arg(long = "for", value_name = "TIME", default_value = "1m", value_parser = duration, conflicts_with_all = ["kills", "stops", "redeploys", "terminations", "restarts"])]
     length: Duration,
     /// So many SIGKILLs instead of a time; those at failpoints are counted in, and all of them happen
     #[arg(long, value_name = "N")]
@@ -66,12 +73,18 @@ pub(crate) struct TortureArgs {
     /// So many SIGTERMs; a thirtieth of the kills unless given
     #[arg(long, value_name = "N", requires = "kills")]
     redeploys: Option<u64>,
+    /// So many times a server ends a service's connections; a fifth of the kills unless given
+    #[arg(long, value_name = "N", requires = "kills")]
+    terminations: Option<u64>,
+    /// So many immediate restarts of a throw-away server; a tenth of the kills unless given
+    #[arg(long, value_name = "N", requires = "kills")]
+    restarts: Option<u64>,
     /// Where, besides at random, services are killed
     #[arg(long, value_name = "WHICH", value_enum, default_value = "all")]
     failpoints: AtFailpoints,
-    /// How many services share the store
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
-    services: u16,
+    /// How many services share the store; 2 on a file, 3 on a server unless given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    services: Option<u16>,
     /// What the gateway can do about a repeated call: idempotent, lookup or none
     #[arg(long, value_name = "MODE", default_value = "idempotent")]
     gateway: GatewayMode,
@@ -99,7 +112,7 @@ pub(crate) struct TortureArgs {
 }
 
 /// Runs it; its exit code is the report's.
-pub(crate) async fn run(args: TortureArgs, output: &Output) -> Result<ExitCode, Problem> {
+pub(crate) async fn run(args: TortureArgs, store: Option<&str>, output: &Output) -> Result<ExitCode, Problem> {
     if args.list_failpoints {
         let rows: Vec<Vec<String>> = (failpoint::ALL.iter())
             .map(|point| {
@@ -110,14 +123,19 @@ pub(crate) async fn run(args: TortureArgs, output: &Output) -> Result<ExitCode, 
         output.rows(&["failpoint", "transaction", "what has happened when it is reached"], &rows)?;
         return Ok(Code::Done.into());
     }
+    let store = store.map(of_a_run).transpose()?.unwrap_or_default();
     let (directory, temporary) = directory(&args)?;
-    let options = options(&args, directory.clone())?;
+    let options = options(&args, store, directory.clone())?;
     let mut show = Show::new(&args);
     show.say(&format!(
         "seed {}, {} services on {}, gateway {}, lease {}",
         args.seed,
-        args.services,
-        directory.display(),
+        options.services,
+        match &options.store {
+            Store::File => directory.display().to_string(),
+            Store::Server(server) => server.to_string(),
+            Store::ThrowAway => "a server made for the run".to_owned(),
+        },
         args.gateway,
         explain::span(args.lease),
     ));
@@ -134,7 +152,18 @@ pub(crate) async fn run(args: TortureArgs, output: &Output) -> Result<ExitCode, 
                 .hint(format!("what there is so far is in {}", directory.display())));
         }
     };
-    conclude(&args, &report, &directory, temporary, output)
+    conclude(&args, &report, &options, temporary, output)
+}
+
+/// Where a run makes its store: a file of one's own is not touched.
+fn of_a_run(named: &str) -> Result<Store, Problem> {
+    if named == THROW_AWAY {
+        return Ok(Store::ThrowAway);
+    }
+    Ok(match place(named)? {
+        Address::File(_) => Store::File,
+        Address::Server(server) => Store::Server(server),
+    })
 }
 
 /// Ctrl-C; never, if it cannot be heard.
@@ -154,13 +183,15 @@ fn directory(args: &TortureArgs) -> anyhow::Result<(PathBuf, bool)> {
     Ok((made.keep(), true))
 }
 
-fn options(args: &TortureArgs, directory: PathBuf) -> anyhow::Result<Options> {
+fn options(args: &TortureArgs, store: Store, directory: PathBuf) -> anyhow::Result<Options> {
     let amount = match args.kills {
         None => Amount::For(args.length),
         Some(kills) => Amount::Count(Faults {
             kills,
             stops: args.stops.unwrap_or(kills / 5),
             redeploys: args.redeploys.unwrap_or(kills / 30),
+            terminations: args.terminations.unwrap_or(kills / 5),
+            restarts: args.restarts.unwrap_or(kills / 10),
         }),
     };
     let failpoints = match args.failpoints {
@@ -175,7 +206,8 @@ fn options(args: &TortureArgs, directory: PathBuf) -> anyhow::Result<Options> {
         seed: args.seed,
         amount,
         failpoints,
-        services: args.services.into(),
+        services: args.services.unwrap_or(if store == Store::File { 2 } else { 3 }).into(),
+        store,
         gateway: args.gateway,
         gateway_really: args.gateway_really,
         lease: args.lease,
@@ -186,10 +218,11 @@ fn options(args: &TortureArgs, directory: PathBuf) -> anyhow::Result<Options> {
 fn conclude(
     args: &TortureArgs,
     report: &Report,
-    directory: &Path,
+    options: &Options,
     temporary: bool,
     output: &Output,
 ) -> Result<ExitCode, Problem> {
+    let directory = options.directory.as_path();
     let json = || serde_json::to_string(report).context("a report is plain data");
     if let Some(file) = &args.report {
         std::fs::write(file, json()? + "\n").with_context(|| format!("cannot write {}", file.display()))?;
@@ -222,12 +255,19 @@ fn conclude(
         writeln!(talk, "not reached in time, so nothing died there: {}", unreached.join(", "))?;
     }
     if !report.pass {
-        let store = directory.join("deposits.db");
+        let store = match &options.store {
+            Store::File => directory.join("deposits.db").display().to_string(),
+            Store::Server(server) => server.clone().with("schema", &report.schema).to_string(),
+            // It went with the run.
+            Store::ThrowAway => {
+                writeln!(talk, "hint: the ledger and the services' words are in {}", directory.display())?;
+                return Ok(Code::Failed.into());
+            }
+        };
         writeln!(
             talk,
-            "hint: everything is in {}; tidegate --store {} doctor, or explain a message, looks into it",
+            "hint: everything is in {}; tidegate --store {store} doctor, or explain a message, looks into it",
             directory.display(),
-            store.display()
         )?;
         return Ok(Code::Failed.into());
     }

@@ -11,7 +11,9 @@
 pub mod canary;
 pub mod canonical;
 pub mod clock;
+pub mod doctor;
 pub mod effect;
+pub mod erase;
 pub mod error;
 pub mod explain;
 pub mod failpoint;
@@ -19,6 +21,7 @@ pub mod group;
 pub mod id;
 pub mod lifecycle;
 pub mod message;
+pub mod migration;
 pub mod retry;
 pub mod store;
 

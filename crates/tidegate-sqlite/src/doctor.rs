@@ -10,8 +10,8 @@ use std::path::Path;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, params};
-use serde::Serialize;
 use tidegate_core::clock::Timestamp;
+pub use tidegate_core::doctor::{Check, Finding};
 use tidegate_core::error::StoreError;
 use tidegate_core::id::MessageId;
 use tidegate_core::store::Counted;
@@ -46,34 +46,6 @@ pub struct Doctor {
 impl Doctor {
     /// The write-ahead log begins anew at 64 MiB; four times as much means that something keeps it from it.
     pub const LARGEST_WAL: u64 = 256 << 20;
-}
-
-/// What one check found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Check {
-    /// Its name.
-    pub name: &'static str,
-    /// What it looks at.
-    pub what: &'static str,
-    /// Nothing was found.
-    pub ok: bool,
-    /// How much was found.
-    pub found: usize,
-    /// The first of it.
-    pub findings: Vec<Finding>,
-}
-
-/// Something that is not as it should be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// In which table; empty when it is about the file.
-    pub table: String,
-    /// In which row: a message's number, or whatever names the row in that table.
-    pub row: String,
-    /// The message, if the row is about one.
-    pub message: Option<MessageId>,
-    /// What is wrong.
-    pub what: String,
 }
 
 type Found = Vec<Finding>;

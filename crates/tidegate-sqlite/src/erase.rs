@@ -6,51 +6,16 @@
 
 use rusqlite::params;
 use tidegate_core::effect;
+pub use tidegate_core::erase::{Also, Erase, TOMBSTONE};
 use tidegate_core::error::{StoreError, StoreErrorKind};
 use tidegate_core::id::MessageId;
 use tidegate_core::lifecycle::State;
-use tidegate_core::store::{Act, Verdicts};
+use tidegate_core::store::Verdicts;
 
 use crate::group::Group;
 use crate::place::{self, Found};
 use crate::row::{ANSWER_ERASED, ERASED};
 use crate::trouble::{Trouble, verdict};
-
-/// What stands where a payload, a value or a text was: JSON, so that whoever reads it as such can.
-pub const TOMBSTONE: &str = "{\"erased\":true}";
-
-/// What is erased beside the payload.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Also {
-    /// The result, or the failure's detail: a duplicate then learns the state only.
-    pub answer: bool,
-    /// Values of effects, and late evidence.
-    pub effects: bool,
-    /// The headers.
-    pub headers: bool,
-    /// What the history, the failure of a dead letter and the reasons of a redrive say.
-    pub history: bool,
-}
-
-impl Also {
-    fn words(self) -> String {
-        let parts =
-            [("answer", self.answer), ("effects", self.effects), ("headers", self.headers), ("history", self.history)];
-        let chosen = parts.into_iter().filter_map(|(word, chosen)| chosen.then_some(word));
-        std::iter::once("payload").chain(chosen).collect::<Vec<_>>().join(", ")
-    }
-}
-
-/// Which messages are erased, and how much of them.
-#[derive(Debug, Clone)]
-pub struct Erase {
-    /// Which.
-    pub ids: Vec<MessageId>,
-    /// Beside the payload.
-    pub also: Also,
-    /// Who and why; the reason is mandatory.
-    pub act: Act,
-}
 
 /// Erases a list of messages.
 pub(crate) fn erase(group: &mut Group<'_>, request: &Erase) -> Result<Verdicts<()>, Trouble> {

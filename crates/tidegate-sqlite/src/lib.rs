@@ -56,6 +56,7 @@ use tidegate_core::failpoint;
 use tidegate_core::id::{IdempotencyKey, Kind, LeaseToken, MessageId, QueueName, Tenant};
 use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
+use tidegate_core::migration::Step;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
     AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, DEFAULT_RETENTION, Discard, Edit, Edited,
@@ -279,6 +280,15 @@ impl SqliteStore {
     /// The names of the doctor's checks.
     pub fn doctor_checks() -> impl Iterator<Item = &'static str> {
         doctor::names()
+    }
+
+    /// The steps of this program's tables, and when the file at `path` took each; a file that is not there took none. Blocks
+    /// while it reads the file, and does not change it.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`], but that an older store is none.
+    pub fn steps(path: impl AsRef<Path>) -> Result<Vec<Step>, StoreError> {
+        migrate::steps(path.as_ref())
     }
 
     /// The disk as this store last looked at it, which it does with the writes it makes: `free` is `u64::MAX` before the

@@ -3,13 +3,16 @@
 //! Each step's text is known by its SHA-256: a store made by other steps than this program's is refused, not guessed
 //! about. All missing steps are one transaction, with the mark that makes the file a store.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 use rusqlite::{Connection, params};
 use tidegate_core::clock::{Random, SystemRandom, Timestamp};
 use tidegate_core::error::StoreError;
 use tidegate_core::id::Hex;
+use tidegate_core::migration::Step;
 
+use crate::open;
 use crate::seal;
 
 use sha2::{Digest, Sha256};
@@ -107,6 +110,33 @@ impl From<rusqlite::Error> for Looked {
     fn from(error: rusqlite::Error) -> Self {
         Self::Sqlite(error)
     }
+}
+
+/// The steps of this program, and when the file took each. Nothing is written.
+pub(crate) fn steps(path: &Path) -> Result<Vec<Step>, StoreError> {
+    const TAKEN: &str = "-- steps: what was done to this file, and when
+        select number, applied_at from tide_migration";
+    let mut taken: HashMap<i64, i64> = HashMap::new();
+    // An empty file is what an interrupted creation leaves.
+    if path.metadata().map_or(0, |about| about.len()) > 0 {
+        let conn = open::reader(path)?;
+        let failed = |looked| match looked {
+            Looked::Refused(error) => error,
+            Looked::Sqlite(error) => open::failed(path, error),
+        };
+        if look(&conn, &path.display().to_string()).map_err(failed)? != Kind::Empty {
+            let mut statement = conn.prepare(TAKEN).map_err(|e| open::failed(path, e))?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+            taken = rows.and_then(Iterator::collect).map_err(|e| open::failed(path, e))?;
+        }
+    }
+    let step = |(number, migration): (u32, &Migration)| Step {
+        number,
+        name: migration.name,
+        sql: migration.sql.to_owned(),
+        applied_at: taken.get(&i64::from(number)).map(|at| Timestamp::from_millis(*at)),
+    };
+    Ok((1..).zip(&MIGRATIONS).map(step).collect())
 }
 
 fn digest(sql: &str) -> [u8; 32] {

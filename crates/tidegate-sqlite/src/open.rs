@@ -314,7 +314,7 @@ impl Opening<'_> {
 }
 
 /// An error of SQLite while a file was opened, with its path.
-fn failed(path: &Path, error: rusqlite::Error) -> StoreError {
+pub(crate) fn failed(path: &Path, error: rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => {
             StoreError::new(StoreErrorKind::Corrupt, format!("{} is no SQLite database", path.display()))

@@ -11,9 +11,10 @@ use deposits::load::Asked;
 use deposits::proof::judge;
 use deposits::steps::{Authorise, CRASH_LIMIT, Capture, Credit, MAX_ATTEMPTS, Notify, Refund, View};
 use deposits::trace::DepositRequest;
-use tidegate::sqlite::{Doctor, SqliteStore};
+use tidegate::engine;
+use tidegate::sqlite::Doctor;
 use tidegate::store::{Filter, MessageView, Summary};
-use tidegate::{Clock, Message, State, SystemClock, Tidegate};
+use tidegate::{Message, State, SystemClock, Tidegate};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -288,10 +289,9 @@ fn beyond(view: &MessageView) -> Option<String> {
 }
 
 async fn doctor(stage: &Stage) -> anyhow::Result<Vec<String>> {
-    let (store, doctor) =
-        (stage.store.clone(), Doctor { now: SystemClock::new().now(), largest_wal: Doctor::LARGEST_WAL });
-    let checks = tokio::task::spawn_blocking(move || SqliteStore::doctor(store, doctor)).await??;
-    let findings = checks.into_iter().flat_map(|check| {
+    let checks = engine::doctor(&stage.store, &SystemClock::new(), Doctor::LARGEST_WAL).await?;
+    // What is no more than a warning is no disagreement.
+    let findings = checks.into_iter().filter(|check| !check.ok).flat_map(|check| {
         check
             .findings
             .into_iter()

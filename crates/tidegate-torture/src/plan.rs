@@ -40,6 +40,19 @@ pub struct Faults {
     pub stops: u64,
     /// SIGTERMs with a new process afterwards.
     pub redeploys: u64,
+    /// Connections of a service that the server ends; of a file there are none.
+    pub terminations: u64,
+    /// Immediate restarts of the server.
+    pub restarts: u64,
+}
+
+/// Which faults there can be besides those of a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Possible {
+    /// The store is on a server, which can end connections.
+    pub(crate) terminations: bool,
+    /// The server is ours to restart.
+    pub(crate) restarts: bool,
 }
 
 /// One fault, for whichever service is next.
@@ -55,6 +68,10 @@ pub(crate) enum Fault {
     StopAt { point: &'static Point, nth: u64, length: Duration },
     /// SIGTERM, and a new process when the old one has drained.
     Redeploy { after: Duration },
+    /// The server ends the connections of a service: at a random moment, or between a COMMIT and its answer.
+    Terminate { after: Duration, in_commit: bool },
+    /// The server is restarted as if it had crashed.
+    Restart { after: Duration },
 }
 
 /// The faults that are still to come, shared by all services.
@@ -67,13 +84,16 @@ struct Inner {
     until: Option<Instant>,
     lease: Duration,
     points: Vec<&'static Point>,
+    possible: Possible,
     rng: ChaCha8Rng,
 }
 
-/// A point that no run with this gateway comes to: nothing is ever looked up at one that recognises keys, or cannot be
-/// asked.
-pub(crate) fn unreachable(point: &Point, gateway: GatewayMode) -> bool {
-    point.name.ends_with("_look_up") && gateway != GatewayMode::Lookup
+/// A point that no run with this gateway and store comes to: nothing is ever looked up at one that recognises keys, or
+/// cannot be asked; and a server writes in one statement what a file is written row by row.
+pub(crate) fn unreachable(point: &Point, gateway: GatewayMode, possible: Possible) -> bool {
+    let in_one_statement = ["claim.after_removal"];
+    (point.name.ends_with("_look_up") && gateway != GatewayMode::Lookup)
+        || (possible.terminations && in_one_statement.contains(&point.name))
 }
 
 /// What a process comes to once at most, or seldom: a later visit is not waited for.
@@ -89,9 +109,10 @@ impl Plan {
         gateway: GatewayMode,
         failpoints: Failpoints,
         amount: Amount,
+        possible: Possible,
     ) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let points: Vec<_> = failpoint::ALL.iter().filter(|point| !unreachable(point, gateway)).collect();
+        let points: Vec<_> = failpoint::ALL.iter().filter(|point| !unreachable(point, gateway, possible)).collect();
         let mut fixed: Vec<Fault> = Vec::new();
         if failpoints != Failpoints::None {
             fixed.extend(points.iter().map(|point| Fault::KillAt { point, nth: 1 }));
@@ -102,17 +123,21 @@ impl Plan {
         }
         let until = match amount {
             Amount::For(length) => Some(clock::now() + length),
-            Amount::Count(Faults { kills, stops, redeploys }) => {
+            Amount::Count(Faults { kills, stops, redeploys, terminations, restarts }) => {
                 let at_points = fixed.len() as u64;
                 fixed.extend((at_points..kills).map(|_| kill(&mut rng)));
                 let stop = |number, rng: &mut ChaCha8Rng| stop(number % 2 == 0, lease, &points, rng);
                 fixed.extend((0..stops).map(|number| stop(number, &mut rng)));
                 fixed.extend((0..redeploys).map(|_| redeploy(&mut rng)));
+                let terminations = if possible.terminations { terminations } else { 0 };
+                fixed.extend((0..terminations).map(|_| terminate(true, &mut rng)));
+                let restarts = if possible.restarts { restarts } else { 0 };
+                fixed.extend((0..restarts).map(|_| restart(&mut rng)));
                 None
             }
         };
         fixed.shuffle(&mut rng);
-        Self(Mutex::new(Inner { fixed: fixed.into(), until, lease, points, rng }))
+        Self(Mutex::new(Inner { fixed: fixed.into(), until, lease, points, possible, rng }))
     }
 
     /// How many faults are fixed beforehand and not yet taken.
@@ -123,12 +148,18 @@ impl Plan {
     /// The next fault; none when it is time to end.
     pub(crate) fn next(&self) -> Option<Fault> {
         let mut inner = self.inner();
-        let Inner { fixed, until, lease, points, rng } = &mut *inner;
+        let Inner { fixed, until, lease, points, possible, rng } = &mut *inner;
         if until.is_some_and(|until| clock::now() >= until) {
             return None;
         }
         // A run by the clock has faults of all sorts from its beginning, also while failpoints are left.
         if until.is_some() && (fixed.is_empty() || rng.random_bool(0.25)) {
+            if possible.terminations && rng.random_bool(0.2) {
+                return Some(terminate(rng.random_bool(0.7), rng));
+            }
+            if possible.restarts && rng.random_bool(0.08) {
+                return Some(restart(rng));
+            }
             return Some(match rng.random_range(0..100) {
                 0..70 => kill(rng),
                 70..93 => stop(rng.random(), *lease, points, rng),
@@ -156,6 +187,14 @@ fn redeploy(rng: &mut ChaCha8Rng) -> Fault {
     Fault::Redeploy { after: Duration::from_micros(rng.random_range(50_000..400_000)) }
 }
 
+fn terminate(in_commit: bool, rng: &mut ChaCha8Rng) -> Fault {
+    Fault::Terminate { after: Duration::from_micros(rng.random_range(5_000..200_000)), in_commit }
+}
+
+fn restart(rng: &mut ChaCha8Rng) -> Fault {
+    Fault::Restart { after: Duration::from_micros(rng.random_range(50_000..400_000)) }
+}
+
 fn stop(at_point: bool, lease: Duration, points: &[&'static Point], rng: &mut ChaCha8Rng) -> Fault {
     let length = lease * rng.random_range(125..=175) / 100;
     // Inside a transaction it would block everybody: the documented limit, and nothing to be learnt from.
@@ -174,13 +213,17 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(2);
 
     fn all(failpoints: Failpoints, gateway: GatewayMode, faults: Faults) -> Vec<Fault> {
-        let plan = Plan::new(7, LEASE, gateway, failpoints, Amount::Count(faults));
+        all_of(failpoints, gateway, faults, Possible::default())
+    }
+
+    fn all_of(failpoints: Failpoints, gateway: GatewayMode, faults: Faults, possible: Possible) -> Vec<Fault> {
+        let plan = Plan::new(7, LEASE, gateway, failpoints, Amount::Count(faults), possible);
         std::iter::from_fn(|| plan.next()).collect()
     }
 
     #[test]
     fn the_same_seed_gives_the_same_faults_in_the_same_order() {
-        let faults = Faults { kills: 100, stops: 20, redeploys: 5 };
+        let faults = Faults { kills: 100, stops: 20, redeploys: 5, ..Faults::default() };
         let [first, second] = [(); 2].map(|()| all(Failpoints::All, GatewayMode::Idempotent, faults));
         assert_eq!(first, second);
         let count = |of: fn(&Fault) -> bool| first.iter().filter(|fault| of(fault)).count() as u64;
@@ -190,12 +233,25 @@ mod tests {
     }
 
     #[test]
+    fn a_server_is_hurt_as_well_and_only_ours_is_restarted() {
+        let faults = Faults { terminations: 8, restarts: 3, ..Faults::default() };
+        let count = |possible| {
+            let all = all_of(Failpoints::None, GatewayMode::Idempotent, faults, possible);
+            let of = |of: fn(&Fault) -> bool| all.iter().filter(|fault| of(fault)).count();
+            (of(|fault| matches!(fault, Fault::Terminate { .. })), of(|fault| matches!(fault, Fault::Restart { .. })))
+        };
+        assert_eq!(count(Possible::default()), (0, 0));
+        assert_eq!(count(Possible { terminations: true, restarts: false }), (8, 0));
+        assert_eq!(count(Possible { terminations: true, restarts: true }), (8, 3));
+    }
+
+    #[test]
     fn every_point_that_can_be_reached_is_killed_at_its_first_visit() {
         for gateway in [GatewayMode::Idempotent, GatewayMode::Lookup, GatewayMode::None] {
             let faults = all(Failpoints::First, gateway, Faults::default());
             for point in failpoint::ALL {
                 let killed = faults.contains(&Fault::KillAt { point, nth: 1 });
-                assert_eq!(killed, !unreachable(point, gateway), "{gateway}: {}", point.name);
+                assert_eq!(killed, !unreachable(point, gateway, Possible::default()), "{gateway}: {}", point.name);
             }
         }
     }
@@ -207,7 +263,11 @@ mod tests {
             match fault {
                 Fault::StopAt { point, length, .. } => assert!(!point.in_transaction && length > LEASE),
                 Fault::Stop { length, .. } => assert!(length > LEASE),
-                Fault::Kill { .. } | Fault::KillAt { .. } | Fault::Redeploy { .. } => panic!("{fault:?}"),
+                Fault::Kill { .. }
+                | Fault::KillAt { .. }
+                | Fault::Redeploy { .. }
+                | Fault::Terminate { .. }
+                | Fault::Restart { .. } => panic!("{fault:?}"),
             }
         }
     }
@@ -215,6 +275,7 @@ mod tests {
     #[test]
     fn a_run_by_the_clock_ends_with_it() {
         let amount = Amount::For(Duration::ZERO);
-        assert_eq!(Plan::new(1, LEASE, GatewayMode::None, Failpoints::All, amount).next(), None);
+        let plan = Plan::new(1, LEASE, GatewayMode::None, Failpoints::All, amount, Possible::default());
+        assert_eq!(plan.next(), None);
     }
 }

@@ -13,7 +13,7 @@ use anyhow::Context;
 use deposits::clock;
 use deposits::proof::percentile;
 use tidegate::store::{Filter, MessageView};
-use tidegate::{MessageId, State, Tidegate};
+use tidegate::{MessageId, State, StoreError, StoreErrorKind, Tidegate};
 use tokio::sync::mpsc;
 
 use crate::report::Recovery;
@@ -24,6 +24,8 @@ const SLACK: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// A look that comes later than this was kept from coming.
 const STALL: Duration = Duration::from_millis(250);
+/// A store that is away for longer than this is gone.
+const AWAY_FOR: Duration = Duration::from_secs(30);
 /// Nothing is followed for longer than this; it counts as late.
 const GIVE_UP: Duration = Duration::from_secs(60);
 
@@ -121,8 +123,10 @@ pub(crate) async fn measure(
 /// The messages that were leased to a worker when it died. Its leases have not lapsed yet, so nobody took them over.
 async fn held_by(tide: &Tidegate, death: &Death) -> anyhow::Result<Vec<((MessageId, String), Held)>> {
     let filter = Filter { states: vec![State::Leased], limit: 10_000, ..Filter::default() };
-    let leased = tide.store().list(filter).await.context("cannot list what the killed worker held")?;
-    let views = tide.store().inspect(leased.into_iter().map(|summary| summary.id).collect()).await?;
+    let leased = patiently(|| tide.store().list(filter.clone())).await;
+    let leased = leased.context("cannot list what the killed worker held")?;
+    let ids: Vec<MessageId> = leased.into_iter().map(|summary| summary.id).collect();
+    let views = patiently(|| tide.store().inspect(ids.clone())).await?;
     let of_it = views.into_iter().flatten().filter(|view| is_held_by(view, &death.worker));
     Ok(of_it
         .map(|view| {
@@ -136,6 +140,25 @@ async fn held_by(tide: &Tidegate, death: &Death) -> anyhow::Result<Vec<((Message
             ((view.message.id, death.worker.clone()), held)
         })
         .collect())
+}
+
+/// Asks a store again that is away for the moment, as a server is that was just restarted.
+async fn patiently<T, F>(ask: impl Fn() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let started = clock::now();
+    loop {
+        match ask().await {
+            Err(error)
+                if error.kind() == StoreErrorKind::Unavailable
+                    && clock::now().saturating_duration_since(started) < AWAY_FOR =>
+            {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            answered => return answered,
+        }
+    }
 }
 
 fn is_held_by(view: &MessageView, worker: &str) -> bool {
@@ -154,7 +177,8 @@ async fn look(
     let mut ids: Vec<MessageId> = held.keys().map(|(id, _)| *id).collect();
     ids.sort_unstable();
     ids.dedup();
-    let views = tide.store().inspect(ids).await.context("cannot look at the messages of a killed worker")?;
+    let views = patiently(|| tide.store().inspect(ids.clone())).await;
+    let views = views.context("cannot look at the messages of a killed worker")?;
     let views: HashMap<MessageId, MessageView> =
         views.into_iter().flatten().map(|view| (view.message.id, view)).collect();
     let now = clock::now();

@@ -19,7 +19,9 @@ pub struct Report {
     pub gateway: GatewayMode,
     /// The lease of every worker.
     pub lease_ms: u64,
-    /// How many services shared the file.
+    /// What keeps the store: `sqlite` or `postgres`.
+    pub store: &'static str,
+    /// How many services shared the store.
     pub services: usize,
     /// How long it all took.
     pub took_ms: u64,
@@ -33,6 +35,12 @@ pub struct Report {
     pub recovery: Recovery,
     /// Everything that must hold.
     pub checks: Vec<Check>,
+    /// The schema of the store, if it is on a server.
+    #[serde(skip)]
+    pub schema: String,
+    /// The server was made for the run, so that it could be restarted.
+    #[serde(skip)]
+    pub server_is_ours: bool,
     /// Where the store, the ledger, the producers' log and the services' own words are.
     pub directory: PathBuf,
 }
@@ -48,11 +56,18 @@ pub struct FaultCounts {
     pub stops: u64,
     /// Those of them at a failpoint.
     pub stops_at_failpoints: u64,
-    /// SIGSTOPs that met a service inside its write transaction, where it would block every other one: the documented
-    /// limit. It was let go at once, and the stop is not counted above.
+    /// SIGSTOPs that met a service inside its write transaction. On a file it would block every other one, the documented
+    /// limit: it was let go at once, and the stop is not counted above. On a server it held the rows it had locked until it
+    /// was let go, and the stop is counted above.
     pub stops_inside_transaction: u64,
     /// SIGTERMs that ended a service in good order, with a new one after it.
     pub redeploys: u64,
+    /// How often the server ended the connections of a service; 0 for a file, as for all that follows.
+    pub terminations: u64,
+    /// Those of them between a COMMIT and its answer.
+    pub terminations_in_commit: u64,
+    /// Immediate restarts of the server; 0 where it is not the run's own, and so is left running.
+    pub restarts: u64,
     /// What became of running messages at those.
     pub drains: Drains,
     /// How often each failpoint was armed and reached.
@@ -195,8 +210,18 @@ impl fmt::Display for Report {
         )?;
         count(out, "SIGSTOP for longer than the lease, then SIGCONT", faults.stops, "")?;
         count(out, "  of these at a failpoint", faults.stops_at_failpoints, "")?;
-        count(out, "  let go: it was inside its write transaction", faults.stops_inside_transaction, "")?;
+        let inside = match self.store {
+            "postgres" => "  of these inside a transaction, with rows locked",
+            _ => "  let go: it was inside its write transaction",
+        };
+        count(out, inside, faults.stops_inside_transaction, "")?;
         count(out, "SIGTERM and a new process", faults.redeploys, "")?;
+        if self.store == "postgres" {
+            count(out, "connections ended by the server", faults.terminations, "")?;
+            count(out, "  of these between COMMIT and its answer", faults.terminations_in_commit, "")?;
+            let note = if self.server_is_ours { "" } else { "   (the server is not ours to restart)" };
+            count(out, "immediate restarts of the server", faults.restarts, note.trim())?;
+        }
         writeln!(out)?;
         count(out, "deposits sent", deposits.sent, "")?;
         count(out, "accepted, and known to be so on the producers' disk", deposits.accepted, "")?;

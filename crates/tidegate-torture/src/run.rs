@@ -24,6 +24,7 @@ use crate::plan::{Amount, Failpoints, Plan, unreachable};
 use crate::producer::produce;
 use crate::recovery::measure;
 use crate::report::{Check, Report};
+use crate::server::{Database, Store};
 use crate::service::{Running, Slot};
 use crate::stage::Stage;
 
@@ -47,7 +48,9 @@ pub struct Options {
     pub amount: Amount,
     /// Which failpoints.
     pub failpoints: Failpoints,
-    /// How many services share the file.
+    /// Where the store is.
+    pub store: Store,
+    /// How many services share it.
     pub services: usize,
     /// What the services are told that the gateway can do about a repeated call.
     pub gateway: GatewayMode,
@@ -126,7 +129,7 @@ async fn to_the_end(
     let start = clock::now();
     let (stage, gateway) = Stage::set(options).await?;
     let stage = Arc::new(stage);
-    let tide = Tidegate::builder().housekeeping(false).open(&stage.store).await?;
+    let tide = Tidegate::builder().housekeeping(false).open_at(&stage.store).await?;
 
     let (measured, services) = attack(options, &stage, &tide, attacking, start, report).await?;
 
@@ -152,13 +155,21 @@ async fn to_the_end(
     audited.checks.push(Check::new("processes", says, &stage.all_broken()));
     let says = "when the faults stop, everything comes to its end";
     audited.checks.push(Check::new("drained", says, &drained.stuck));
-    let not_applicable =
-        failpoint::ALL.iter().filter(|point| unreachable(point, options.gateway)).map(|point| point.name).collect();
+    let possible = stage.database.as_ref().map(Database::possible).unwrap_or_default();
+    let beyond = |point: &&failpoint::Point| unreachable(point, options.gateway, possible);
+    let not_applicable = failpoint::ALL.iter().filter(beyond).map(|point| point.name).collect();
+    let pass = audited.checks.iter().all(|check| check.ok);
+    if let Some(database) = stage.database.as_ref().filter(|_| pass) {
+        database.remove().await?;
+    }
     Ok(Report {
-        pass: audited.checks.iter().all(|check| check.ok),
+        pass,
         seed: options.seed,
         gateway: options.gateway,
         lease_ms: stage.scale.lease_ms,
+        store: if stage.database.is_some() { "postgres" } else { "sqlite" },
+        server_is_ours: possible.restarts,
+        schema: stage.database.as_ref().map(|database| database.schema().to_owned()).unwrap_or_default(),
         services: options.services,
         took_ms: clock::ms_since(start),
         faults: stage.faults(not_applicable),
@@ -184,7 +195,8 @@ async fn attack(
     report: &mut (dyn FnMut(&Progress) + Send),
 ) -> anyhow::Result<(crate::recovery::Measured, Services)> {
     let Options { seed, lease, gateway, failpoints, amount, .. } = *options;
-    let plan = Arc::new(Plan::new(seed, lease, gateway, failpoints, amount));
+    let possible = stage.database.as_ref().map(Database::possible).unwrap_or_default();
+    let plan = Arc::new(Plan::new(seed, lease, gateway, failpoints, amount, possible));
     let (deaths, died) = mpsc::unbounded_channel();
     for number in 0..options.services {
         let slot = Slot {

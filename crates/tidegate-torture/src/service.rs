@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use deposits::clock;
-use deposits::process::Process;
+use deposits::process::{Process, Program};
 use deposits::role::{Armed, ArmedAct};
 use nix::sys::signal::Signal;
+use tidegate::Address;
 use tidegate::failpoint::Point;
 use tidegate::sqlite::rusqlite::{Connection, ErrorCode};
 use tokio::sync::mpsc;
@@ -19,7 +20,8 @@ use tokio::time::{sleep, timeout};
 use crate::plan::{Fault, Plan};
 use crate::recovery::Death;
 use crate::report::Drains;
-use crate::stage::{CLOSED, Stage, text, up};
+use crate::server::Terminated;
+use crate::stage::{CLOSED, Stage, up};
 
 /// How long a service may take until it listens.
 const STARTS_WITHIN: Duration = Duration::from_secs(30);
@@ -29,6 +31,8 @@ const GONE_WITHIN: Duration = Duration::from_secs(30);
 const TRIES: u64 = 4;
 /// How often a stop that meets a transaction is tried again.
 const STOP_TRIES: u32 = 40;
+/// How often a service is started that ends because the server is away.
+const START_TRIES: u32 = 50;
 /// How long the write lock is asked for before whoever is stopped is taken to hold it.
 const LOCK_WITHIN: Duration = Duration::from_millis(400);
 
@@ -91,6 +95,35 @@ impl Slot {
                 sleep(after).await;
                 self.stop_somewhere(fault, running, length).await.map(Some)
             }
+            Fault::Terminate { after, in_commit } => {
+                let running = self.or_start(running).await?;
+                sleep(after).await;
+                if let Some(database) = &self.stage.database {
+                    let _alone = database.alone().await;
+                    // While the commits of one service are held, so are those of all.
+                    let away = self.stage.server_goes();
+                    let what = database.terminate(&running.name, in_commit).await?;
+                    self.stage.server_is_back(away);
+                    self.stage.terminated(what);
+                    // On a server of somebody else's a commit is met by luck.
+                    if in_commit && what != Terminated::InCommit && database.is_ours() {
+                        self.plan.again(fault);
+                    }
+                }
+                Ok(Some(running))
+            }
+            Fault::Restart { after } => {
+                let running = self.or_start(running).await?;
+                sleep(after).await;
+                if let Some(database) = &self.stage.database {
+                    let _alone = database.alone().await;
+                    let away = self.stage.server_goes();
+                    database.restart().await?;
+                    self.stage.server_is_back(away);
+                    up(&self.stage.counts.restarts);
+                }
+                Ok(Some(running))
+            }
             Fault::KillAt { point, nth } => {
                 let armed = Armed { point, nth, act: ArmedAct::Kill };
                 match self.start_armed(armed, running).await? {
@@ -152,7 +185,19 @@ impl Slot {
         }
     }
 
+    /// Starts a service, again if the server was away at that moment: then it ends, as any service would, and whoever looks
+    /// after it starts it again.
     async fn start(&mut self, armed: Option<Armed>) -> anyhow::Result<Started> {
+        for _ in 0..START_TRIES {
+            if let Some(started) = self.start_once(armed).await? {
+                return Ok(started);
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        bail!("no service came up in place {} in {START_TRIES} tries", self.number + 1)
+    }
+
+    async fn start_once(&mut self, armed: Option<Armed>) -> anyhow::Result<Option<Started>> {
         self.started += 1;
         let name = format!("service-{}-{}", self.number + 1, self.started);
         let stage = &self.stage;
@@ -160,8 +205,6 @@ impl Slot {
             (stage.scale.lease_ms.to_string(), self.concurrency.to_string(), self.max_depth.to_string());
         let mut role: Vec<String> = [
             "service",
-            "--database",
-            text(&stage.store)?,
             "--gateway",
             &stage.gateway_url,
             "--mode",
@@ -179,11 +222,14 @@ impl Slot {
         ]
         .map(str::to_owned)
         .to_vec();
+        let store = stage.database.as_ref().map_or_else(|| stage.store.clone(), |server| server.address_for(&name));
+        role.extend(Program::database(&store)?);
         if let Some(armed) = armed {
             role.extend(["--failpoint".to_owned(), armed.to_string()]);
         }
         // One log for all services of a place: what a process says before it is killed is seldom much.
-        let mut process = stage.program.start(&format!("service-{}", self.number + 1), &role)?;
+        let program = stage.program.clone().with_store(&store);
+        let mut process = program.start(&format!("service-{}", self.number + 1), &role)?;
         let line = match timeout(STARTS_WITHIN, process.line()).await {
             Ok(line) => line?.unwrap_or_default(),
             Err(_) => bail!("{name} did not listen within {STARTS_WITHIN:?}{}", process.said()),
@@ -191,10 +237,14 @@ impl Slot {
         let running = Running { process, name };
         if let Some(address) = line.strip_prefix("listening ") {
             stage.listens(self.number, Some(format!("http://{address}")));
-            return Ok(Started::Listens(running));
+            return Ok(Some(Started::Listens(running)));
         }
         if armed.is_some_and(|armed| line == format!("reached {}", armed.point.name)) {
-            return Ok(Started::Reached(running));
+            return Ok(Some(Started::Reached(running)));
+        }
+        if line.is_empty() && stage.database.is_some() {
+            tracing::info!("{} could not start{}", running.name, running.process.said());
+            return Ok(None);
         }
         bail!("{} said {line:?} instead of where it listens{}", running.name, running.process.said())
     }
@@ -267,8 +317,21 @@ impl Slot {
         let stopped = clock::now();
         self.stage.stopped(self.number);
         let store = self.stage.store.clone();
-        let free =
-            tokio::task::spawn_blocking(move || can_be_written(store)).await.context("the look at the lock died")??;
+        let free = match store {
+            Address::File(path) => tokio::task::spawn_blocking(move || can_be_written(path))
+                .await
+                .context("the look at the lock died")??,
+            // A server lets others go on: what a stopped process holds there are a few rows, until it is let go.
+            Address::Server(_) => {
+                if let Some(database) = &self.stage.database
+                    && database.in_transaction(&running.name).await?
+                {
+                    self.stage.holds_rows(self.number, true);
+                    up(&self.stage.counts.stops_inside_transaction);
+                }
+                true
+            }
+        };
         if free {
             sleep(length.saturating_sub(clock::now().saturating_duration_since(stopped))).await;
             up(&self.stage.counts.stops);
@@ -279,6 +342,7 @@ impl Slot {
             up(&self.stage.counts.stops_inside_transaction);
         }
         running.process.signal(Signal::SIGCONT)?;
+        self.stage.holds_rows(self.number, false);
         self.stage.let_go(self.number);
         if free {
             // Whatever it was about to do under its lost leases, it does now.

@@ -1,6 +1,6 @@
 //! What all parts of a run share: the files, the gateway, who listens where, and what was counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,16 +11,26 @@ use deposits::clock;
 use deposits::gateway::{FaultScript, FaultWindow, Faults, GatewayMode, LatencyMs};
 use deposits::process::{Process, Program};
 use deposits::trace::Scale;
+use tidegate::Address;
 
 use crate::plan::Amount;
 use crate::report::{Drains, FaultCounts, PointCount};
 use crate::run::Options;
+use crate::server::{Database, Terminated};
 
 /// An account that is closed: what was taken for it is given back.
 pub(crate) const CLOSED: &str = "acct-0049";
 
 /// How long the gateway misbehaves in a run that has no length of its own.
 const MISBEHAVES_FOR: Duration = Duration::from_secs(2 * 3600);
+
+/// A server that is away for the moment.
+#[derive(Debug)]
+pub(crate) struct Away {
+    since: Instant,
+    /// From when on each service took over before.
+    before: Vec<Option<Instant>>,
+}
 
 /// Everything that is counted.
 #[derive(Debug, Default)]
@@ -31,6 +41,9 @@ pub(crate) struct Counts {
     pub(crate) stops_at_failpoints: AtomicU64,
     pub(crate) stops_inside_transaction: AtomicU64,
     pub(crate) redeploys: AtomicU64,
+    pub(crate) terminations: AtomicU64,
+    pub(crate) terminations_in_commit: AtomicU64,
+    pub(crate) restarts: AtomicU64,
     pub(crate) sent: AtomicU64,
     pub(crate) accepted: AtomicU64,
     pub(crate) unanswered: AtomicU64,
@@ -46,7 +59,9 @@ pub(crate) fn up(count: &AtomicU64) {
 pub(crate) struct Stage {
     pub(crate) program: Program,
     pub(crate) scale: Scale,
-    pub(crate) store: PathBuf,
+    pub(crate) store: Address,
+    /// The server that the store is on, if it is on one.
+    pub(crate) database: Option<Database>,
     pub(crate) ledger: PathBuf,
     pub(crate) producers: PathBuf,
     pub(crate) directory: PathBuf,
@@ -58,6 +73,8 @@ pub(crate) struct Stage {
     urls: Mutex<Vec<Option<String>>>,
     /// From when on each service takes over what lapsed; none while it is down or stopped.
     sweeps_from: Mutex<Vec<Option<Instant>>>,
+    /// Which services were stopped inside a transaction on a server, and hold the rows they had locked.
+    hold_rows: Mutex<BTreeSet<usize>>,
     /// What went wrong with a process: it ended by itself, or did not end.
     broken: Mutex<Vec<String>>,
 }
@@ -88,6 +105,9 @@ impl Stage {
         let script = directory.join("gateway-faults.json");
         let faults = serde_json::to_vec(&script_of(&scale, options.amount)).context("a script is plain data")?;
         std::fs::write(&script, faults).with_context(|| format!("cannot write {}", script.display()))?;
+        let schema = format!("torture_{}", std::process::id());
+        let database = Database::of(&options.store, &directory, &schema).await?;
+        let store = database.as_ref().map_or_else(|| directory.join("deposits.db").into(), Database::address);
         let program = Program::new(&options.executable, &options.before, &directory);
         let ledger = directory.join("gateway.ledger");
         let seed = options.seed.to_string();
@@ -108,7 +128,8 @@ impl Stage {
         let stage = Self {
             program,
             scale,
-            store: directory.join("deposits.db"),
+            store,
+            database,
             ledger,
             producers: directory.join("producers.ndjson"),
             gateway: options.gateway,
@@ -118,6 +139,7 @@ impl Stage {
             points: Mutex::default(),
             urls: Mutex::new(vec![None; options.services]),
             sweeps_from: Mutex::new(vec![None; options.services]),
+            hold_rows: Mutex::default(),
             broken: Mutex::default(),
             directory,
         };
@@ -146,13 +168,62 @@ impl Stage {
         lock(&self.sweeps_from)[slot] = None;
     }
 
+    /// A service that was stopped inside its transaction holds rows until it is let go.
+    pub(crate) fn holds_rows(&self, slot: usize, holds: bool) {
+        let mut hold_rows = lock(&self.hold_rows);
+        if holds {
+            hold_rows.insert(slot)
+        } else {
+            hold_rows.remove(&slot)
+        };
+    }
+
     /// It was let go. It was asleep, so it leaves all leases alone for as long as one lasts.
     pub(crate) fn let_go(&self, slot: usize) {
         lock(&self.sweeps_from)[slot] = Some(clock::now() + Duration::from_millis(self.scale.lease_ms));
     }
 
+    /// From now on nobody can take anything over, until [`Stage::server_is_back`]. Gives back who could.
+    pub(crate) fn server_goes(&self) -> Away {
+        let now = clock::now();
+        let never = now + Duration::from_secs(24 * 3600);
+        let mut sweeps_from = lock(&self.sweeps_from);
+        let before = sweeps_from.clone();
+        for from in sweeps_from.iter_mut().flatten() {
+            *from = never;
+        }
+        Away { since: now, before }
+    }
+
+    /// The server was away, and is back. Whoever had no store for a third of a lease leaves all leases alone for as long as
+    /// one lasts, from its next look on.
+    pub(crate) fn server_is_back(&self, away: Away) {
+        let (now, lease) = (clock::now(), Duration::from_millis(self.scale.lease_ms));
+        let was_long = now.saturating_duration_since(away.since) > lease / 4;
+        for (slot, from) in lock(&self.sweeps_from).iter_mut().enumerate() {
+            let before = away.before.get(slot).copied().flatten().unwrap_or(now);
+            *from = from.map(|_| if was_long { now + lease + lease / 5 } else { before });
+        }
+    }
+
+    /// What was done to a service's connections.
+    pub(crate) fn terminated(&self, what: Terminated) {
+        match what {
+            Terminated::InCommit => {
+                up(&self.counts.terminations);
+                up(&self.counts.terminations_in_commit);
+            }
+            Terminated::Somewhere => up(&self.counts.terminations),
+            Terminated::Nothing => {}
+        }
+    }
+
     /// Whether there is a service that could take over what lapsed.
     pub(crate) fn somebody_sweeps(&self) -> bool {
+        // What a stopped service has locked nobody takes over: the documented limit.
+        if !lock(&self.hold_rows).is_empty() {
+            return false;
+        }
         let now = clock::now();
         lock(&self.sweeps_from).iter().flatten().any(|from| *from <= now)
     }
@@ -204,6 +275,9 @@ impl Stage {
             stops_at_failpoints: read(&counts.stops_at_failpoints),
             stops_inside_transaction: read(&counts.stops_inside_transaction),
             redeploys: read(&counts.redeploys),
+            terminations: read(&counts.terminations),
+            terminations_in_commit: read(&counts.terminations_in_commit),
+            restarts: read(&counts.restarts),
             drains: *lock(&self.drains),
             failpoints: lock(&self.points).clone(),
             not_applicable,

@@ -1,7 +1,6 @@
 //! The way into a store for an application: open it, enqueue, wait, operate, start workers.
 
 use std::fmt;
-#[cfg(feature = "sqlite")]
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -11,14 +10,16 @@ use tidegate_core::error::StoreError;
 use tidegate_core::failpoint;
 use tidegate_core::id::{MessageId, QueueName, Tenant};
 use tidegate_core::lifecycle::Cancellation;
-use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
+use tidegate_core::message::NewMessage;
 use tidegate_core::store::{
     Act, Cancel, ChangeQueue, CommitListener, DEFAULT_RETENTION, Enqueued, Progress, QueueChange, Redrive, Resolve,
     Resolved, Store, Verdicts,
 };
 use tokio::sync::RwLock;
 
+use crate::address::Address;
 use crate::answer::{Flow, Sent};
+use crate::engine::{Engine, Opening};
 use crate::handler::Message;
 use crate::instrumented::Instrumented;
 use crate::maintenance::{self, Housekeeping, Maintenance};
@@ -49,26 +50,25 @@ struct Inner {
     lease: Duration,
     max_payload: usize,
     host: Host,
-    #[cfg(feature = "sqlite")]
-    sqlite: Option<Arc<tidegate_sqlite::SqliteStore>>,
+    engine: Engine,
     /// Its drop ends the thread.
     maintenance: Mutex<Option<Maintenance>>,
 }
 
 impl Tidegate {
-    /// Opens the SQLite store at `path`, creating it if it is not there, and starts housekeeping.
+    /// Opens the store at `path`, creating it if it is not there, and starts housekeeping: an SQLite file, or
+    /// `postgres://user@host/database`, if the engine for it is built in (the features `sqlite` and `postgres`).
     ///
     /// # Errors
-    /// `Unavailable` when the file cannot be opened or written, or another process holds it; `Corrupt` when it is damaged;
-    /// `Invalid` when it is another program's database or was written by a newer Tidegate. A file that is refused is left
-    /// as it was.
+    /// `Unavailable` when the file cannot be opened or written, or another process holds it, or when the server cannot be
+    /// reached; `Corrupt` when it is damaged; `Invalid` when it is another program's database or was written by a newer
+    /// Tidegate, or when its engine is not built in. A file that is refused is left as it was.
     ///
     /// # Cancel safety
-    /// Dropped, the file may have been created.
+    /// Dropped, the store may have been created.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    #[cfg(feature = "sqlite")]
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         Self::builder().open(path).await
     }
@@ -88,7 +88,30 @@ impl Tidegate {
     #[cfg(feature = "sqlite")]
     #[must_use]
     pub fn sqlite(&self) -> Option<&Arc<tidegate_sqlite::SqliteStore>> {
-        self.0.sqlite.as_ref()
+        match &self.0.engine {
+            Engine::Sqlite(store) => Some(store),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(_) => None,
+            Engine::Other(_) => None,
+        }
+    }
+
+    /// The PostgreSQL engine, if that is what was opened: enqueue in your own transaction, effects in the same database.
+    #[cfg(feature = "postgres")]
+    #[must_use]
+    pub fn postgres(&self) -> Option<&Arc<tidegate_postgres::PostgresStore>> {
+        match &self.0.engine {
+            #[cfg(feature = "sqlite")]
+            Engine::Sqlite(_) => None,
+            Engine::Postgres(store) => Some(store),
+            Engine::Other(_) => None,
+        }
+    }
+
+    /// What keeps the store, for what only an engine can do.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.0.engine
     }
 
     /// Begins a worker.
@@ -342,7 +365,7 @@ impl Tidegate {
     pub async fn metrics_text(&self) -> Result<String, StoreError> {
         let stats = self.0.store.stats().await?;
         #[cfg(feature = "sqlite")]
-        if let Some(disk) = self.0.sqlite.as_ref().map(|sqlite| sqlite.disk()).filter(|disk| disk.free < u64::MAX) {
+        if let Some(disk) = self.sqlite().map(|sqlite| sqlite.disk()).filter(|disk| disk.free < u64::MAX) {
             self.0.metrics.disk(disk.free, disk.reserve, disk.room_for.as_str());
         }
         Ok(self.0.metrics.encode(&stats))
@@ -360,10 +383,7 @@ impl Tidegate {
         if let Some(maintenance) = maintenance {
             maintenance.end().await;
         }
-        #[cfg(feature = "sqlite")]
-        if let Some(sqlite) = &self.0.sqlite {
-            sqlite.close().await;
-        }
+        self.0.engine.close().await;
     }
 
     pub(crate) fn metrics_arc(&self) -> &Arc<Metrics> {
@@ -409,43 +429,34 @@ impl fmt::Debug for Tidegate {
 #[derive(Debug)]
 #[must_use = "nothing is opened before `open` or `store`"]
 pub struct Builder {
-    clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     lease: Duration,
     sweep_every: Option<Duration>,
     housekeeping: bool,
-    retention: Duration,
     redelivery_horizon: Duration,
-    max_payload: usize,
-    create: bool,
-    #[cfg(feature = "sqlite")]
-    room: tidegate_sqlite::Room,
+    opening: Opening,
     host: Host,
 }
 
 impl Default for Builder {
     fn default() -> Self {
         Self {
-            clock: Arc::new(SystemClock::new()),
             random: Arc::new(SystemRandom),
             lease: DEFAULT_LEASE,
             sweep_every: None,
             housekeeping: true,
-            retention: DEFAULT_RETENTION,
             redelivery_horizon: DEFAULT_RETENTION,
-            max_payload: DEFAULT_MAX_PAYLOAD,
-            create: true,
-            #[cfg(feature = "sqlite")]
-            room: tidegate_sqlite::Room::default(),
+            opening: Opening::default(),
             host: Host::default(),
         }
     }
 }
 
 impl Builder {
-    /// Where the time comes from.
+    /// Where the time comes from. Unless said otherwise, a worker's from this machine, and a store's from the one that keeps
+    /// it.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
-        self.clock = clock;
+        self.opening.clock = Some(clock);
         self
     }
 
@@ -475,7 +486,7 @@ impl Builder {
 
     /// How long answers and keys are kept; 7 days unless said otherwise.
     pub fn retention(mut self, retention: Duration) -> Self {
-        self.retention = retention;
+        self.opening.retention = retention;
         self
     }
 
@@ -488,13 +499,13 @@ impl Builder {
 
     /// The largest payload, result or effect value, in bytes; 1 MiB unless said otherwise.
     pub fn max_payload(mut self, max_payload: usize) -> Self {
-        self.max_payload = max_payload;
+        self.opening.max_payload = max_payload;
         self
     }
 
     /// Whether a store that is not there is made; yes, unless said otherwise.
     pub fn create(mut self, create: bool) -> Self {
-        self.create = create;
+        self.opening.create = create;
         self
     }
 
@@ -502,7 +513,7 @@ impl Builder {
     /// 32 MiB it claims nothing, and it keeps a reserve of 16 MiB, unless said otherwise.
     #[cfg(feature = "sqlite")]
     pub fn room(mut self, room: tidegate_sqlite::Room) -> Self {
-        self.room = room;
+        self.opening.room = room;
         self
     }
 
@@ -514,7 +525,7 @@ impl Builder {
         self
     }
 
-    /// Opens the SQLite store at `path`.
+    /// Opens the store at `path`, which may be the address of a server.
     ///
     /// # Errors
     /// As [`Tidegate::open`]; `Invalid` when the retention is shorter than the redelivery horizon.
@@ -524,22 +535,25 @@ impl Builder {
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    #[cfg(feature = "sqlite")]
     pub async fn open(self, path: impl AsRef<Path>) -> Result<Tidegate, StoreError> {
+        let address = Address::of_path(path.as_ref())?;
+        self.open_at(&address).await
+    }
+
+    /// Opens the store at an address.
+    ///
+    /// # Errors
+    /// As [`Builder::open`].
+    ///
+    /// # Cancel safety
+    /// As [`Tidegate::open`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn open_at(self, address: &Address) -> Result<Tidegate, StoreError> {
         self.check()?;
-        let path = path.as_ref().to_path_buf();
-        let options = tidegate_sqlite::Options {
-            clock: Arc::clone(&self.clock),
-            max_payload: self.max_payload,
-            retention: self.retention,
-            create: self.create,
-            room: self.room,
-            ..tidegate_sqlite::Options::default()
-        };
-        let opened = tokio::task::spawn_blocking(move || tidegate_sqlite::SqliteStore::open(path, options)).await;
-        let sqlite = opened.map_err(|e| StoreError::unavailable("opening the store was cut off").source(e))??;
-        let store = Arc::clone(&sqlite);
-        self.build(store, Some(sqlite))
+        let engine = Engine::open(address, self.opening.clone()).await?;
+        self.build(engine)
     }
 
     /// Uses a store that is open already.
@@ -549,27 +563,13 @@ impl Builder {
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    #[cfg(feature = "sqlite")]
     pub fn store(self, store: Arc<dyn Store>) -> Result<Tidegate, StoreError> {
         self.check()?;
-        self.build(store, None)
-    }
-
-    /// Uses a store that is open already.
-    ///
-    /// # Errors
-    /// `Invalid` when the retention is shorter than the redelivery horizon.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime.
-    #[cfg(not(feature = "sqlite"))]
-    pub fn store(self, store: Arc<dyn Store>) -> Result<Tidegate, StoreError> {
-        self.check()?;
-        self.build(store)
+        self.build(Engine::Other(store))
     }
 
     fn check(&self) -> Result<(), StoreError> {
-        let (retention, horizon) = (self.retention, self.redelivery_horizon);
+        let (retention, horizon) = (self.opening.retention, self.redelivery_horizon);
         if retention < horizon {
             return Err(StoreError::invalid(format!(
                 "a retention of {retention:?} is shorter than the redelivery horizon of {horizon:?}"
@@ -582,13 +582,11 @@ impl Builder {
         Ok(())
     }
 
-    fn build(
-        self,
-        store: Arc<dyn Store>,
-        #[cfg(feature = "sqlite")] sqlite: Option<Arc<tidegate_sqlite::SqliteStore>>,
-    ) -> Result<Tidegate, StoreError> {
+    fn build(self, engine: Engine) -> Result<Tidegate, StoreError> {
         let metrics = Arc::new(Metrics::new());
-        let store: Arc<dyn Store> = Arc::new(Instrumented::new(store, Arc::clone(&self.clock), Arc::clone(&metrics)));
+        let clock = self.opening.clock.unwrap_or_else(|| Arc::new(SystemClock::new()));
+        let store: Arc<dyn Store> =
+            Arc::new(Instrumented::new(engine.store(), Arc::clone(&clock), Arc::clone(&metrics)));
         let news = Arc::new(Newsroom::default());
         let listener: Weak<Newsroom> = Arc::downgrade(&news);
         store.on_commit(listener.clone() as Weak<dyn CommitListener>);
@@ -596,24 +594,23 @@ impl Builder {
         let sweep_every =
             self.sweep_every.unwrap_or((self.lease / 20).clamp(Duration::from_millis(5), Duration::from_secs(1)));
         let maintenance = if self.housekeeping {
-            let housekeeping = Housekeeping { sweep_every, lease: self.lease, retention: Some(self.retention) };
-            let (store, clock, random) = (Arc::clone(&store), Arc::clone(&self.clock), Arc::clone(&self.random));
+            let housekeeping = Housekeeping { sweep_every, lease: self.lease, retention: Some(self.opening.retention) };
+            let (store, clock, random) = (Arc::clone(&store), Arc::clone(&clock), Arc::clone(&self.random));
             Some(maintenance::start(store, clock, random, Arc::clone(&metrics), housekeeping, &self.host)?)
         } else {
             None
         };
         Ok(Tidegate(Arc::new(Inner {
             store,
-            clock: self.clock,
+            clock,
             random: self.random,
             metrics,
             news,
             alone: Arc::new(RwLock::new(())),
             lease: self.lease,
-            max_payload: self.max_payload,
+            max_payload: self.opening.max_payload,
             host: self.host,
-            #[cfg(feature = "sqlite")]
-            sqlite,
+            engine,
             maintenance: Mutex::new(maintenance),
         })))
     }

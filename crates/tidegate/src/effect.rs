@@ -29,7 +29,7 @@ use crate::context::{Context, Ended, UnderWay, effect_id};
 use crate::handler::{HandlerError, Rejection, Stop};
 use crate::keepalive::Stopped;
 use crate::probe::{Arrival, How, Leaving};
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::transactional::Transactional;
 
 /// How long a send may take unless the effect says otherwise.
@@ -225,7 +225,7 @@ impl EffectBuilder {
     }
 
     /// A write into the store's own database, committed together with its confirmation.
-    #[cfg(feature = "sqlite")]
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub fn transactional(self) -> Transactional {
         Transactional::new(self)
     }

@@ -36,12 +36,14 @@
 //! The life of an attempt is one function, `attempt::run`. What a message becomes is decided in `tidegate-core`
 //! ([`lifecycle`]), what an effect may do next in [`journal`]; a store persists both.
 
+mod address;
 mod answer;
 mod attempt;
 mod check;
 mod client;
 mod context;
 mod effect;
+pub mod engine;
 mod handler;
 pub mod http;
 mod instrumented;
@@ -56,22 +58,26 @@ mod process;
 pub mod telemetry;
 #[cfg(feature = "sqlite")]
 pub mod testing;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod transactional;
 mod waiter;
 mod worker;
 
+pub use address::{Address, Server};
 pub use answer::{Answer, Flow, NotCompleted, Sent};
 pub use check::{Report, Undecodable};
 pub use client::{Builder, Tidegate};
 pub use context::Context;
 pub use effect::{Effect, EffectAnswer, EffectBuilder, Found};
+pub use engine::Engine;
 pub use handler::{Handled, HandlerError, Message, Rejection};
 pub use maintenance::Housekeeping;
 pub use options::Options;
 pub use telemetry::Metrics;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use transactional::Transactional;
+#[cfg(feature = "postgres")]
+pub use transactional::Working;
 pub use worker::{Drained, Worker, WorkerBuilder};
 
 /// For `tidegate-sim` alone: no part of what this crate promises.
@@ -92,14 +98,16 @@ pub use tidegate_core::lifecycle::State;
 pub use tidegate_core::message::{Failure, Priority};
 pub use tidegate_core::retry::{Backoff, Policy};
 pub use tidegate_core::{
-    Clock, Random, Store, StoreError, StoreErrorKind, SystemClock, SystemRandom, Timestamp, canonical, clock, error,
-    explain, group, id, lifecycle, message, retry, store,
+    Clock, Random, Store, StoreError, StoreErrorKind, SystemClock, SystemRandom, Timestamp, canonical, clock, doctor,
+    erase, error, explain, group, id, lifecycle, message, migration, retry, store,
 };
 
 /// Where `tidegate torture` has its child processes die; of no use to an application.
 #[doc(hidden)]
 pub use tidegate_core::failpoint;
 
+#[cfg(feature = "postgres")]
+pub use tidegate_postgres as postgres;
 #[cfg(feature = "sqlite")]
 pub use tidegate_sqlite as sqlite;
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tidegate_core::effect::{self, Decision, EffectKey, EffectPolicy, IntentTimes};
-use tidegate_core::error::StoreErrorKind;
+use tidegate_core::effect::{self, Decision, EffectKey, EffectPolicy, IntentTimes, Reached};
+use tidegate_core::error::{StoreError, StoreErrorKind};
+use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::message::Failure;
 use tracing::debug;
 
@@ -19,6 +20,10 @@ use crate::probe::How;
 #[must_use = "an effect does nothing before it is called"]
 #[derive(Debug)]
 pub struct Transactional(EffectBuilder);
+
+/// Writes of the application's into a PostgreSQL store's database, under way.
+#[cfg(feature = "postgres")]
+pub type Working<'t, T> = std::pin::Pin<Box<dyn Future<Output = Result<T, tidegate_postgres::WorkError>> + Send + 't>>;
 
 impl Transactional {
     pub(crate) fn new(builder: EffectBuilder) -> Self {
@@ -34,6 +39,7 @@ impl Transactional {
     ///
     /// # Cancel safety
     /// Dropped while it waits, the write may still commit; a later attempt then replays its value.
+    #[cfg(feature = "sqlite")]
     pub async fn in_store<T, E>(
         self,
         store: &tidegate_sqlite::SqliteStore,
@@ -43,25 +49,81 @@ impl Transactional {
         T: Serialize + DeserializeOwned + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let context = self.0.context.clone();
-        let (reached, under_way) = ready(&context, self.0.reached(EffectPolicy::Transactional, Duration::ZERO))?;
-        let times = IntentTimes { send_within: Duration::ZERO, reconcile_for: Duration::ZERO };
         let work: tidegate_sqlite::Work = Box::new(move |tx| {
             let value = work(tx).map_err(Into::into)?;
             Ok(serde_json::to_string(&value)?.into())
         });
-        let made = write(&Call { context, reached, times }, store, work).await;
+        self.write(move |id, token, reached| async move {
+            match store.effect_in(id, token, reached, work).await {
+                Ok(value) => Wrote::Value(value),
+                Err(tidegate_sqlite::EffectInError::Work(error)) => Wrote::Failed(error),
+                Err(tidegate_sqlite::EffectInError::Store(error)) => Wrote::Refused(error),
+            }
+        })
+        .await
+    }
+
+    /// Runs `work` in one transaction of the store's PostgreSQL database, together with the confirmation: both or neither,
+    /// once. Written as `|transaction| Box::pin(async move { .. })`.
+    ///
+    /// The message cannot be taken over while `work` runs: it must be short, call nobody else, and end no transaction.
+    ///
+    /// # Errors
+    /// As [`Transactional::in_store`].
+    ///
+    /// # Cancel safety
+    /// As [`Transactional::in_store`].
+    #[cfg(feature = "postgres")]
+    pub async fn in_database<T>(
+        self,
+        store: &tidegate_postgres::PostgresStore,
+        work: impl for<'t> FnOnce(&'t tidegate_postgres::tokio_postgres::Transaction<'t>) -> Working<'t, T> + Send + 'static,
+    ) -> Result<T, HandlerError>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let work: tidegate_postgres::Work = Box::new(move |transaction| {
+            let working = work(transaction);
+            Box::pin(async move { Ok(serde_json::to_string(&working.await?)?.into()) })
+        });
+        self.write(move |id, token, reached| async move {
+            match store.effect_in(id, token, reached, work).await {
+                Ok(value) => Wrote::Value(value),
+                Err(tidegate_postgres::EffectInError::Work(error)) => Wrote::Failed(error),
+                Err(tidegate_postgres::EffectInError::Store(error)) => Wrote::Refused(error),
+            }
+        })
+        .await
+    }
+
+    async fn write<T, F>(self, writing: impl FnOnce(MessageId, LeaseToken, Reached) -> F) -> Result<T, HandlerError>
+    where
+        T: DeserializeOwned,
+        F: Future<Output = Wrote> + Send,
+    {
+        let context = self.0.context.clone();
+        let (reached, under_way) = ready(&context, self.0.reached(EffectPolicy::Transactional, Duration::ZERO))?;
+        let times = IntentTimes { send_within: Duration::ZERO, reconcile_for: Duration::ZERO };
+        let made = write(&Call { context, reached, times }, writing).await;
         // Whatever happened to the write, it is all or nothing: no answer can be missing.
         under_way.over();
         made
     }
 }
 
-async fn write<T: DeserializeOwned>(
-    call: &Call,
-    store: &tidegate_sqlite::SqliteStore,
-    work: tidegate_sqlite::Work,
-) -> Result<T, HandlerError> {
+/// What an engine says of a write that is an effect.
+enum Wrote {
+    Value(Arc<str>),
+    /// The work failed, and nothing of it was stored.
+    Failed(Box<dyn std::error::Error + Send + Sync>),
+    Refused(StoreError),
+}
+
+async fn write<T, F>(call: &Call, writing: impl FnOnce(MessageId, LeaseToken, Reached) -> F) -> Result<T, HandlerError>
+where
+    T: DeserializeOwned,
+    F: Future<Output = Wrote> + Send,
+{
     match call.decide() {
         Decision::Replay(value) => return call.decode(&value),
         Decision::Send => call.may_begin()?,
@@ -74,22 +136,16 @@ async fn write<T: DeserializeOwned>(
     }
     let (id, token) = (call.context.id(), call.context.0.lease.token);
     let key = EffectKey::of(call.context.message(), &call.reached.effect, call.context.0.lease.counters.round);
-    let writing = store.effect_in(id, token, call.reached.clone(), work);
+    let writing = writing(id, token, call.reached.clone());
     // Committed with its confirmation: there is no answer that could be lost by itself.
     match call.watched(How::Transaction, &key, writing).await.0 {
-        Ok(value) => {
+        Wrote::Value(value) => {
             note_confirmed(call, value.clone());
             call.decode(&value)
         }
-        Err(tidegate_sqlite::EffectInError::Work(error)) => {
-            Err(HandlerError::retryable("error", crate::answer::chain(error.as_ref())))
-        }
-        Err(tidegate_sqlite::EffectInError::Store(error)) if error.kind() == StoreErrorKind::LeaseLost => {
-            Err(call.stop(Ended::LeaseLost))
-        }
-        Err(tidegate_sqlite::EffectInError::Store(error)) => {
-            Err(call.stop(Ended::Retryable(Failure::new("journal", error.to_string()))))
-        }
+        Wrote::Failed(error) => Err(HandlerError::retryable("error", crate::answer::chain(error.as_ref()))),
+        Wrote::Refused(error) if error.kind() == StoreErrorKind::LeaseLost => Err(call.stop(Ended::LeaseLost)),
+        Wrote::Refused(error) => Err(call.stop(Ended::Retryable(Failure::new("journal", error.to_string())))),
     }
 }
 

@@ -1,19 +1,23 @@
-//! The wallet: what customers have, as a double-entry ledger in SQLite.
+//! The wallet: what customers have, as a double-entry ledger in SQLite or PostgreSQL.
 //!
 //! Each credit is two entries: what the gateway owes us, and what the customer has. Both sides of the demo keep these
-//! tables, the twin in a file of its own, the Tidegate side in the store's file, so that a credit commits together with
+//! tables, the twin in a file of its own, the Tidegate side in the store's database, so that a credit commits together with
 //! its confirmation. No unique index protects them: a second credit is to show in the books, not to be hidden by an
 //! error.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use rusqlite::{Connection, OpenFlags, params};
 use serde::{Deserialize, Serialize};
+use tidegate::postgres::{self, PostgresStore};
+use tidegate::sqlite::SqliteStore;
+use tidegate::{Address, Engine, HandlerError, Server, Tidegate, Transactional};
 
-use crate::gateway::{LedgerEntry, LedgerResult};
+use crate::gateway::{LedgerEntry, LedgerResult, OperationBody};
 
 /// The other side of every customer's credit: what the gateway owes us.
 pub const CLEARING: &str = "gateway-clearing";
@@ -103,6 +107,23 @@ pub fn prepare(path: &Path, closed: &[String]) -> anyhow::Result<Connection> {
     Ok(connection)
 }
 
+/// Adds the wallet's tables to a store's database, and closes these accounts.
+///
+/// # Errors
+/// The database cannot be opened or written.
+///
+/// # Cancel safety
+/// Safe: it can be done again.
+pub async fn prepare_at(database: &Address, closed: &[String]) -> anyhow::Result<()> {
+    match database {
+        Address::File(path) => prepare(path, closed).map(drop),
+        Address::Server(server) => {
+            let wallet = schema_of_wallet(&postgres::schema_of(server.reveal())?);
+            server::prepare(&postgres::connect(server.reveal()).await?, &wallet, closed).await
+        }
+    }
+}
+
 /// Books a deposit, in the caller's transaction.
 ///
 /// # Errors
@@ -116,6 +137,140 @@ pub fn credit(transaction: &Connection, deposit: &str, account: &str, cents: i64
     insert.execute(params![deposit, CLEARING, "debit", cents])?;
     insert.execute(params![deposit, account, "credit", cents])?;
     Ok(Credited::Entry(transaction.last_insert_rowid()))
+}
+
+/// The wallet of a store: in the store's own database, so that a credit commits together with its confirmation.
+#[derive(Clone, Debug)]
+pub enum Wallet {
+    /// In the store's file.
+    Sqlite(Arc<SqliteStore>),
+    /// Beside the store's schema.
+    Postgres(Arc<PostgresStore>),
+}
+
+/// The wallet's tables on a server, in a schema of their own beside the store's: they are the application's.
+mod server {
+    use tidegate::postgres::tokio_postgres::{Client, Transaction};
+    use tidegate::{Server, postgres};
+
+    use super::{Books, CLEARING, Context, Credit, Credited, Sums};
+
+    /// Several processes may prepare one database at once.
+    const SCHEMA: &str = "begin;
+        select pg_advisory_xact_lock(hashtext('deposits wallet'));
+        create schema if not exists wallet;
+        create table if not exists wallet.wallet_entries (
+            id      bigint generated always as identity primary key,
+            deposit text   not null,
+            account text   not null,
+            side    text   not null check (side in ('debit', 'credit')),
+            cents   bigint not null check (cents > 0)
+        );
+        create table if not exists wallet.wallet_closed (account text primary key);
+        commit;";
+
+    const CLOSE: &str = "insert into wallet.wallet_closed (account) select unnest($1::text[]) on conflict do nothing";
+
+    const IS_CLOSED: &str = "select exists (select 1 from wallet.wallet_closed where account = $1)";
+
+    const INSERT: &str = "insert into wallet.wallet_entries (deposit, account, side, cents)
+        values ($1, $2, 'debit', $3), ($1, $4, 'credit', $3) returning id";
+
+    const SUM: &str = "
+        select coalesce(sum(cents) filter (where side = 'debit'), 0)::bigint,
+            coalesce(sum(cents) filter (where side = 'credit'), 0)::bigint,
+            coalesce(sum(case side when 'credit' then cents else -cents end) filter (where account <> $1), 0)::bigint
+        from wallet.wallet_entries";
+
+    const CREDITED: &str = "select deposit, count(*), sum(cents)::bigint from wallet.wallet_entries
+        where side = 'credit' and account <> $1 group by deposit";
+
+    /// A statement for the wallet beside this store.
+    pub(super) fn of(sql: &str, wallet: &str) -> String {
+        sql.replace("wallet.wallet_", &format!("\"{wallet}\".wallet_"))
+            .replace("if not exists wallet;", &format!("if not exists \"{wallet}\";"))
+    }
+
+    pub(super) async fn prepare(client: &Client, wallet: &str, closed: &[String]) -> anyhow::Result<()> {
+        let context = || format!("cannot prepare the wallet in schema {wallet}");
+        client.batch_execute(&of(SCHEMA, wallet)).await.with_context(context)?;
+        client.execute(&of(CLOSE, wallet), &[&closed]).await.with_context(context)?;
+        Ok(())
+    }
+
+    /// Books a deposit, in the transaction of its effect.
+    pub(super) async fn credit(
+        transaction: &Transaction<'_>,
+        wallet: String,
+        (deposit, account, cents): (String, String, i64),
+    ) -> Result<Credited, postgres::WorkError> {
+        if transaction.query_one(&of(IS_CLOSED, &wallet), &[&account]).await?.get(0) {
+            return Ok(Credited::AccountClosed);
+        }
+        let entries = transaction.query(&of(INSERT, &wallet), &[&deposit, &CLEARING, &cents, &account]).await?;
+        Ok(Credited::Entry(entries.last().map_or(0, |entry| entry.get(0))))
+    }
+
+    pub(super) async fn read(server: &Server, wallet: &str) -> anyhow::Result<Books> {
+        let mut client = postgres::connect(server.reveal()).await?;
+        // One snapshot, so that the sums and the credits are of one moment.
+        let level = postgres::tokio_postgres::IsolationLevel::RepeatableRead;
+        let transaction = client.build_transaction().isolation_level(level).read_only(true).start().await?;
+        let sums = transaction.query_one(&of(SUM, wallet), &[&CLEARING]).await.context("cannot sum the wallet")?;
+        let sums = Sums { debits: sums.get(0), credits: sums.get(1), wallet_total: sums.get(2) };
+        let rows = transaction.query(&of(CREDITED, wallet), &[&CLEARING]).await?;
+        let credited = rows.into_iter().map(|row| {
+            let times: i64 = row.get(1);
+            anyhow::Ok((row.get(0), Credit { times: u32::try_from(times)?, cents: row.get(2) }))
+        });
+        Ok(Books { sums, credited: credited.collect::<Result<_, _>>()? })
+    }
+}
+
+/// The schema of the wallet beside the store in this one.
+pub(crate) fn schema_of_wallet(schema: &str) -> String {
+    format!("{schema}_wallet")
+}
+
+impl Wallet {
+    /// The wallet of a store.
+    ///
+    /// # Errors
+    /// The store's database is not to be had: it was opened elsewhere.
+    pub fn of(tide: &Tidegate) -> anyhow::Result<Self> {
+        match tide.engine() {
+            Engine::Sqlite(store) => Ok(Self::Sqlite(Arc::clone(store))),
+            Engine::Postgres(store) => Ok(Self::Postgres(Arc::clone(store))),
+            Engine::Other(_) => anyhow::bail!(
+                "deposits are credited in the store's own database, and this store shows none; hint: open a file, or \
+                 postgres://HOST/DATABASE"
+            ),
+        }
+    }
+
+    /// Books a deposit, as the effect that it is.
+    ///
+    /// # Errors
+    /// As [`Transactional::in_store`].
+    ///
+    /// # Cancel safety
+    /// As [`Transactional::in_store`].
+    pub async fn credit(&self, effect: Transactional, request: &OperationBody) -> Result<Credited, HandlerError> {
+        let OperationBody { deposit, account, cents, .. } = request.clone();
+        match self {
+            Self::Sqlite(store) => {
+                effect.in_store(store, move |transaction| credit(transaction, &deposit, &account, cents)).await
+            }
+            Self::Postgres(store) => {
+                let wallet = schema_of_wallet(store.schema());
+                effect
+                    .in_database(store, move |transaction| {
+                        Box::pin(server::credit(transaction, wallet, (deposit, account, cents)))
+                    })
+                    .await
+            }
+        }
+    }
 }
 
 impl Sums {
@@ -133,11 +288,33 @@ impl Sums {
 }
 
 impl Books {
-    /// Reads a wallet's books from its file, without writing to it.
+    /// Reads a wallet's books from its database, without writing to it.
     ///
     /// # Errors
-    /// The file is missing, or has no wallet in it.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
+    /// The database is missing, or has no wallet in it.
+    pub fn read(database: impl Into<Address>) -> anyhow::Result<Self> {
+        match database.into() {
+            Address::File(path) => Self::read_file(&path),
+            Address::Server(server) => Self::read_server(&server),
+        }
+    }
+
+    /// On a thread of its own, with a runtime of its own: whoever compares books has time, and may have a runtime already.
+    fn read_server(server: &Server) -> anyhow::Result<Self> {
+        let context = || format!("cannot read the books in {server}");
+        let wallet = schema_of_wallet(&postgres::schema_of(server.reveal())?);
+        let from = server.clone();
+        let reading = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(server::read(&from, &wallet))
+        });
+        match reading.join() {
+            Ok(read) => read.with_context(context),
+            Err(_) => anyhow::bail!("the look at the books in {server} panicked"),
+        }
+    }
+
+    fn read_file(path: &Path) -> anyhow::Result<Self> {
         let context = || format!("cannot read the books in {}", path.display());
         // Not read-only: a file in WAL mode whose last user was killed has to be recovered by whoever opens it next.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;

@@ -8,7 +8,7 @@
 //! faults, the synchronous [`twin`] (the usual code, for comparison), the [`load`] generator that sends one seeded
 //! [`trace`] to both, and the [`proof`], which is computed from the gateway's ledger and from what the customers of
 //! each side read, never from a side's own store. [`soak`] sends a file of deposits through it all while the worker is
-//! killed.
+//! killed. On a PostgreSQL server, the demo and the torture have a [`schema`] of their own.
 //!
 //! One program plays all the [`role`]s, each in a [`process`] of its own; those that listen are a
 //! [`service`]. Everything listens on 127.0.0.1 and nothing
@@ -23,6 +23,7 @@ pub mod operator;
 pub mod process;
 pub mod proof;
 pub mod role;
+pub mod schema;
 pub mod service;
 pub mod signal;
 pub mod soak;

@@ -12,9 +12,12 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tidegate::{Address, Server};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
+
+use crate::role::DATABASE;
 
 /// The program that plays all the roles.
 #[derive(Clone, Debug)]
@@ -23,6 +26,8 @@ pub struct Program {
     /// What stands before the role on its command line.
     before: Vec<OsString>,
     logs: PathBuf,
+    /// The store of all roles, if it is on a server.
+    server: Option<Server>,
 }
 
 impl Program {
@@ -34,7 +39,25 @@ impl Program {
         logs: impl Into<PathBuf>,
     ) -> Self {
         let before = before.into_iter().map(Into::into).collect();
-        Self { executable: executable.into(), before, logs: logs.into() }
+        Self { executable: executable.into(), before, logs: logs.into(), server: None }
+    }
+
+    /// The program with a store for all its roles. A file is named on the command line of each, see [`Program::database`]; a
+    /// server in the environment, which nobody else can read.
+    #[must_use]
+    pub fn with_store(self, store: &Address) -> Self {
+        Self { server: store.server().cloned(), ..self }
+    }
+
+    /// What a role's command line says about its store.
+    ///
+    /// # Errors
+    /// The path of a file is not UTF-8.
+    pub fn database(store: &Address) -> anyhow::Result<Vec<String>> {
+        Ok(match store {
+            Address::File(_) => vec!["--database".to_owned(), store.reveal()?.to_owned()],
+            Address::Server(_) => Vec::new(),
+        })
     }
 
     /// Starts it in a role.
@@ -48,7 +71,11 @@ impl Program {
             .append(true)
             .open(&log)
             .with_context(|| format!("cannot open the log {}", log.display()))?;
-        let mut child = Command::new(&self.executable)
+        let mut command = Command::new(&self.executable);
+        if let Some(server) = &self.server {
+            command.env(DATABASE, server.reveal());
+        }
+        let mut child = command
             .args(&self.before)
             .args(role)
             .arg("--stop-with-stdin")

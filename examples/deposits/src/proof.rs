@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use tidegate::Address;
 
 use crate::books::Books;
 use crate::gateway::{GatewayMode, LedgerEntry, LedgerResult, read_ledger};
@@ -24,7 +25,7 @@ pub struct Evidence {
     /// What the load generator asked of it, and what its customers read.
     pub load: PathBuf,
     /// The database with its wallet.
-    pub wallet: PathBuf,
+    pub wallet: Address,
 }
 
 impl Evidence {
@@ -35,7 +36,11 @@ impl Evidence {
             SideName::Synchronous => ("synchronous-gateway.ledger", "synchronous-wallet.db"),
             SideName::Tidegate => ("tidegate-gateway.ledger", "tidegate.db"),
         };
-        Self { ledger: directory.join(ledger), load: directory.join(side.file()), wallet: directory.join(wallet) }
+        Self {
+            ledger: directory.join(ledger),
+            load: directory.join(side.file()),
+            wallet: directory.join(wallet).into(),
+        }
     }
 }
 

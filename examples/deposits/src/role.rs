@@ -16,7 +16,7 @@ use clap::{Args, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tidegate::{Tidegate, failpoint};
+use tidegate::{Address, Tidegate, failpoint};
 use tokio::sync::oneshot;
 
 use crate::books::{self, Books};
@@ -29,6 +29,10 @@ use crate::soak::{self, SoakOptions};
 use crate::steps::{self, WorkOptions};
 use crate::trace::{Preset, Scale, Scenario, Trace};
 use crate::twin::{self, TwinOptions};
+
+/// Where a role finds the address of its store if its command line has none: everybody on a machine can read a command line,
+/// and the address of a server may hold a password.
+pub const DATABASE: &str = "DEPOSITS_DATABASE";
 
 /// A command line of this application.
 #[derive(Debug, Args)]
@@ -77,6 +81,9 @@ pub struct PresetArgs {
     /// How late the gateway may process a call at most; more than the quarantine shows where the guarantee ends.
     #[arg(long, value_name = "MS", hide = true)]
     pub lateness_ms: Option<u64>,
+    /// How long customers wait for the end of their deposits, after the last one was sent.
+    #[arg(long, value_name = "MS", hide = true)]
+    pub finish_within_ms: Option<u64>,
 }
 
 impl PresetArgs {
@@ -86,6 +93,9 @@ impl PresetArgs {
         let mut preset = if self.fast { Preset::fast(Scenario::All) } else { Preset::full(Scenario::All) };
         if let Some(lateness_ms) = self.lateness_ms {
             preset.set_lateness(lateness_ms);
+        }
+        if let Some(finish_within_ms) = self.finish_within_ms {
+            preset.scale.finish_within_ms = finish_within_ms;
         }
         preset
     }
@@ -138,9 +148,9 @@ pub struct TwinArgs {
 /// `intake`
 #[derive(Debug, Args)]
 pub struct IntakeArgs {
-    /// The store; created if missing.
-    #[arg(long, value_name = "FILE")]
-    database: PathBuf,
+    /// The store, a file or postgres://HOST/DATABASE; created if missing.
+    #[arg(long, value_name = "STORE", env = DATABASE, hide_env_values = true)]
+    database: Address,
     /// The port on 127.0.0.1; 0 takes a free one.
     #[arg(long, default_value_t = 0)]
     port: u16,
@@ -154,9 +164,9 @@ pub struct IntakeArgs {
 /// `work`
 #[derive(Debug, Args)]
 pub struct WorkArgs {
-    /// The store; created if missing.
-    #[arg(long, value_name = "FILE")]
-    database: PathBuf,
+    /// The store, a file or postgres://HOST/DATABASE; created if missing.
+    #[arg(long, value_name = "STORE", env = DATABASE, hide_env_values = true)]
+    database: Address,
     /// The gateway's base URL.
     #[arg(long, value_name = "URL", value_parser = base_url)]
     gateway: String,
@@ -179,9 +189,9 @@ pub struct WorkArgs {
 /// `service`
 #[derive(Debug, Args)]
 pub struct ServiceArgs {
-    /// The store; created if missing.
-    #[arg(long, value_name = "FILE")]
-    database: PathBuf,
+    /// The store, a file or postgres://HOST/DATABASE; created if missing.
+    #[arg(long, value_name = "STORE", env = DATABASE, hide_env_values = true)]
+    database: Address,
     /// The gateway's base URL.
     #[arg(long, value_name = "URL", value_parser = base_url)]
     gateway: String,
@@ -321,25 +331,25 @@ pub struct LoadArgs {
 pub struct TakeArgs {
     /// The requests: .ndjson or .csv.
     file: PathBuf,
-    /// The store; created if missing.
-    #[arg(long, value_name = "FILE")]
-    database: PathBuf,
+    /// The store, a file or postgres://HOST/DATABASE; created if missing.
+    #[arg(long, value_name = "STORE", env = DATABASE, hide_env_values = true)]
+    database: Address,
 }
 
 /// `check`
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// The store.
-    #[arg(long, value_name = "FILE")]
-    database: PathBuf,
+    /// The store, a file or postgres://HOST/DATABASE.
+    #[arg(long, value_name = "STORE", env = DATABASE, hide_env_values = true)]
+    database: Address,
 }
 
 /// `books`
 #[derive(Debug, Args)]
 pub struct BooksArgs {
-    /// The database with the wallet: the store's own file, or the twin's.
-    #[arg(long = "database", alias = "wallet", value_name = "FILE")]
-    wallet: PathBuf,
+    /// The database with the wallet: the store's own, or the twin's file.
+    #[arg(long = "database", alias = "wallet", value_name = "STORE", env = DATABASE, hide_env_values = true)]
+    wallet: Address,
     /// The gateway's ledger to compare with.
     #[arg(long, value_name = "FILE")]
     ledger: Option<PathBuf>,
@@ -501,7 +511,7 @@ async fn run_intake(args: IntakeArgs, stop: impl Future<Output = ()> + Send) -> 
 async fn run_work(args: WorkArgs, stop: impl Future<Output = ()> + Send) -> anyhow::Result<ExitCode> {
     let scale = args.preset.preset().scale;
     let tide = steps::open(&args.database, &scale).await?;
-    drop(books::prepare(&args.database, &args.closed)?);
+    books::prepare_at(&args.database, &args.closed).await?;
     let options =
         WorkOptions { gateway: args.gateway, mode: args.mode, scale, concurrency: args.concurrency, name: args.name };
     let worker = steps::start(&tide, &options).await?;
@@ -518,7 +528,7 @@ async fn run_service(args: ServiceArgs, stop: impl Future<Output = ()> + Send) -
     }
     let scale = Scale::of_lease(args.lease_ms);
     let tide = steps::open(&args.database, &scale).await?;
-    drop(books::prepare(&args.database, &args.closed)?);
+    books::prepare_at(&args.database, &args.closed).await?;
     let options =
         WorkOptions { gateway: args.gateway, mode: args.mode, scale, concurrency: args.concurrency, name: args.name };
     let worker = steps::start(&tide, &options).await?;
@@ -559,7 +569,7 @@ async fn run_load(args: LoadArgs, stop: impl Future<Output = ()> + Send) -> anyh
 
 async fn run_take(args: &TakeArgs) -> anyhow::Result<ExitCode> {
     let format = FileFormat::of(&args.file)?;
-    let tide = Tidegate::builder().housekeeping(false).open(&args.database).await?;
+    let tide = Tidegate::builder().housekeeping(false).open_at(&args.database).await?;
     let report = |number: u64, why: &str| {
         drop(writeln!(std::io::stderr().lock(), "{}:{number}: {why}", args.file.display()));
     };
@@ -570,7 +580,7 @@ async fn run_take(args: &TakeArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn run_check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
-    let tide = Tidegate::builder().housekeeping(false).create(false).open(&args.database).await?;
+    let tide = Tidegate::builder().housekeeping(false).create(false).open_at(&args.database).await?;
     let report = steps::check(&tide).await?;
     say(&report.to_string())?;
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

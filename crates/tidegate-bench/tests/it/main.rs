@@ -61,11 +61,11 @@ async fn a_claim_costs_the_same_in_front_of_any_backlog() {
         let of = costs.iter().map(figure);
         (of.clone().fold(f64::MAX, f64::min), of.fold(0.0, f64::max))
     };
-    let (least, most) = spread(|cost| cost.steps_per_claim);
+    let (least, most) = spread(|cost| cost.steps_per_claim.unwrap());
     assert!(least > f64::from(CLAIMED), "a claim of {CLAIMED} took {least} steps");
     assert!(most <= least * 1.1, "between {least} and {most} steps by claim: {costs:?}");
     // A tree of more levels may cost a page or two, of some dozens.
-    let (least, most) = spread(|cost| cost.pages_per_claim);
+    let (least, most) = spread(|cost| cost.pages_per_claim.unwrap());
     assert!(most <= least * 1.1 + 2.0, "between {least} and {most} pages by claim: {costs:?}");
 }
 
@@ -75,7 +75,7 @@ async fn what_is_queued_is_worked_off_and_the_memory_for_it_told() {
     let file = dir.path().join("backlog.db");
     // Leaves its backlog behind.
     tidegate_bench::claim_cost(&file, 500, 1, 42).await.unwrap();
-    let worked_off = tidegate_bench::work_off(&file).await.unwrap();
+    let worked_off = tidegate_bench::work_off(&file.into()).await.unwrap();
     assert_eq!(worked_off.queued, 500);
     assert!(worked_off.per_s > 0.0 && worked_off.peak_rss_mib > 1.0, "{worked_off:?}");
 }

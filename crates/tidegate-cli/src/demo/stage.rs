@@ -8,8 +8,9 @@ use deposits::load::{Progress, SideName};
 use deposits::operator::{self, Round};
 use deposits::process::{Process, Program};
 use deposits::proof::Evidence;
+use deposits::schema;
 use deposits::trace::Preset;
-use tidegate::Tidegate;
+use tidegate::{Address, Server, Tidegate};
 
 use super::DemoArgs;
 use super::show::Doubled;
@@ -28,12 +29,30 @@ pub(super) struct Stage {
     gateways: [Process; 2],
     twin: Option<Process>,
     intake: Process,
-    worker: Option<Process>,
+    /// One on a file, several on a server.
+    workers: Vec<Option<Process>>,
     load: Option<Process>,
     tails: [Tail; 2],
     operator: Tidegate,
     greatest_lateness: Duration,
     evidence: [Evidence; 2],
+}
+
+/// How many workers share a database.
+const WORKERS_ON_A_SERVER: usize = 3;
+
+/// The log of a worker, by its place.
+fn log_of(number: usize) -> String {
+    if number == 0 { "worker".to_owned() } else { format!("worker-{}", number + 1) }
+}
+
+/// The command line of a worker that is one of several.
+fn named(role: &[String], number: usize) -> Vec<String> {
+    let mut role = role.to_vec();
+    if number > 0 {
+        role.extend(["--name".to_owned(), format!("deposits-{}", number + 1)]);
+    }
+    role
 }
 
 fn args<const N: usize>(list: [&str; N]) -> Vec<String> {
@@ -42,17 +61,30 @@ fn args<const N: usize>(list: [&str; N]) -> Vec<String> {
 
 impl Stage {
     /// Starts everything; the load begins to run.
-    pub(super) async fn set(directory: &Path, demo: &DemoArgs, preset: &Preset) -> anyhow::Result<Self> {
+    pub(super) async fn set(
+        directory: &Path,
+        server: Option<&Server>,
+        demo: &DemoArgs,
+        preset: &Preset,
+    ) -> anyhow::Result<Self> {
         let executable = std::env::current_exe().context("cannot find this program")?;
-        let program = Program::new(executable, ["role"], directory);
         let text =
             |path: &Path| path.to_str().map(str::to_owned).context("the temporary directory's path is not UTF-8");
-        let evidence = [SideName::Synchronous, SideName::Tidegate].map(|side| Evidence::in_directory(directory, side));
+        let mut evidence =
+            [SideName::Synchronous, SideName::Tidegate].map(|side| Evidence::in_directory(directory, side));
+        if let Some(server) = server {
+            evidence[1].wallet = Address::Server(server.clone());
+        }
+        if let Some(server) = server {
+            schema::is_unused(server).await?;
+        }
+        let program = Program::new(executable, ["role"], directory).with_store(&evidence[1].wallet);
         let (seed, mode) = (demo.seed.to_string(), demo.gateway.name());
         let mut times = Vec::new();
         if demo.fast {
             times.push("--fast".to_owned());
         }
+        times.extend(["--finish-within-ms".to_owned(), preset.scale.finish_within_ms.to_string()]);
         if let Some(lateness_ms) = demo.lateness_ms {
             times.extend(["--lateness-ms".to_owned(), lateness_ms.to_string()]);
         }
@@ -73,7 +105,7 @@ impl Stage {
         let (synchronous_gateway, tidegate_gateway) =
             (synchronous_gateway.listening().await?, tidegate_gateway.listening().await?);
 
-        let wallet = text(&evidence[0].wallet)?;
+        let wallet = evidence[0].wallet.reveal()?.to_owned();
         let mut twin_role = with_times(args(["twin", "--gateway", &synchronous_gateway, "--wallet", &wallet]));
         twin_role.extend(closed.iter().cloned());
         let mut twin = program.start("synchronous", &twin_role)?;
@@ -82,15 +114,20 @@ impl Stage {
         // Its customers know the address, so it comes back under the same.
         twin_role.extend(args(["--port", port]));
 
-        let store = text(&evidence[1].wallet)?;
-        let mut intake = program.start("intake", &with_times(args(["intake", "--database", &store])))?;
+        let store = Program::database(&evidence[1].wallet)?;
+        let of_store = |role: &str, rest: Vec<String>| [vec![role.to_owned()], store.clone(), rest].concat();
+        let mut intake = program.start("intake", &with_times(of_store("intake", Vec::new())))?;
         let intake_url = intake.listening().await?;
-        let mut work_role =
-            with_times(args(["work", "--database", &store, "--gateway", &tidegate_gateway, "--mode", mode]));
+        let mut work_role = with_times(of_store("work", args(["--gateway", &tidegate_gateway, "--mode", mode])));
         work_role.extend(closed);
-        let mut worker = program.start("worker", &work_role)?;
-        worker.announced().await?;
-        let operator = Tidegate::builder().housekeeping(false).create(false).open(&evidence[1].wallet).await?;
+        let count = if server.is_some() { WORKERS_ON_A_SERVER } else { 1 };
+        let mut workers = Vec::new();
+        for number in 0..count {
+            let mut worker = program.start(&log_of(number), &named(&work_role, number))?;
+            worker.announced().await?;
+            workers.push(Some(worker));
+        }
+        let operator = Tidegate::builder().housekeeping(false).create(false).open_at(&evidence[1].wallet).await?;
 
         let out = text(directory)?;
         let load_role = with_times(args([
@@ -117,7 +154,7 @@ impl Stage {
             gateways,
             twin: Some(twin),
             intake,
-            worker: Some(worker),
+            workers,
             load: Some(load),
             tails,
             operator,
@@ -139,9 +176,20 @@ impl Stage {
         Ok(Doubled { synchronous: synchronous.doubled()?, tidegate: tidegate.doubled()? })
     }
 
-    /// Kills the worker and the twin.
+    /// Who is killed, in words.
+    pub(super) fn who_was_killed(&self) -> &'static str {
+        if self.workers.len() == 1 { "the worker" } else { "two of three workers" }
+    }
+
+    /// Who is started again, in words.
+    pub(super) fn who_is_back(&self) -> &'static str {
+        if self.workers.len() == 1 { "both are started again" } else { "all are started again" }
+    }
+
+    /// Kills the worker, or all workers but one, and the twin.
     pub(super) async fn crash(&mut self) -> anyhow::Result<()> {
-        if let Some(worker) = self.worker.take() {
+        let dying = (self.workers.len() - 1).max(1);
+        for worker in self.workers.iter_mut().take(dying).filter_map(Option::take) {
             worker.kill_9().await?;
         }
         if let Some(twin) = self.twin.take() {
@@ -152,11 +200,14 @@ impl Stage {
 
     /// Starts them again.
     pub(super) async fn restart(&mut self) -> anyhow::Result<()> {
-        let mut worker = self.program.start("worker", &self.work_role)?;
         let mut twin = self.program.start("synchronous", &self.twin_role)?;
-        worker.announced().await?;
+        for (number, place) in self.workers.iter_mut().enumerate().filter(|(_, place)| place.is_none()) {
+            let mut worker = self.program.start(&log_of(number), &named(&self.work_role, number))?;
+            worker.announced().await?;
+            *place = Some(worker);
+        }
         twin.listening().await?;
-        (self.worker, self.twin) = (Some(worker), Some(twin));
+        self.twin = Some(twin);
         Ok(())
     }
 
@@ -171,7 +222,7 @@ impl Stage {
             load.ended().await?;
         }
         drop(self.operator);
-        for process in [self.worker, Some(self.intake), self.twin].into_iter().flatten() {
+        for process in self.workers.into_iter().chain([Some(self.intake), self.twin]).flatten() {
             process.stop(ENDS_WITHIN).await?;
         }
         for gateway in self.gateways {

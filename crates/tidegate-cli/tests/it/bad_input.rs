@@ -70,7 +70,6 @@ fn wrong_usage_is_2_and_names_the_value() {
         (&["enqueue", "--kind", "k", "--format", "csv", "-"], "--key-field COLUMN"),
         (&["enqueue", "--kind", "k", "--json-field", "n", "-"], "--json-field is for CSV files"),
         (&["--store", "", "list"], "names no file"),
-        (&["--store", "postgres://u:secret@db/x", "list"], "PostgreSQL is not in this build yet"),
         (&["--store", "redis://db", "list"], "no engine of that name"),
         (&["--store", ".", "list"], "is a directory"),
         (&["--color", "blue", "list"], "invalid value 'blue'"),

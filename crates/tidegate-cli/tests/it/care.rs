@@ -68,12 +68,37 @@ fn a_backup_is_made_once_and_passes_the_doctor() {
     desk.run(&["doctor", "--store", "copy.db"]).ends(0);
     desk.run(&["list", "--store", "copy.db", "--state", "completed"]).ends(0).shows("dep-1");
     desk.run(&["backup", "no/copy.db"]).ends(5).says("cannot be found");
+    let server = ["--store", "postgres://ada:secret@localhost/shop", "backup", "copy2.db"];
+    let said = desk.run(&server).ends(4).says("PostgreSQL's own means").says("pg_dump");
+    assert!(!said.err.contains("secret"), "{}", said.err);
+}
+
+// --- migrate ---------------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_steps_of_a_store_are_shown_printed_and_taken() {
+    let desk = Desk::new();
+    desk.run(&["migrate", "status"]).ends(1).prints("1\t0001_init\t-\n").says("tidegate migrate up");
+    desk.run(&["migrate", "print"]).ends(0).shows("-- step 1: 0001_init\n").shows("create table tide_message");
+    assert!(desk.files().is_empty(), "{:?}", desk.files());
+    desk.run(&["migrate", "up"]).ends(0).prints("1\t0001_init\tTIME\n");
+    desk.run(&["migrate", "up"]).ends(0).prints("").says("no step was missing");
+    desk.run(&["migrate", "print"]).ends(0).prints("").says("no step is missing");
+    desk.run(&["migrate", "print", "--all"]).ends(0).shows("create table tide_message");
+    let json = desk.run(&["migrate", "status", "--json"]).ends(0);
+    json.prints(
+        "{\"store\":\"tidegate.db\",\"current\":true,\"steps\":[{\"number\":1,\"name\":\"0001_init\",\
+         \"applied_at\":\"TIME\"}]}\n",
+    );
+    desk.write("notes.txt", "no database, but long enough to be looked at".repeat(100));
+    desk.run(&["migrate", "status", "--store", "notes.txt"]).ends(1).says("is no SQLite database");
+    desk.run(&["doctor"]).ends(0);
 }
 
 // --- erase -----------------------------------------------------------------------------------------------------------
 
 #[test]
-fn what_ended_is_erased_and_the_rest_refused_with_why() {
+pub(crate) fn what_ended_is_erased_and_the_rest_refused_with_why() {
     let desk = Desk::new();
     let (done, waits) = desk
         .prepare(async |bench| (bench.completed("dep-1").await.to_string(), bench.enqueue("dep-2").await.to_string()));
@@ -97,7 +122,7 @@ fn what_ended_is_erased_and_the_rest_refused_with_why() {
 // --- top -------------------------------------------------------------------------------------------------------------
 
 #[test]
-fn one_look_at_the_queues_needs_no_terminal() {
+pub(crate) fn one_look_at_the_queues_needs_no_terminal() {
     let desk = Desk::new();
     desk.prepare(async |bench| {
         bench.dead("dep-1").await;

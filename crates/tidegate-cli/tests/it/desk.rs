@@ -1,22 +1,50 @@
 //! A directory with a store in it, the program run in that directory, and messages brought into any state.
 
+use std::cell::Cell;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use tidegate::engine::Opening;
 use tidegate::journal::{EffectAnswer, EffectId, EffectPolicy, IntentTimes, Reached};
 use tidegate::lifecycle::Outcome;
 use tidegate::message::{Failure, NewMessage, Payload};
 use tidegate::retry::Policy;
-use tidegate::sqlite::{Options, SqliteStore};
 use tidegate::store::{ClaimRequest, Enqueued, Journal, JournalWrite, Lease, QueueSlots, Settle};
-use tidegate::{EffectName, IdempotencyKey, Kind, MessageId, Nonce, QueueName, Store, SystemRandom, Tenant, WorkerId};
+use tidegate::{
+    Address, EffectName, Engine, IdempotencyKey, Kind, MessageId, Nonce, QueueName, Store, SystemRandom, Tenant,
+    WorkerId,
+};
+
+use tidegate_pgcluster::Cluster;
 
 /// A place to work in, gone with the test.
 pub(crate) struct Desk {
     dir: tempfile::TempDir,
+    /// The address of its store, if that is not the usual file in the directory.
+    server: Option<String>,
+}
+
+thread_local! {
+    static ON_A_SERVER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a test with its desks on a PostgreSQL server: the same commands, the same words.
+pub(crate) fn on_a_server(test: impl FnOnce()) {
+    ON_A_SERVER.set(true);
+    test();
+    ON_A_SERVER.set(false);
+}
+
+/// The address of a store that there is not yet, on the tests' server.
+pub(crate) fn new_address() -> String {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    let database = Cluster::shared().database("tidegate_cli").unwrap();
+    format!("{database}?schema=desk_{}_{number}", std::process::id())
 }
 
 /// What a run of the program printed, and its exit code.
@@ -64,7 +92,7 @@ impl Ran {
 
 impl Desk {
     pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        Self { dir: tempfile::tempdir().unwrap(), server: ON_A_SERVER.get().then(new_address) }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -88,6 +116,9 @@ impl Desk {
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
         command.args(arguments).current_dir(self.dir.path()).env_clear().stdin(Stdio::null());
+        if let Some(server) = &self.server {
+            command.env("TIDEGATE_STORE", server);
+        }
         command
     }
 
@@ -113,10 +144,11 @@ impl Desk {
     pub(crate) fn prepare<T>(&self, work: impl AsyncFnOnce(&Bench) -> T) -> T {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(async {
-            let store = SqliteStore::open(self.path("tidegate.db"), Options::default()).unwrap();
-            let bench = Bench { store };
-            let made = work(&bench).await;
-            bench.store.close().await;
+            let usual = || Address::from(self.path("tidegate.db"));
+            let address = self.server.as_ref().map_or_else(usual, |server| server.parse().unwrap());
+            let engine = Engine::open(&address, Opening::default()).await.unwrap();
+            let made = work(&Bench { store: engine.store() }).await;
+            engine.close().await;
             made
         })
     }
@@ -124,7 +156,7 @@ impl Desk {
 
 /// A store that is open inside a test. Queue and kind are both `deposit` here.
 pub(crate) struct Bench {
-    pub(crate) store: Arc<SqliteStore>,
+    pub(crate) store: Arc<dyn Store>,
 }
 
 impl Bench {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tidegate::{Answer, Context, EffectAnswer, Handled, Message, Tidegate};
 
-use crate::desk::{Desk, Ran};
+use crate::desk::{Desk, Ran, on_a_server};
 use crate::transcript;
 
 pub(crate) fn page(path: &str) -> String {
@@ -133,14 +133,20 @@ fn in_their_order(path: &str) {
     }
 }
 
+/// The same with a store on a PostgreSQL server.
+fn in_their_order_on_a_server(path: &str) {
+    on_a_server(|| in_their_order(path));
+}
+
 type Typed = fn(&str);
 
 /// How the shell blocks of a page are typed.
-const TYPED: [(&str, Typed); 4] = [
+const TYPED: [(&str, Typed); 5] = [
     ("docs/operations/parked-and-dead.md", each_by_itself),
     ("docs/operations/backup-and-restore.md", in_their_order),
     ("docs/operations/disk-full.md", in_their_order),
     ("docs/operations/doctor.md", in_their_order),
+    ("docs/operations/postgresql.md", in_their_order_on_a_server),
 ];
 
 /// Pages with transcripts, each of which some test runs.

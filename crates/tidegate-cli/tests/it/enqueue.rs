@@ -11,7 +11,7 @@ use crate::desk::{Desk, Ran, masked};
 const ONE: [&str; 7] = ["enqueue", "--kind", "greet", "--key", "greet-ada", "--payload", r#"{"name":"Ada"}"#];
 
 #[test]
-fn a_message_is_stored_once_however_often_it_is_enqueued() {
+pub(crate) fn a_message_is_stored_once_however_often_it_is_enqueued() {
     let desk = Desk::new();
     desk.run(&ONE).ends(0).prints("ID1\tadded\tready\n").says("next: tidegate explain msg_");
     desk.run(&ONE).ends(0).prints("ID1\tknown\tready\n").says("no new work");
@@ -19,14 +19,14 @@ fn a_message_is_stored_once_however_often_it_is_enqueued() {
 }
 
 #[test]
-fn what_was_decided_by_the_first_enqueue_is_said_to_be_ignored() {
+pub(crate) fn what_was_decided_by_the_first_enqueue_is_said_to_be_ignored() {
     let desk = Desk::new();
     desk.run(&ONE).ends(0);
     desk.run(&[&ONE[..], &["--priority", "1"]].concat()).ends(0).says("ignored").says("priority");
 }
 
 #[test]
-fn json_says_what_became_of_one_message() {
+pub(crate) fn json_says_what_became_of_one_message() {
     let desk = Desk::new();
     let json = [&ONE[..], &["--json"]].concat();
     desk.run(&json).ends(0).prints("{\"result\":\"added\",\"id\":\"ID1\",\"queue\":\"greet\",\"key\":\"greet-ada\"}\n");
@@ -58,7 +58,7 @@ fn a_duplicate_of_an_answered_message_gets_the_stored_answer_byte_for_byte() {
 }
 
 #[test]
-fn options_reach_the_store() {
+pub(crate) fn options_reach_the_store() {
     let desk = Desk::new();
     let options = ["--queue", "slow", "--priority", "2", "--delay", "1h", "--version", "3"];
     desk.run(&[&ONE[..], &options, &["--deadline", "2999-01-01T00:00:00Z"]].concat()).ends(0);
@@ -71,7 +71,7 @@ fn options_reach_the_store() {
 }
 
 #[test]
-fn a_unique_key_makes_new_work_every_time() {
+pub(crate) fn a_unique_key_makes_new_work_every_time() {
     let desk = Desk::new();
     let unique = ["enqueue", "--kind", "ping", "--unique-key", "--payload", "1"];
     desk.run(&unique).ends(0);
@@ -154,7 +154,7 @@ fn a_file_that_was_taken_half_is_completed() {
 }
 
 #[test]
-fn malformed_lines_are_named_and_the_rest_is_taken() {
+pub(crate) fn malformed_lines_are_named_and_the_rest_is_taken() {
     let desk = Desk::new();
     let lines = [
         &b"{\"id\":\"a\",\"cents\":1}\n"[..],
@@ -190,7 +190,7 @@ fn malformed_lines_are_named_and_the_rest_is_taken() {
 }
 
 #[test]
-fn refusals_are_in_the_summary_for_programs() {
+pub(crate) fn refusals_are_in_the_summary_for_programs() {
     let desk = Desk::new();
     desk.write("deposits.ndjson", "{\"id\":\"a\"}\n[]\n");
     let ran = desk.run(&[&FILE[..], &["--json"]].concat()).ends(1);

@@ -2,7 +2,7 @@
 
 use crate::desk::Desk;
 
-const COMMANDS: [&[&str]; 33] = [
+const COMMANDS: [&[&str]; 37] = [
     &[],
     &["demo"],
     &["torture"],
@@ -33,6 +33,10 @@ const COMMANDS: [&[&str]; 33] = [
     &["top"],
     &["doctor"],
     &["backup"],
+    &["migrate"],
+    &["migrate", "status"],
+    &["migrate", "up"],
+    &["migrate", "print"],
     &["erase"],
     &["completions"],
     &["man"],

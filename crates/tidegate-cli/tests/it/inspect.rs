@@ -53,7 +53,7 @@ fn a_list_leaves_out_what_needs_nobody_any_more() {
 }
 
 #[test]
-fn a_list_is_filtered_and_paged() {
+pub(crate) fn a_list_is_filtered_and_paged() {
     let desk = all_states();
     let keys = |arguments: &[&str]| {
         let out = desk.run(&[&["list"], arguments].concat()).ends(0).out;
@@ -73,7 +73,7 @@ fn a_list_is_filtered_and_paged() {
 }
 
 #[test]
-fn a_list_in_json_is_an_object_a_line() {
+pub(crate) fn a_list_in_json_is_an_object_a_line() {
     let desk = all_states();
     desk.run(&["list", "--state", "dead,ready", "--json"]).ends(0).prints(
         "{\"id\":\"ID1\",\"queue\":\"deposit\",\"kind\":\"deposit\",\"key\":\"dep-3\",\"state\":\"dead\",\"attempt\":1,\
@@ -85,7 +85,7 @@ fn a_list_in_json_is_an_object_a_line() {
 }
 
 #[test]
-fn get_shows_everything_as_one_object() {
+pub(crate) fn get_shows_everything_as_one_object() {
     let desk = all_states();
     desk.run(&["get", &id_of(&desk, "dep-1"), "--json"]).ends(0).prints(
         "{\"id\":\"ID1\",\"queue\":\"deposit\",\"kind\":\"deposit\",\"key\":\"dep-1\",\"state\":\"completed\",\
@@ -112,7 +112,7 @@ fn get_shows_everything_as_one_object() {
 }
 
 #[test]
-fn get_shows_a_line_for_each_thing_known() {
+pub(crate) fn get_shows_a_line_for_each_thing_known() {
     let desk = all_states();
     desk.run(&["get", &id_of(&desk, "dep-2")]).ends(0).prints(
         "id\tID1\nstate\tfailed\nqueue\tdeposit\nkind\tdeposit\nkey\tdep-2\nfailure\tdeclined: card expired\nattempt\t1\n\
@@ -122,7 +122,7 @@ fn get_shows_a_line_for_each_thing_known() {
 }
 
 #[test]
-fn a_parked_message_has_not_ended() {
+pub(crate) fn a_parked_message_has_not_ended() {
     let desk = all_states();
     let parked = desk.run(&["get", &id_of(&desk, "dep-4")]).ends(0).shows("\nparked since\t2").out;
     let head = parked.split("\n\n").next().unwrap();
@@ -130,7 +130,7 @@ fn a_parked_message_has_not_ended() {
 }
 
 #[test]
-fn the_code_of_a_failure_is_said_once() {
+pub(crate) fn the_code_of_a_failure_is_said_once() {
     let desk = Desk::new();
     desk.prepare(async |bench| {
         let lease = bench.lease("dep-1").await;
@@ -143,7 +143,7 @@ fn the_code_of_a_failure_is_said_once() {
 }
 
 #[test]
-fn explain_says_for_every_state_why_and_what_next() {
+pub(crate) fn explain_says_for_every_state_why_and_what_next() {
     let desk = all_states();
     let said = |key: &str| {
         let out = desk.run(&["explain", &id_of(&desk, key)]).ends(0).out;
@@ -169,7 +169,7 @@ fn explain_says_for_every_state_why_and_what_next() {
 }
 
 #[test]
-fn explain_evaluates_the_predicates_of_a_claim() {
+pub(crate) fn explain_evaluates_the_predicates_of_a_claim() {
     let desk = all_states();
     desk.run(&["queue", "pause", "deposit"]).ends(0);
     let out = desk.run(&["explain", &id_of(&desk, "dep-6"), "--json"]).ends(0).out;
@@ -213,7 +213,7 @@ fn queues_and_counters_are_shown() {
 }
 
 #[test]
-fn looking_changes_nothing_and_starts_no_housekeeping() {
+pub(crate) fn looking_changes_nothing_and_starts_no_housekeeping() {
     let desk = Desk::new();
     let id = desk.prepare(async |bench| {
         let id = bench.enqueue("dep-1").await;

@@ -16,7 +16,7 @@ fn state(desk: &Desk, id: &str) -> &'static str {
 // --- dead ------------------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_dead_letter_is_listed_shown_and_redriven() {
+pub(crate) fn a_dead_letter_is_listed_shown_and_redriven() {
     let desk = Desk::new();
     let id = desk.prepare(async |bench| bench.dead("dep-1").await).to_string();
     desk.run(&["dead", "list"])
@@ -41,7 +41,7 @@ fn a_dead_letter_is_listed_shown_and_redriven() {
 }
 
 #[test]
-fn redriving_in_json_is_one_object() {
+pub(crate) fn redriving_in_json_is_one_object() {
     let desk = Desk::new();
     let (dead, completed) =
         desk.prepare(async |bench| (bench.dead("dep-1").await.to_string(), bench.completed("dep-2").await.to_string()));
@@ -60,7 +60,7 @@ fn redriving_in_json_is_one_object() {
 }
 
 #[test]
-fn a_failed_message_is_redriven_only_again_and_with_a_reason() {
+pub(crate) fn a_failed_message_is_redriven_only_again_and_with_a_reason() {
     let desk = Desk::new();
     let id = desk.prepare(async |bench| bench.failed("dep-1").await).to_string();
     desk.run(&["dead", "redrive", &id]).ends(4).says("its answer has been given").says("--again");
@@ -73,7 +73,7 @@ fn a_failed_message_is_redriven_only_again_and_with_a_reason() {
 }
 
 #[test]
-fn what_is_redriven_has_to_be_said() {
+pub(crate) fn what_is_redriven_has_to_be_said() {
     let desk = Desk::new();
     desk.prepare(async |bench| bench.dead("dep-1").await);
     desk.run(&["dead", "redrive"]).ends(2);
@@ -85,7 +85,7 @@ fn what_is_redriven_has_to_be_said() {
 }
 
 #[test]
-fn more_than_a_thousand_want_to_be_confirmed_and_an_operation_redrives_nothing_twice() {
+pub(crate) fn more_than_a_thousand_want_to_be_confirmed_and_an_operation_redrives_nothing_twice() {
     let desk = Desk::new();
     desk.write("many.ndjson", (0..1001).map(|n| format!("{{\"id\":{n}}}\n")).collect::<String>());
     desk.run(&["enqueue", "--kind", "deposit", "--key-field", "id", "many.ndjson"]).ends(0);
@@ -111,7 +111,7 @@ fn more_than_a_thousand_want_to_be_confirmed_and_an_operation_redrives_nothing_t
 // --- parked ----------------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_parked_message_is_listed_with_what_has_to_be_found_out() {
+pub(crate) fn a_parked_message_is_listed_with_what_has_to_be_found_out() {
     let desk = Desk::new();
     let id = desk.prepare(async |bench| bench.parked("dep-1", HOUR).await).to_string();
     desk.run(&["parked", "list"]).ends(0).prints("ID1\tdeposit\tdep-1\toutcome_unknown\tcapture\tTIME\tTIME\n");
@@ -128,7 +128,7 @@ fn a_parked_message_is_listed_with_what_has_to_be_found_out() {
 }
 
 #[test]
-fn did_not_happen_is_refused_until_the_quarantine_is_over() {
+pub(crate) fn did_not_happen_is_refused_until_the_quarantine_is_over() {
     let desk = Desk::new();
     let id = desk.prepare(async |bench| bench.parked("dep-1", HOUR).await).to_string();
     let resolve = ["parked", "resolve", &id, "--effect", "capture", "--did-not-happen", "--reason", "support said so"];
@@ -137,7 +137,7 @@ fn did_not_happen_is_refused_until_the_quarantine_is_over() {
 }
 
 #[test]
-fn resolving_lets_the_message_go_on_and_alike_twice_does_no_harm() {
+pub(crate) fn resolving_lets_the_message_go_on_and_alike_twice_does_no_harm() {
     let desk = Desk::new();
     let (first, second) = desk.prepare(async |bench| {
         (bench.parked("dep-1", Duration::ZERO).await.to_string(), bench.parked("dep-2", HOUR).await.to_string())
@@ -167,7 +167,7 @@ fn resolving_lets_the_message_go_on_and_alike_twice_does_no_harm() {
 }
 
 #[test]
-fn all_open_effects_are_resolved_before_it_goes_on() {
+pub(crate) fn all_open_effects_are_resolved_before_it_goes_on() {
     let desk = Desk::new();
     let id = desk.prepare(async |bench| {
         let lease = bench.lease("dep-1").await;
@@ -185,7 +185,7 @@ fn all_open_effects_are_resolved_before_it_goes_on() {
 }
 
 #[test]
-fn what_a_resolution_lacks_is_said() {
+pub(crate) fn what_a_resolution_lacks_is_said() {
     let desk = Desk::new();
     let id = desk.prepare(async |bench| bench.parked("dep-1", Duration::ZERO).await).to_string();
     let begin = ["parked", "resolve", &id, "--effect", "capture"];
@@ -211,7 +211,7 @@ fn what_a_resolution_lacks_is_said() {
 // --- cancel, queues, audit -------------------------------------------------------------------------------------------
 
 #[test]
-fn what_has_not_taken_effect_is_called_off() {
+pub(crate) fn what_has_not_taken_effect_is_called_off() {
     let desk = Desk::new();
     let (ready, leased, parked) = desk.prepare(async |bench| {
         let leased = bench.lease("dep-2").await.message.id.to_string();
@@ -231,7 +231,7 @@ fn what_has_not_taken_effect_is_called_off() {
 }
 
 #[test]
-fn a_key_is_released_only_when_it_is_asked_for() {
+pub(crate) fn a_key_is_released_only_when_it_is_asked_for() {
     let desk = Desk::new();
     let id = desk.prepare(async |bench| bench.enqueue("dep-1").await).to_string();
     desk.run(&["cancel", &id, "--release-key", "--reason", "typing error"]).ends(0);
@@ -241,7 +241,7 @@ fn a_key_is_released_only_when_it_is_asked_for() {
 }
 
 #[test]
-fn a_queue_is_paused_resumed_and_limited() {
+pub(crate) fn a_queue_is_paused_resumed_and_limited() {
     let desk = Desk::new();
     desk.prepare(async |bench| bench.enqueue("dep-1").await);
     let paused = || desk.run(&["queue", "list", "--json"]).ends(0).out.contains("\"paused\":true");
@@ -267,7 +267,7 @@ fn a_queue_is_paused_resumed_and_limited() {
 }
 
 #[test]
-fn every_act_is_kept_with_who_when_and_why() {
+pub(crate) fn every_act_is_kept_with_who_when_and_why() {
     let desk = Desk::new();
     let (dead, ready) = desk.prepare(async |bench| {
         let dead = bench.dead("dep-1").await.to_string();

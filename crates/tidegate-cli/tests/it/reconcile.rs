@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use tidegate::MessageId;
 use tidegate::lifecycle::Outcome;
-use tidegate::{MessageId, Store};
 
 use crate::desk::{Bench, Desk};
 
@@ -23,7 +23,7 @@ async fn effect_key(bench: &Bench, id: MessageId) -> String {
 }
 
 #[test]
-fn parked_effects_are_resolved_from_a_file_and_bad_lines_are_told_by_number() {
+pub(crate) fn parked_effects_are_resolved_from_a_file_and_bad_lines_are_told_by_number() {
     let desk = Desk::new();
     let (happened, denied, early) = desk.prepare(async |bench| {
         (
@@ -66,7 +66,7 @@ fn parked_effects_are_resolved_from_a_file_and_bad_lines_are_told_by_number() {
 }
 
 #[test]
-fn a_ledger_that_agrees_with_the_journal_has_no_differences() {
+pub(crate) fn a_ledger_that_agrees_with_the_journal_has_no_differences() {
     let desk = Desk::new();
     let key = desk.prepare(async |bench| confirmed(bench, "dep-1").await);
     desk.write("ledger.csv", format!("idempotency_key,name\n{key},dep-1\n"));
@@ -79,7 +79,7 @@ fn a_ledger_that_agrees_with_the_journal_has_no_differences() {
 }
 
 #[test]
-fn a_ledger_is_compared_with_the_journal_and_resolves_what_it_has() {
+pub(crate) fn a_ledger_is_compared_with_the_journal_and_resolves_what_it_has() {
     let desk = Desk::new();
     let (missing, other, parked, parked_key) = desk.prepare(async |bench| {
         let missing = confirmed(bench, "dep-1").await;

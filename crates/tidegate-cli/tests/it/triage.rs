@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tidegate::lifecycle::Outcome;
 use tidegate::message::{Failure, NewMessage, Payload};
-use tidegate::{Context, Handled, HandlerError, IdempotencyKey, Kind, Message, MessageId, Policy, QueueName, Store};
+use tidegate::{Context, Handled, HandlerError, IdempotencyKey, Kind, Message, MessageId, Policy, QueueName};
 use tidegate::{State, Tenant, Tidegate, Worker};
 use tokio::sync::Semaphore;
 

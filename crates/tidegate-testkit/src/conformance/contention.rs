@@ -5,13 +5,18 @@ use std::sync::mpsc;
 use std::sync::{Arc, Barrier, Weak};
 use std::time::Duration;
 
-use tidegate_core::lifecycle::State;
-use tidegate_core::store::{CommitListener, Enqueued, News, Settle, SweepRequest};
-use tidegate_core::{MessageId, Store, SystemClock};
+use tidegate_core::lifecycle::{Outcome, State};
+use tidegate_core::message::NewMessage;
+use tidegate_core::store::{
+    Cancel, ClaimRequest, CommitListener, Enqueued, Extend, Journal, JournalWrite, Lease, News, Settle, SweepRequest,
+    Verdicts,
+};
+use tidegate_core::{MessageId, Nonce, Store, StoreErrorKind, SystemClock};
 
 use super::stage::*;
 use crate::engine::contend_in_threads;
-use crate::{Claimer, Engine, Taken};
+use crate::recount::recount;
+use crate::{Claimer, Engine, SeededRandom, Taken};
 
 const MESSAGES: usize = 120;
 
@@ -151,6 +156,93 @@ pub async fn sweepers_at_the_same_moment_take_each_lease_once(engine: &dyn Engin
     assert_eq!((all, taken.len()), (100, 100));
 }
 
+/// Verdicts of callers who are in each other's way: a message may have moved on, but no engine's own trouble shows.
+fn no_trouble<T: std::fmt::Debug>(verdicts: Verdicts<T>) {
+    for refused in verdicts.into_iter().filter_map(Result::err) {
+        let moved_on = matches!(refused.kind(), StoreErrorKind::Conflict | StoreErrorKind::LeaseLost);
+        assert!(moved_on, "{refused:?}");
+    }
+}
+
+/// One of those who contend: every verb that writes, on the same few keys, in an order of its own.
+async fn be_in_the_way(store: &dyn Store, number: u32, request: &ClaimRequest) {
+    const ROUNDS: u32 = 12;
+    const KEYS: u32 = 6;
+    let random = SeededRandom::new(u64::from(number) + 77);
+    let in_order = |of: &dyn Fn(u32) -> NewMessage| -> Vec<NewMessage> {
+        if number.is_multiple_of(2) { (0..KEYS).map(of).collect() } else { (0..KEYS).rev().map(of).collect() }
+    };
+    for round in 0..ROUNDS {
+        let batch = in_order(&|n| message(&format!("m{round}-{n}")));
+        let stored = store.enqueue(batch).await.expect("answered");
+        let ids: Vec<MessageId> = (stored.iter())
+            .map(|verdict| match verdict {
+                Ok(Enqueued::New { id } | Enqueued::Existing { id, .. } | Enqueued::Replayed { id, .. }) => *id,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let request = ClaimRequest { nonce: Nonce::new(&random), ..request.clone() };
+        let leases = store.claim(request).await.expect("answered").leases;
+        let extend = |lease: &Lease| Extend { id: lease.message.id, token: lease.token, lease: LEASE, alone: false };
+        // The leases as they came and the other way round, as the keepalive and the attempts of one process ask.
+        no_trouble(
+            store.extend(leases.iter().chain(leases.iter().rev()).map(extend).collect()).await.expect("answered"),
+        );
+        let natural = JournalWrite::Natural {
+            reached: reached("note", tidegate_core::effect::EffectPolicy::Natural),
+            value: "1".into(),
+        };
+        let journal = |lease: &Lease| Journal {
+            id: lease.message.id,
+            token: lease.token,
+            before: Vec::new(),
+            write: natural.clone(),
+        };
+        no_trouble(store.journal(leases.iter().map(journal).collect()).await.expect("answered"));
+        let cancel = Cancel { ids, release_key: false, act: act("in the way") };
+        if round % 3 == number % 3 {
+            no_trouble(store.cancel(cancel).await.expect("answered"));
+        }
+        let settle = |(n, lease): (usize, &Lease)| {
+            // What follows has the same keys everywhere: the first one makes it.
+            let then = in_order(&|n| NewMessage { queue: queue("next"), ..message(&format!("n{round}-{n}")) });
+            let outcome = match n % 3 {
+                0 | 1 => completed(),
+                _ => Outcome::Released,
+            };
+            Settle { then, ..settlement(lease, outcome) }
+        };
+        no_trouble(store.settle(leases.iter().enumerate().map(settle).collect()).await.expect("answered"));
+        let sweep = SweepRequest { take_over: true, retention: None, limit: 10, unit: 0.5 };
+        store.sweep(sweep).await.expect("answered");
+        store.stats().await.expect("answered");
+    }
+}
+
+/// Callers on several handles who want the same keys, leases and messages in different orders get verdicts about messages;
+/// that the store was busy, that transactions waited for each other in a circle or could not be put in an order is the
+/// engine's own affair.
+pub async fn no_busy_or_serialization_error_reaches_a_caller(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let other = stage.other_handle().await;
+    let handles = [stage.store.clone(), other.clone(), stage.store.clone(), other];
+    let barrier = Barrier::new(handles.len());
+    let request = stage.request(4);
+    std::thread::scope(|scope| {
+        for (number, store) in handles.iter().enumerate() {
+            let (barrier, request) = (&barrier, &request);
+            scope.spawn(move || {
+                barrier.wait();
+                let number = u32::try_from(number).expect("there are few of them");
+                crate::run(be_in_the_way(&**store, number, request));
+            });
+        }
+    });
+    let counted = recount(&*stage.store, stage.now()).await.expect("answered");
+    let differences = counted.differences(&stage.stats().await);
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
 #[derive(Debug)]
 struct Listener(mpsc::Sender<News>);
 
@@ -185,7 +277,7 @@ pub async fn a_listener_hears_of_every_commit_of_its_process(engine: &dyn Engine
     let id = stage.put(message("m")).await;
     hear(&news, |news| news.ready.contains(&queue("work")));
     let lease = stage.take_one().await;
-    let then = vec![tidegate_core::message::NewMessage { queue: queue("next"), ..message("n") }];
+    let then = vec![NewMessage { queue: queue("next"), ..message("n") }];
     stage.settle(Settle { then, ..settlement(&lease, completed()) }).await.expect("the lease is held");
     hear(&news, |news| news.ended.contains(&id) && news.ready.contains(&queue("next")));
     let parked = stage.parked("p").await;

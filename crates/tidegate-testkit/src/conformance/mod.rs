@@ -220,6 +220,10 @@ macro_rules! __cases {
                 confirmed_effects_stay_for_the_next_run
                 an_effect_that_was_not_done_is_not_open
                 a_settled_key_stays_known
+                a_delayed_settlement_never_overwrites_a_successor
+                reuse_of_a_workers_name_lets_no_stale_settlement_in
+                settlement_and_extension_after_a_takeover_are_refused
+                no_retry_is_stranded
             }
             sweep {
                 a_lapsed_lease_is_taken_over
@@ -348,6 +352,7 @@ macro_rules! __cases {
                 processes_never_get_one_message_twice
                 one_key_sent_at_the_same_moment_is_one_message
                 sweepers_at_the_same_moment_take_each_lease_once
+                no_busy_or_serialization_error_reaches_a_caller
                 a_listener_hears_of_every_commit_of_its_process
             }
         }

@@ -729,3 +729,115 @@ pub async fn codes_beyond_the_first_hundred_are_counted_together(engine: &dyn En
     assert_eq!(stage.tally_of(Counted::Failures, "other").await, 5);
     assert_eq!(stage.tally_of(Counted::Failures, "code-0").await, 1, "the first ones keep their names");
 }
+
+/// A settlement that was long in coming changes nothing of what a successor makes of the message, whatever that is: no
+/// state, no answer, no history, nothing that follows.
+pub async fn a_delayed_settlement_never_overwrites_a_successor(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    for (n, outcome) in every_outcome().into_iter().enumerate() {
+        let delayed = stage.started(&format!("m{n}")).await;
+        stage.crash().await;
+        let successor = stage.take_one().await;
+        let id = successor.message.id;
+        for settled in [false, true] {
+            if settled {
+                stage.end(&successor, outcome.clone()).await;
+            }
+            let (before, all) = (stage.view(id).await, stage.all().await.len());
+            for late in [completed(), permanent(), retryable(), Outcome::Released] {
+                let (then, compensate) = (vec![message("next")], vec![message("back")]);
+                let late = Settle { then, compensate, ..settlement(&delayed, late) };
+                assert_eq!(refused(stage.settle(late).await), StoreErrorKind::LeaseLost, "{outcome:?}");
+            }
+            assert_eq!((stage.view(id).await, stage.all().await.len()), (before, all), "{outcome:?}");
+        }
+        // What became ready again must not be in the way of the next one.
+        stage.cancel(id).await.ok();
+    }
+}
+
+/// A worker that comes back under the name of one that is gone has leases of its own: none of its namesake's writes count.
+pub async fn reuse_of_a_workers_name_lets_no_stale_settlement_in(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let id = stage.put(message("m")).await;
+    let (first, second) = (stage.request(1), stage.request(1));
+    assert_eq!(first.worker, second.worker);
+    let stale = stage.claim(&first).await.leases.remove(0);
+    stage.crash().await;
+    let lease = stage.claim(&second).await.leases.remove(0);
+    assert!(
+        stage.claim(&first).await.leases.is_empty(),
+        "the claim of its namesake, repeated, gets nothing of its own"
+    );
+    let before = stage.view(id).await;
+    for outcome in [completed(), retryable(), Outcome::Released] {
+        assert_eq!(refused(stage.settle(settlement(&stale, outcome)).await), StoreErrorKind::LeaseLost);
+    }
+    assert_eq!(refused(stage.extend(id, stale.token).await), StoreErrorKind::LeaseLost);
+    assert_eq!(refused(stage.journal(&stale, intent(&keyed())).await), StoreErrorKind::LeaseLost);
+    assert_eq!(stage.view(id).await, before);
+    stage.end(&lease, completed()).await;
+    assert_eq!(refused(stage.settle(settlement(&stale, completed())).await), StoreErrorKind::LeaseLost);
+}
+
+/// After a takeover the old holder neither settles nor extends, whatever the takeover made of the message, and every such
+/// write is counted.
+pub async fn settlement_and_extension_after_a_takeover_are_refused(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let mut late_writes = 0;
+    let mut refuses = async |old: &Lease| {
+        let before = stage.view(old.message.id).await;
+        assert_eq!(refused(stage.settle(settlement(old, completed())).await), StoreErrorKind::LeaseLost);
+        assert_eq!(refused(stage.extend(old.message.id, old.token).await), StoreErrorKind::LeaseLost);
+        assert_eq!(stage.view(old.message.id).await, before);
+        late_writes += 2;
+        assert_eq!(stage.tally(Counted::RejectedLateWrites).await, late_writes);
+        before.state
+    };
+    let old = stage.started("m").await;
+    stage.crash().await;
+    assert_eq!(refuses(&old).await, State::Ready);
+    let new = stage.take_one().await;
+    assert_eq!(refuses(&old).await, State::Leased);
+    stage.end(&new, completed()).await;
+    assert_eq!(refuses(&old).await, State::Completed);
+    let old = stage.started("parked").await;
+    stage.intend(&old, &at_most_once()).await;
+    stage.crash().await;
+    assert_eq!(refuses(&old).await, State::Parked);
+    stage.declare("work", Policy { max_attempts: 1, ..Stage::policy() }).await;
+    let old = stage.started("dead").await;
+    stage.crash().await;
+    assert_eq!(refuses(&old).await, State::Dead);
+}
+
+/// What goes back to its queue is found by whoever asks when it is due: by a handle that had looked past its place before,
+/// without a sweep, and after a restart.
+pub async fn no_retry_is_stranded(engine: &dyn Engine) {
+    let mut stage = Stage::new(engine).await;
+    let again = [retryable(), not_done(), unknown(), Outcome::Snooze { after: SECOND }, Outcome::Released];
+    for (n, outcome) in again.into_iter().enumerate() {
+        let lease = stage.started(&format!("m{n}")).await;
+        let other = stage.other_handle().await;
+        // Both handles have been further along the queue than where the message goes back to.
+        for (name, store) in [("a", &stage.store), ("b", &other)] {
+            stage.clock.advance(SECOND);
+            stage.put(message(&format!("{name}{n}"))).await;
+            let ahead = store.claim(stage.request(10)).await.expect("answered").leases;
+            assert_eq!(ahead.len(), 1, "{outcome:?}");
+            stage.end(&ahead[0], completed()).await;
+            assert!(store.claim(stage.request(10)).await.expect("answered").leases.is_empty());
+        }
+        let due = stage.end(&lease, outcome.clone()).await.due_at.expect("it is ready again");
+        stage.clock.advance(due.since(stage.now()));
+        let store = if n % 2 == 0 { other } else { stage.store.clone() };
+        let found = store.claim(stage.request(10)).await.expect("answered").leases;
+        assert_eq!(found.iter().map(|l| l.message.id).collect::<Vec<_>>(), [lease.message.id], "{outcome:?}");
+        stage.end(&found[0], retryable()).await;
+        stage.reopen().await;
+        stage.clock.advance(HOUR);
+        let found = stage.take_one().await;
+        assert_eq!(found.message.id, lease.message.id, "{outcome:?}");
+        stage.end(&found, completed()).await;
+    }
+}

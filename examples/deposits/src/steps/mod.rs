@@ -14,16 +14,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tidegate::sqlite::SqliteStore;
 use tidegate::{
-    Backoff, Context, EffectKey, Handled, HandlerError, Message, Policy, Report, StoreError, SystemClock, Tidegate,
-    Worker, WorkerBuilder,
+    Address, Backoff, Context, EffectKey, Handled, HandlerError, Message, Policy, Report, StoreError, SystemClock,
+    Tidegate, Worker, WorkerBuilder,
 };
 
 pub use gateway::{Done, GatewayClient, Remote};
 pub use view::{Told, View, read_flow, view};
 
-use crate::books::{self, Credited};
+use crate::books::{Credited, Wallet};
 use crate::gateway::{GatewayMode, Operation, OperationBody};
 use crate::trace::{Card, Scale};
 
@@ -120,7 +119,7 @@ pub struct WorkOptions {
 #[derive(Clone)]
 struct Steps {
     client: Arc<dyn Remote>,
-    store: Arc<SqliteStore>,
+    wallet: Wallet,
     mode: GatewayMode,
     /// Longer than the client's own time-out, so that the client says what it saw.
     send_within: Duration,
@@ -136,7 +135,7 @@ impl fmt::Debug for Steps {
 /// Starts a worker for all steps.
 ///
 /// # Errors
-/// The store is no SQLite store, the HTTP client cannot be made, or the worker is refused by the store.
+/// The store has no wallet in it, the HTTP client cannot be made, or the worker is refused by the store.
 ///
 /// # Cancel safety
 /// Safe: a worker that was not returned does not run.
@@ -161,21 +160,17 @@ pub async fn start(tide: &Tidegate, options: &WorkOptions) -> anyhow::Result<Wor
 /// Adds the handlers of all steps to a worker: one that runs, or one that only checks or proves them.
 ///
 /// # Errors
-/// The worker's store is no SQLite store.
+/// The worker's store can have no wallet in it.
 pub fn handlers(
     worker: WorkerBuilder,
     remote: Arc<dyn Remote>,
     mode: GatewayMode,
     scale: &Scale,
 ) -> anyhow::Result<WorkerBuilder> {
-    let Some(store) = worker.tide().sqlite().cloned() else {
-        anyhow::bail!(
-            "deposits are credited in the store's own file, and this store has none; hint: open an SQLite file"
-        )
-    };
+    let wallet = Wallet::of(worker.tide())?;
     let steps = Steps {
         client: remote,
-        store,
+        wallet,
         mode,
         send_within: Duration::from_millis(scale.call_timeout_ms + scale.call_timeout_ms / 10),
         quarantine: Duration::from_millis(scale.quarantine_ms),
@@ -192,7 +187,7 @@ pub fn handlers(
 /// Decodes everything that is stored with the steps of this program, and runs nothing.
 ///
 /// # Errors
-/// The store is no SQLite store, or cannot be read.
+/// The store can have no wallet in it, or cannot be read.
 ///
 /// # Cancel safety
 /// Safe: it only reads.
@@ -246,14 +241,8 @@ async fn capture(steps: Steps, ctx: Context, message: Capture) -> Handled<Done> 
 
 async fn credit(steps: Steps, ctx: Context, message: Credit) -> Handled<i64> {
     let request = message.request;
-    let OperationBody { deposit, account, cents, .. } = request.clone();
-    let credited = ctx
-        .effect("credit")
-        .request(&request)
-        .transactional()
-        .in_store(&steps.store, move |transaction| books::credit(transaction, &deposit, &account, cents))
-        .await?;
-    match credited {
+    let effect = ctx.effect("credit").request(&request).transactional();
+    match steps.wallet.credit(effect, &request).await? {
         Credited::Entry(entry) => {
             ctx.then(Notify { request });
             Ok(entry)
@@ -301,7 +290,7 @@ async fn at_gateway(steps: &Steps, ctx: &Context, operation: Operation, request:
 ///
 /// # Cancel safety
 /// Safe.
-pub async fn open(path: &std::path::Path, scale: &Scale) -> Result<Tidegate, StoreError> {
+pub async fn open(database: impl Into<Address>, scale: &Scale) -> Result<Tidegate, StoreError> {
     let lease = Duration::from_millis(scale.lease_ms);
-    Tidegate::builder().lease(lease).sweep_every(lease / 5).open(path).await
+    Tidegate::builder().lease(lease).sweep_every(lease / 5).open_at(&database.into()).await
 }

@@ -7,7 +7,8 @@ use deposits::gateway::{Faults, GatewayMode, LedgerResult, read_ledger};
 use deposits::operator;
 use deposits::steps::{self, Authorise, Told, WorkOptions, read_flow};
 use deposits::trace::Card;
-use tidegate::{MessageId, Tidegate};
+use tidegate::{Address, MessageId, Tidegate};
+use tidegate_pgcluster::Cluster;
 
 /// Everything that can go wrong with a reply, at once.
 const HARM: Faults = Faults {
@@ -55,18 +56,34 @@ async fn operate(tide: &Tidegate, ledger: &Path, flows: &[MessageId]) -> Vec<Tol
 }
 
 async fn a_misbehaving_gateway(mode: GatewayMode) {
+    let directory = tempfile::tempdir().unwrap();
+    on_this_store(mode, &directory.path().join("d.db").into()).await;
+}
+
+async fn on_this_store(mode: GatewayMode, store: &Address) {
     const COUNT: usize = 30;
     let directory = tempfile::tempdir().unwrap();
-    let (store, ledger) = (directory.path().join("d.db"), directory.path().join("ledger"));
+    let ledger = directory.path().join("ledger");
     let gateway = super::gateway(&ledger, mode, HARM);
-    let tide = steps::open(&store, &super::scale()).await.unwrap();
-    drop(books::prepare(&store, &["closed".to_owned()]).unwrap());
+    let tide = steps::open(store, &super::scale()).await.unwrap();
+    books::prepare_at(store, &["closed".to_owned()]).await.unwrap();
     let options =
         WorkOptions { gateway: gateway.url(), mode, scale: super::scale(), concurrency: 4, name: "worker".to_owned() };
     let worker = steps::start(&tide, &options).await.unwrap();
+    // As another process would: it knows nothing of the first but what is in the store.
+    let beside = match store.server() {
+        Some(_) => {
+            let other = steps::open(store, &super::scale()).await.unwrap();
+            Some(steps::start(&other, &WorkOptions { name: "beside".to_owned(), ..options }).await.unwrap())
+        }
+        None => None,
+    };
     let flows = enqueue(&tide, COUNT).await;
     let told = finish(&tide, &ledger, &flows).await;
     worker.stop().await.unwrap();
+    if let Some(beside) = beside {
+        beside.stop().await.unwrap();
+    }
     gateway.stop().await.unwrap();
 
     let mut taken: HashMap<String, (u32, u32)> = HashMap::new();
@@ -78,7 +95,7 @@ async fn a_misbehaving_gateway(mode: GatewayMode) {
             LedgerResult::Authorised | LedgerResult::Declined | LedgerResult::Receipt => {}
         }
     }
-    let books = Books::read(&store).unwrap();
+    let books = Books::read(store).unwrap();
     for (number, told) in told.into_iter().enumerate() {
         let name = format!("dep-{number}");
         let credits = books.credited.get(&name).map_or(0, |credit| credit.times);
@@ -105,4 +122,13 @@ async fn each_deposit_takes_effect_once_with_a_gateway_that_can_be_asked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_deposit_takes_effect_once_with_a_gateway_that_can_do_neither_and_an_operator() {
     a_misbehaving_gateway(GatewayMode::None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_deposit_takes_effect_once_with_two_workers_on_a_postgresql_server() {
+    let database = tokio::task::spawn_blocking(|| Cluster::shared().database("deposits").unwrap()).await.unwrap();
+    for mode in [GatewayMode::Idempotent, GatewayMode::Lookup] {
+        let address = format!("{database}?schema=flow_{}_{}", std::process::id(), mode.name());
+        on_this_store(mode, &address.parse().unwrap()).await;
+    }
 }

@@ -54,7 +54,7 @@ async fn customers_of_the_http_intake_are_told_the_truth_although_the_worker_is_
         let role: Vec<String> = role.iter().map(|arg| (*arg).to_owned()).collect();
         program.start(name, &role).unwrap()
     };
-    let (ledger, store) = (text(&evidence.ledger), text(&evidence.wallet));
+    let (ledger, store) = (text(&evidence.ledger), text(evidence.wallet.file().unwrap()));
     let mut gateway = start("gateway", &["gateway", "--ledger", ledger, "--mode", "lookup", "--demo", "--fast"]);
     let gateway_url = gateway.listening().await.unwrap();
     let mut intake = start("intake", &["intake", "--database", store, "--fast"]);

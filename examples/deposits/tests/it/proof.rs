@@ -26,12 +26,12 @@ async fn run(directory: &Path) {
     let twin = TwinOptions {
         closed: closed.clone(),
         call_timeout: Duration::from_secs(5),
-        ..TwinOptions::new(twin_gateway.url(), &synchronous.wallet)
+        ..TwinOptions::new(twin_gateway.url(), synchronous.wallet.file().unwrap())
     };
     let twin = twin::start(twin).unwrap();
     let gateway = super::gateway(&tidegate.ledger, GatewayMode::Lookup, Faults::default());
     let tide = steps::open(&tidegate.wallet, &scale).await.unwrap();
-    drop(books::prepare(&tidegate.wallet, &closed).unwrap());
+    drop(books::prepare(tidegate.wallet.file().unwrap(), &closed).unwrap());
     let work = WorkOptions {
         gateway: gateway.url(),
         mode: GatewayMode::Lookup,
@@ -108,7 +108,7 @@ async fn a_calm_run_passes_and_each_harm_planted_in_its_files_ends_with_1() {
         writeln!(file, "{{\"seq\":{next},{rest}").unwrap();
     };
     let imbalance = |evidence: &Evidence| {
-        let wallet = books::prepare(&evidence.wallet, &[]).unwrap();
+        let wallet = books::prepare(evidence.wallet.file().unwrap(), &[]).unwrap();
         let entry = "insert into wallet_entries (deposit, account, side, cents) values ('x', 'y', 'debit', 5)";
         wallet.execute(entry, []).unwrap();
     };

@@ -1,0 +1,185 @@
+//! The command on a PostgreSQL server: what it says about a store there, and that it says the same as about a file.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tidegate_pgcluster::Cluster;
+
+use crate::desk::{Desk, Ran, new_address, on_a_server};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Tests of the other files, again with the store on a server.
+macro_rules! again {
+    ($($module:ident::$test:ident),* $(,)?) => { $(
+        #[test]
+        fn $test() {
+            on_a_server(crate::$module::$test);
+        }
+    )* };
+}
+
+again! {
+    enqueue::a_message_is_stored_once_however_often_it_is_enqueued,
+    enqueue::a_unique_key_makes_new_work_every_time,
+    enqueue::json_says_what_became_of_one_message,
+    enqueue::options_reach_the_store,
+    enqueue::refusals_are_in_the_summary_for_programs,
+    enqueue::malformed_lines_are_named_and_the_rest_is_taken,
+    enqueue::what_was_decided_by_the_first_enqueue_is_said_to_be_ignored,
+    inspect::a_list_in_json_is_an_object_a_line,
+    inspect::a_list_is_filtered_and_paged,
+    inspect::a_parked_message_has_not_ended,
+    inspect::explain_evaluates_the_predicates_of_a_claim,
+    inspect::explain_says_for_every_state_why_and_what_next,
+    inspect::get_shows_a_line_for_each_thing_known,
+    inspect::get_shows_everything_as_one_object,
+    inspect::looking_changes_nothing_and_starts_no_housekeeping,
+    inspect::the_code_of_a_failure_is_said_once,
+    care::what_ended_is_erased_and_the_rest_refused_with_why,
+    care::one_look_at_the_queues_needs_no_terminal,
+    operate::a_dead_letter_is_listed_shown_and_redriven,
+    operate::redriving_in_json_is_one_object,
+    operate::a_failed_message_is_redriven_only_again_and_with_a_reason,
+    operate::what_is_redriven_has_to_be_said,
+    operate::more_than_a_thousand_want_to_be_confirmed_and_an_operation_redrives_nothing_twice,
+    operate::a_parked_message_is_listed_with_what_has_to_be_found_out,
+    operate::did_not_happen_is_refused_until_the_quarantine_is_over,
+    operate::resolving_lets_the_message_go_on_and_alike_twice_does_no_harm,
+    operate::all_open_effects_are_resolved_before_it_goes_on,
+    operate::what_a_resolution_lacks_is_said,
+    operate::what_has_not_taken_effect_is_called_off,
+    operate::a_key_is_released_only_when_it_is_asked_for,
+    operate::a_queue_is_paused_resumed_and_limited,
+    operate::every_act_is_kept_with_who_when_and_why,
+    reconcile::parked_effects_are_resolved_from_a_file_and_bad_lines_are_told_by_number,
+    reconcile::a_ledger_that_agrees_with_the_journal_has_no_differences,
+    reconcile::a_ledger_is_compared_with_the_journal_and_resolves_what_it_has,
+}
+
+#[test]
+fn a_password_is_shown_nowhere() {
+    let desk = Desk::new();
+    let nobody_there = "postgres://ada:secret@127.0.0.1:1/shop";
+    for command in [&["list"][..], &["doctor"], &["migrate", "status"], &["backup", "x.db"], &["--json", "stats"]] {
+        let Ran { out, err, code } = desk.run(&[&["--store", nobody_there], command].concat());
+        assert_ne!(code, Some(0), "{command:?}");
+        assert!(!out.contains("secret") && !err.contains("secret"), "{command:?}: {out}{err}");
+    }
+    let mut help = desk.command(&["--help"]);
+    let help = Ran::of(help.env("TIDEGATE_STORE", nobody_there).output().unwrap()).ends(0);
+    assert!(!help.out.contains("secret"), "{}", help.out);
+    desk.run(&["--store", nobody_there, "list"]).ends(5).says("hint");
+}
+
+#[test]
+fn a_password_may_come_from_the_environment() {
+    let desk = Desk::new();
+    let address = new_address();
+    let (user, rest) = address.strip_prefix("postgres://").unwrap().split_once('@').unwrap();
+    let (user, password) = user.split_once(':').unwrap();
+    let without = format!("postgres://{user}@{rest}");
+    desk.run(&["--store", &without, "migrate", "up"]).ends(5);
+    let mut command = desk.command(&["--store", &without, "migrate", "up"]);
+    Ran::of(command.env("PGPASSWORD", password).output().unwrap()).ends(0).shows("0001_init");
+}
+
+#[test]
+fn only_what_stores_something_makes_a_store() {
+    on_a_server(|| {
+        let desk = Desk::new();
+        desk.run(&["list"]).ends(3).says("no tidegate store in schema desk_").says("tidegate migrate up");
+        desk.run(&["doctor"]).ends(1).shows("migrations");
+        desk.run(&["enqueue", "--kind", "greet", "--key", "a", "--payload", "{}"]).ends(0);
+        desk.run(&["list"]).ends(0).shows("greet");
+        let json: Value = serde_json::from_str(&desk.run(&["stats", "--json"]).ends(0).out).unwrap();
+        assert_eq!((json["queues"][0]["ready"].as_u64(), json.get("disk")), (Some(1), None));
+        desk.run(&["stats"]).ends(0).shows("open effects");
+        assert!(desk.files().is_empty(), "{:?}", desk.files());
+    });
+}
+
+#[test]
+fn the_steps_of_a_store_are_shown_taken_and_can_be_taken_by_hand() {
+    let desk = Desk::new();
+    let address = new_address();
+    let run = |words: &[&str]| desk.run(&[&["--store", &address, "migrate"], words].concat());
+    let steps = run(&["status"]).ends(1).says("tidegate migrate up").out;
+    assert!(steps.starts_with("1\t0001_init\t-\n"), "{steps}");
+    // As whoever looks after the database does it, who does not let a program make tables.
+    let printed = run(&["print"]).ends(0).out;
+    Cluster::shared().sql("tidegate_cli", &printed).unwrap();
+    run(&["status"]).ends(0);
+    run(&["up"]).ends(0).prints("").says("no step was missing");
+    desk.run(&["--store", &address, "enqueue", "--kind", "greet", "--key", "a", "--payload", "{}"]).ends(0);
+    desk.run(&["--store", &address, "doctor"]).ends(0);
+    let other = new_address();
+    desk.run(&["--store", &other, "migrate", "up"]).ends(0).shows("0001_init\t20");
+    let json: Value =
+        serde_json::from_str(&desk.run(&["--store", &other, "migrate", "status", "--json"]).ends(0).out).unwrap();
+    assert_eq!(json["current"], true);
+    assert!(!json["store"].as_str().unwrap().contains(":5"), "{json}");
+}
+
+#[test]
+fn the_doctor_looks_over_a_store_on_a_server() {
+    on_a_server(|| {
+        let desk = Desk::new();
+        desk.prepare(async |bench| {
+            bench.completed("dep-1").await;
+            bench.failed("dep-2").await;
+            bench.parked("dep-3", HOUR).await;
+            bench.lease("dep-4").await;
+            bench.enqueue("dep-5").await;
+        });
+        desk.run(&["doctor"]).ends(0).shows("ok\tone_state\t").shows("ok\topen_effects\t");
+        let json: Value = serde_json::from_str(&desk.run(&["doctor", "--json"]).ends(0).out).unwrap();
+        assert!(json["store"].as_str().unwrap().contains(":…@"), "{json}");
+    });
+}
+
+#[test]
+fn the_demo_passes_with_three_workers_on_one_database() {
+    let desk = Desk::new();
+    let database = Cluster::shared().database("tidegate_demo").unwrap();
+    let ran = desk.run(&["--store", &database, "demo", "--fast", "--json", "--seed", "1"]).ends(0);
+    let proof: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(proof["pass"], true);
+    assert!(ran.err.contains("kill -9: two of three workers"), "{}", ran.err);
+    let left = "select count(*) from pg_namespace where nspname like 'demo%'";
+    assert_eq!(Cluster::shared().sql("tidegate_demo", left).unwrap().trim(), "0", "its schemas go with it");
+}
+
+#[test]
+fn a_small_torture_on_a_server_of_its_own_passes_with_restarts_and_unanswered_commits() {
+    let desk = Desk::new();
+    let dir = desk.path("run");
+    let faults = ["--kills", "12", "--stops", "3", "--redeploys", "2", "--terminations", "6", "--restarts", "2"];
+    let run = ["torture", "--store", "throw-away", "--lease", "3s", "--failpoints", "none", "--seed", "5", "--json"];
+    let ran = desk.run(&[&run[..], &faults, &["--dir", dir.to_str().unwrap()]].concat()).ends(0);
+    let report: Value = serde_json::from_str(&ran.out).unwrap();
+    let count = |pointer: &str| report.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("{pointer}"));
+    assert_eq!((&report["pass"], &report["store"]), (&Value::Bool(true), &"postgres".into()));
+    assert!(count("/faults/kills") >= 12 && count("/faults/terminations_in_commit") >= 6, "{report}");
+    assert_eq!((count("/faults/restarts"), count("/services")), (2, 3));
+    for zero in ["/deposits/lost", "/deposits/unexpected", "/deposits/duplicated", "/effects/duplicates"] {
+        assert_eq!(count(zero), 0, "{zero}");
+    }
+}
+
+#[test]
+fn the_benchmark_has_the_same_figures_on_a_server() {
+    let desk = Desk::new();
+    let database = Cluster::shared().database("tidegate_bench").unwrap();
+    let ran = desk.run(&["--store", &database, "bench", "--quick", "--keys", "time", "--json"]).ends(0);
+    let report: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(report["store"], "postgres");
+    for figure in ["lifecycles_per_s", "raw_bound_per_s", "ratio", "wal_bytes_per_message", "pickup_p50_ms"] {
+        assert!(report[figure].as_f64().is_some_and(|figure| figure > 0.0), "{figure}: {report}");
+    }
+    let costs = report["claim_cost"].as_array().unwrap();
+    assert!(costs.iter().all(|cost| cost["buffers_per_claim"].as_f64().is_some_and(|n| n > 0.0)), "{report}");
+    assert_eq!(costs.iter().filter(|cost| cost["held_snapshot"] == true).count(), 1);
+    let left = "select count(*) from pg_namespace where nspname like 'bench%'";
+    assert_eq!(Cluster::shared().sql("tidegate_bench", left).unwrap().trim(), "0", "its schemas go with it");
+}

@@ -1,0 +1,304 @@
+//! Two handles on the same message at the same moment: whoever comes second finds what the first one did.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::effect::{EffectId, EffectPolicy, IntentTimes, Reached};
+use tidegate_core::id::EffectName;
+use tidegate_core::lifecycle::{Cancellation, Outcome, State};
+use tidegate_core::message::Failure;
+use tidegate_core::store::{
+    Act, Cancel, Counted, Enqueued, Extend, Journal, JournalWrite, Lease, MessageView, Redrive, Settle, SweepRequest,
+};
+use tidegate_core::{MessageId, Store as _, StoreErrorKind};
+use tidegate_postgres::{Options, PostgresStore};
+use tidegate_testkit::ManualClock;
+
+use crate::engine::Schema;
+use crate::fixture::{claim, message, run};
+
+const ROUNDS: usize = 40;
+
+/// Two handles that share nothing but the place and the clock.
+struct Two {
+    one: Arc<PostgresStore>,
+    other: Arc<PostgresStore>,
+    clock: Arc<ManualClock>,
+    _schema: Schema,
+}
+
+impl Two {
+    async fn new() -> Self {
+        let schema = Schema::new();
+        let clock = Arc::new(ManualClock::default());
+        let options = || Options { clock: Some(clock.clone()), ..Options::default() };
+        let one = PostgresStore::open(&schema.url(), options()).await.unwrap();
+        let other = PostgresStore::open(&schema.url(), options()).await.unwrap();
+        Self { one, other, clock, _schema: schema }
+    }
+
+    async fn put(&self, key: &str) -> MessageId {
+        let enqueued = self.one.enqueue(vec![message(key)]).await.unwrap().remove(0).unwrap();
+        let Enqueued::New { id } = enqueued else { panic!("not new: {enqueued:?}") };
+        id
+    }
+
+    async fn started(&self, key: &str) -> Lease {
+        let id = self.put(key).await;
+        let lease = claim(&self.one, 1).await.remove(0);
+        assert_eq!(lease.message.id, id);
+        lease
+    }
+
+    /// The claims of these tests hold for an hour.
+    fn lapse(&self) {
+        self.clock.advance(Duration::from_secs(3601));
+    }
+
+    async fn sweep(&self) -> Vec<MessageId> {
+        let sweep = SweepRequest { take_over: true, retention: None, limit: 10, unit: 0.5 };
+        self.other.sweep(sweep).await.unwrap().taken_over.into_iter().map(|taken| taken.id).collect()
+    }
+
+    async fn view(&self, id: MessageId) -> MessageView {
+        self.one.inspect(vec![id]).await.unwrap().remove(0).unwrap()
+    }
+
+    async fn tally(&self, what: Counted) -> u64 {
+        let tallies = self.one.stats().await.unwrap().tallies;
+        tallies.iter().filter(|tally| tally.what == what).map(|tally| tally.n).sum()
+    }
+
+    /// Depths are what is there.
+    async fn depths(&self) -> [u64; 5] {
+        let stats = self.other.stats().await.unwrap();
+        stats.queues.iter().fold([0; 5], |sum, q| {
+            [sum[0] + q.ready, sum[1] + q.scheduled, sum[2] + q.leased, sum[3] + q.parked, sum[4] + q.dead]
+        })
+    }
+}
+
+fn settlement(lease: &Lease, outcome: Outcome) -> Settle {
+    Settle {
+        id: lease.message.id,
+        token: lease.token,
+        outcome,
+        journal: Vec::new(),
+        then: Vec::new(),
+        compensate: Vec::new(),
+        unit: 0.5,
+    }
+}
+
+fn completed() -> Outcome {
+    Outcome::Completed { result: "1".into(), orphans: false }
+}
+
+fn cancel(ids: Vec<MessageId>) -> Cancel {
+    Cancel { ids, release_key: false, act: Act { actor: "tester".into(), reason: "a test".into() } }
+}
+
+fn at_most_once() -> Reached {
+    Reached {
+        effect: EffectId { name: EffectName::new("capture").unwrap(), item: None },
+        policy: EffectPolicy::AtMostOnce,
+        request_hash: [1; 16],
+        quarantine: Duration::from_secs(120),
+    }
+}
+
+fn intent(lease: &Lease) -> Journal {
+    let times = IntentTimes { send_within: Duration::from_secs(10), reconcile_for: Duration::from_secs(86_400) };
+    let write = JournalWrite::Intent { reached: at_most_once(), times };
+    Journal { id: lease.message.id, token: lease.token, before: Vec::new(), write }
+}
+
+#[test]
+fn of_a_settlement_and_a_takeover_one_happens() {
+    run(async {
+        let two = Two::new().await;
+        for n in 0..ROUNDS {
+            let lease = two.started(&format!("m{n}")).await;
+            let id = lease.message.id;
+            two.lapse();
+            let late = two.tally(Counted::RejectedLateWrites).await;
+            let follow_up = vec![tidegate_core::message::NewMessage {
+                queue: tidegate_core::id::QueueName::new("next").unwrap(),
+                ..message(&format!("next{n}"))
+            }];
+            let settle = Settle { then: follow_up, ..settlement(&lease, completed()) };
+            let (settled, taken) = tokio::join!(two.one.settle(vec![settle]), two.sweep());
+            match settled.unwrap().remove(0) {
+                Ok(settled) => {
+                    assert_eq!((settled.state, settled.follow_ups.len(), taken), (State::Completed, 1, vec![]));
+                    assert_eq!(two.view(id).await.state, State::Completed);
+                }
+                Err(refused) => {
+                    assert_eq!((refused.kind(), taken), (StoreErrorKind::LeaseLost, vec![id]));
+                    assert_eq!(two.tally(Counted::RejectedLateWrites).await, late + 1);
+                    let view = two.view(id).await;
+                    assert_eq!((view.state, view.answer), (State::Ready, None));
+                    let next = claim(&two.other, 1).await.remove(0);
+                    two.other.settle(vec![settlement(&next, completed())]).await.unwrap().remove(0).unwrap();
+                }
+            }
+        }
+        assert_eq!(two.depths().await[2], 0);
+    });
+}
+
+#[test]
+fn the_same_settlement_on_two_handles_is_one() {
+    run(async {
+        let two = Two::new().await;
+        for n in 0..ROUNDS {
+            let lease = two.started(&format!("m{n}")).await;
+            let settle = || vec![settlement(&lease, completed())];
+            let (one, other) = tokio::join!(two.one.settle(settle()), two.other.settle(settle()));
+            let (one, other) = (one.unwrap().remove(0).unwrap(), other.unwrap().remove(0).unwrap());
+            assert!(one.repeated != other.repeated, "{one:?} {other:?}");
+            assert_eq!((one.state, other.state), (State::Completed, State::Completed));
+        }
+        assert_eq!(two.tally(Counted::Completed).await, ROUNDS as u64);
+        assert_eq!(two.depths().await, [0; 5]);
+    });
+}
+
+#[test]
+fn of_two_settlements_under_one_token_the_second_is_a_conflict() {
+    run(async {
+        let two = Two::new().await;
+        for n in 0..ROUNDS {
+            let lease = two.started(&format!("m{n}")).await;
+            let failure = Failure::new("down", "not now");
+            let retry = Outcome::Retryable { failure, after: None };
+            let (one, other) = tokio::join!(
+                two.one.settle(vec![settlement(&lease, completed())]),
+                two.other.settle(vec![settlement(&lease, retry)])
+            );
+            let (one, other) = (one.unwrap().remove(0), other.unwrap().remove(0));
+            let (made, refused) = match (one, other) {
+                (Ok(made), Err(refused)) | (Err(refused), Ok(made)) => (made, refused),
+                both => panic!("{both:?}"),
+            };
+            assert_eq!(refused.kind(), StoreErrorKind::Conflict);
+            assert_eq!(two.view(lease.message.id).await.state, made.state);
+            two.one.cancel(cancel(vec![lease.message.id])).await.unwrap().remove(0).ok();
+        }
+        assert_eq!(two.depths().await, [0; 5]);
+    });
+}
+
+#[test]
+fn an_intent_that_was_written_is_seen_by_the_takeover_beside_it() {
+    run(async {
+        let two = Two::new().await;
+        for n in 0..ROUNDS {
+            let lease = two.started(&format!("m{n}")).await;
+            let id = lease.message.id;
+            // Not lapsed for the intent by a millisecond, and lapsed for a sweep a moment later.
+            two.clock.advance(Duration::from_secs(3600));
+            let writes = two.one.journal(vec![intent(&lease)]);
+            let lapses = async {
+                two.clock.advance(Duration::from_millis(1));
+                two.sweep().await
+            };
+            let (written, taken) = tokio::join!(writes, lapses);
+            let written = written.unwrap().remove(0);
+            if taken.is_empty() {
+                two.lapse();
+                assert_eq!(two.sweep().await, [id]);
+            }
+            let view = two.view(id).await;
+            match written {
+                Ok(row) => assert_eq!((view.state, &view.journal[..]), (State::Parked, &[row][..])),
+                Err(refused) => {
+                    assert_eq!(refused.kind(), StoreErrorKind::LeaseLost);
+                    assert_eq!((view.state, view.journal.len()), (State::Ready, 0));
+                    two.one.cancel(cancel(vec![id])).await.unwrap().remove(0).unwrap();
+                }
+            }
+        }
+        let depths = two.depths().await;
+        assert_eq!((depths[0], depths[2]), (0, 0));
+    });
+}
+
+#[test]
+fn an_extension_beside_a_takeover_holds_or_is_refused() {
+    run(async {
+        let two = Two::new().await;
+        for n in 0..ROUNDS {
+            let lease = two.started(&format!("m{n}")).await;
+            let id = lease.message.id;
+            two.lapse();
+            let extend = Extend { id, token: lease.token, lease: Duration::from_secs(3600), alone: false };
+            let (extended, taken) = tokio::join!(two.one.extend(vec![extend]), two.sweep());
+            match extended.unwrap().remove(0) {
+                Ok(extended) => {
+                    assert!(taken.is_empty());
+                    let held = two.view(id).await.lease.map(|(_, until)| until);
+                    assert_eq!(held, Some(extended.until));
+                    two.one.settle(vec![settlement(&lease, completed())]).await.unwrap().remove(0).unwrap();
+                }
+                Err(refused) => {
+                    assert_eq!((refused.kind(), taken), (StoreErrorKind::LeaseLost, vec![id]));
+                    two.one.cancel(cancel(vec![id])).await.unwrap().remove(0).unwrap();
+                }
+            }
+        }
+        assert_eq!(two.depths().await, [0; 5]);
+    });
+}
+
+#[test]
+fn a_message_that_is_claimed_and_cancelled_is_one_of_both() {
+    run(async {
+        let two = Two::new().await;
+        for n in 0..ROUNDS {
+            let id = two.put(&format!("m{n}")).await;
+            let (leases, cancelled) = tokio::join!(claim(&two.one, 1), two.other.cancel(cancel(vec![id])));
+            match (leases.first(), cancelled.unwrap().remove(0).unwrap()) {
+                (None, Cancellation::Now) => assert_eq!(two.view(id).await.state, State::Cancelled),
+                (Some(lease), Cancellation::Requested) => {
+                    let view = two.view(id).await;
+                    assert!(view.state == State::Leased && view.cancel_requested);
+                    let settled = two.one.settle(vec![settlement(lease, Outcome::Released)]).await.unwrap().remove(0);
+                    assert_eq!(settled.unwrap().state, State::Cancelled);
+                }
+                (None, Cancellation::Requested) => panic!("nobody runs {id}"),
+                (Some(lease), Cancellation::Now) => panic!("{id} was cancelled and runs: {lease:?}"),
+            }
+        }
+        assert_eq!(two.depths().await, [0; 5]);
+    });
+}
+
+#[test]
+fn a_dead_letter_that_two_operators_redrive_begins_one_generation() {
+    run(async {
+        let two = Two::new().await;
+        for n in 0..ROUNDS / 4 {
+            let lease = two.started(&format!("m{n}")).await;
+            let id = lease.message.id;
+            let decode = Outcome::Undecodable { failure: Failure::new("decode", "no such field") };
+            two.one.settle(vec![settlement(&lease, decode)]).await.unwrap().remove(0).unwrap();
+            let redrive = |operation: &str| Redrive {
+                ids: vec![id],
+                again: false,
+                operation: format!("{operation}-{n}"),
+                act: Act { actor: "tester".into(), reason: "fixed".into() },
+            };
+            let (one, other) = tokio::join!(two.one.redrive(redrive("one")), two.other.redrive(redrive("other")));
+            let redriven = [one.unwrap().remove(0), other.unwrap().remove(0)];
+            assert_eq!(redriven.iter().filter(|verdict| verdict.is_ok()).count(), 1, "{redriven:?}");
+            let view = two.view(id).await;
+            assert_eq!((view.state, view.counters.generation), (State::Ready, 1));
+            let again = claim(&two.one, 1).await.remove(0);
+            two.one.settle(vec![settlement(&again, completed())]).await.unwrap().remove(0).unwrap();
+        }
+        assert_eq!(two.depths().await, [0; 5]);
+    });
+}
