@@ -17,11 +17,24 @@ pub(crate) fn processor_time() -> anyhow::Result<Duration> {
 
 /// The most memory this process ever had resident.
 pub(crate) fn peak_rss_mib() -> anyhow::Result<f64> {
+    // Not what getrusage says where there is a better source: that peak outlives exec, so that a process started by a
+    // large one tells the large one's.
+    if let Some(mib) = status_mib("VmHWM") {
+        return Ok(mib);
+    }
     let usage = getrusage(UsageWho::RUSAGE_SELF).context("the system does not tell this process's use of it")?;
     let told = u64::try_from(usage.max_rss()).unwrap_or_default();
     // In bytes there, in KiB elsewhere.
     let bytes = if cfg!(target_vendor = "apple") { told } else { told * 1024 };
     Ok(crate::ratio(bytes, 1 << 20))
+}
+
+/// A line of what Linux tells of this process's memory, such as `RssAnon`; `None` elsewhere.
+pub(crate) fn status_mib(name: &str) -> Option<f64> {
+    let told = fs::read_to_string("/proc/self/status").ok()?;
+    let line = told.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
+    Some(crate::ratio(kib, 1 << 10))
 }
 
 fn duration(time: TimeVal) -> Duration {

@@ -14,7 +14,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
-use tidegate_sqlite::{Synchronous, Tuning};
+use tidegate_sqlite::{Copying, Synchronous, Tuning};
 use tokio::runtime::Runtime;
 
 use crate::disk::{Disk, Entries, Image, Loss, Op};
@@ -56,9 +56,11 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Small logs: they begin anew every few dozen commits.
-    fn tuning(&self) -> Tuning {
-        Tuning { synchronous: self.synchronous, checkpoint: 96 << 10, restart: 256 << 10, retry: 64 << 10 }
+    /// Small logs: they begin anew every few dozen commits. They are copied beside the writer or by it, so that the end of a
+    /// copy meets both; the writer waits, because the same seed has to do the same operations.
+    fn tuning(&self, seed: u64) -> Tuning {
+        let copying = if seed.is_multiple_of(2) { Copying::Here } else { Copying::BesideAndWaitedFor };
+        Tuning { synchronous: self.synchronous, checkpoint: 96 << 10, restart: 256 << 10, retry: 64 << 10, copying }
     }
 }
 
@@ -266,7 +268,7 @@ impl Campaign {
             directory: path.clone(),
             seed,
             calls: self.settings.calls,
-            tuning: self.settings.tuning(),
+            tuning: self.settings.tuning(seed),
             book: Arc::new(book.apart()),
             restored: base.restored,
         };

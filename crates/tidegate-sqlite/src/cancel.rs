@@ -56,7 +56,7 @@ fn one(group: &mut Group<'_>, request: &Cancel, id: MessageId) -> Result<Cancell
 }
 
 /// Keeps the wish until the run ends or the open effect is decided.
-fn note(group: &Group<'_>, id: MessageId, found: &Found, flags: i64) -> Result<(), Trouble> {
+fn note(group: &mut Group<'_>, id: MessageId, found: &Found, flags: i64) -> Result<(), Trouble> {
     const LEASE: &str = "-- cancel: told to the worker with its next extension
         update tide_lease set flags = flags | ?2, seal = tide_reseal(seal, 8, flags, flags | ?2) where id = ?1";
     const READY: &str = "-- cancel: kept until its open effect is decided
@@ -66,7 +66,10 @@ fn note(group: &Group<'_>, id: MessageId, found: &Found, flags: i64) -> Result<(
         update tide_sched set flags = flags | ?4, seal = tide_reseal(seal, 8, flags, flags | ?4)
         where lane = ?1 and due_at = ?2 and id = ?3";
     match found {
-        Found::Leased(_) => group.conn.prepare_cached(LEASE)?.execute([id.as_i64(), flags])?,
+        Found::Leased(_) => {
+            drop(group.take_lease(id));
+            group.conn.prepare_cached(LEASE)?.execute([id.as_i64(), flags])?
+        }
         Found::Ready { life, scheduled } => group
             .conn
             .prepare_cached(if *scheduled { SCHED } else { READY })?

@@ -15,7 +15,7 @@ use crate::group::{Group, Lane};
 use crate::place;
 use crate::room;
 use crate::row::{self, Life};
-use crate::seal;
+use crate::seal::{self, Literal};
 use crate::trouble::{Trouble, verdict};
 
 /// How long a caller waits before it tries a full queue again.
@@ -127,6 +127,9 @@ fn insert(
 ) -> Result<(), Trouble> {
     const BODY: &str = "-- enqueue: the body, written once
         insert into tide_message values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+    const PLAIN: &str = "-- enqueue: the same for what is due at once, has no deadline, and follows from nothing
+        insert into tide_message values (?1, ?2, ?3, ?4, ?5, null, null, ?6, null, null, null, ?7)";
+    const PLAIN_LITERAL: Literal = Literal::at(&[5, 6, 8, 9, 10]);
     let message = &new.message;
     let max_age =
         message.max_age.unwrap_or_else(|| message.deadline.map_or(DEFAULT_MAX_AGE, |deadline| deadline.since(due_at)));
@@ -147,7 +150,10 @@ fn insert(
         parent,
         new.headers,
     ];
-    seal::execute(&mut group.sql(BODY)?, seal::MESSAGE, body)?;
+    let plain =
+        due_at <= group.now && message.deadline.is_none() && (flow, parent) == (None, None) && new.headers.is_none();
+    let (sql, literal) = if plain { (PLAIN, PLAIN_LITERAL) } else { (BODY, Literal::NONE) };
+    seal::execute_but(&mut group.sql(sql)?, seal::MESSAGE, body, literal)?;
     place::put_ready(group, lane, id, &Life::unbegun(lane.id, due_at))?;
     group.tally(lane, Counted::Enqueued, "");
     Ok(())

@@ -37,6 +37,7 @@ fn one(group: &mut Group<'_>, item: &Extend) -> Result<Extended, Trouble> {
     let sql = if canary::is(Canary::ExtendWithoutToken) { EXTEND_ANY } else { EXTEND };
     let until = group.now.after(item.lease);
     let alone = if item.alone { row::ALONE } else { 0 };
+    drop(group.take_lease(item.id));
     let flags: Option<i64> = group
         .conn
         .prepare_cached(sql)?

@@ -1,8 +1,9 @@
 //! One group: the calls that share a transaction, and what they accumulate until its commit.
 //!
 //! Ids, counts and counters are read or incremented in SQL inside the transaction, never taken from a memory that another
-//! process could have made stale. What is interned (queues, lanes) only ever grows, so that it may be remembered; it is
-//! forgotten whenever another process committed or a group was rolled back.
+//! process could have made stale. What is interned (queues, lanes) only ever grows, so that it may be remembered, and the
+//! leases that this process gave are remembered for as long as nobody else wrote; all of it is forgotten whenever another
+//! process committed or a group was rolled back.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -17,7 +18,7 @@ use tidegate_core::retry::Policy;
 use tidegate_core::store::{self, Act, Counted, News};
 
 use crate::room::RoomFor;
-use crate::row;
+use crate::row::{self, LeaseRow};
 use crate::seal;
 use crate::statements::{Lent, Statements};
 use crate::trouble::Trouble;
@@ -34,9 +35,14 @@ pub(crate) struct Lane {
     pub(crate) priority: Priority,
 }
 
-/// Interned names, remembered between groups.
+/// The most leases that are remembered.
+const MOST_LEASES: usize = 16_384;
+
+/// Interned names and leases, remembered between groups.
 #[derive(Debug, Default)]
 pub(crate) struct Interned {
+    /// Leases as this process wrote them; each is handed out once.
+    leases: HashMap<MessageId, LeaseRow>,
     queues: HashMap<(Tenant, QueueName), i64>,
     lanes: HashMap<i64, Arc<Lane>>,
     /// Queues all of whose lanes are in `lanes`.
@@ -51,6 +57,8 @@ impl Interned {
     /// Another process may have made lanes: names keep their numbers, but a queue's list of lanes may have grown.
     pub(crate) fn others_wrote(&mut self) {
         self.complete.clear();
+        // And a lease may be anything by now.
+        self.leases.clear();
     }
 }
 
@@ -323,6 +331,20 @@ impl<'c> Group<'c> {
     pub(crate) fn settings_changed(&mut self) {
         self.depths.clear();
         self.policies.clear();
+    }
+
+    /// Remembers a lease that was just written. Whoever writes to it again takes it out before.
+    pub(crate) fn remember_lease(&mut self, id: MessageId, lease: LeaseRow) {
+        if self.interned.leases.len() >= MOST_LEASES {
+            self.interned.leases.clear();
+        }
+        self.interned.leases.insert(id, lease);
+    }
+
+    /// A lease as it stands in its row, if this process wrote it last and nobody wrote to the store since: the group began by
+    /// asking SQLite for that, and holds the write lock. From now on the row has to be read.
+    pub(crate) fn take_lease(&mut self, id: MessageId) -> Option<LeaseRow> {
+        self.interned.leases.remove(&id)
     }
 
     /// Notes that a message came to a place (+1) or left it (-1).

@@ -59,9 +59,12 @@ fn written(row: Option<EffectRow>, item: &Journal) -> Result<EffectRow, Trouble>
     Ok(row.ok_or_else(nothing)?)
 }
 
-/// The lease, if this token holds it.
-pub(crate) fn current(group: &Group<'_>, id: MessageId, token: LeaseToken) -> Result<Option<LeaseRow>, Trouble> {
-    let lease = place::lease_by(&mut *group.sql(place::LEASE)?, id)?;
+/// The lease, if this token holds it; whoever asks may write to it.
+pub(crate) fn current(group: &mut Group<'_>, id: MessageId, token: LeaseToken) -> Result<Option<LeaseRow>, Trouble> {
+    let lease = match group.take_lease(id) {
+        Some(lease) => Some(lease),
+        None => place::lease_by(&mut *group.sql(place::LEASE)?, id)?,
+    };
     if canary::is(Canary::TokenWithoutNonce) {
         return Ok(lease.filter(|lease| lease.token.claims == token.claims));
     }
@@ -145,7 +148,7 @@ pub(crate) fn check_unlapsed(group: &Group<'_>, lease: &LeaseRow, id: MessageId)
     Err(StoreError::new(StoreErrorKind::LeaseLost, what).message_id(id))
 }
 
-/// Writes a row, and notes at the lease that there is a journal.
+/// Writes a row, and notes at the lease, which nobody remembers any more, that there is a journal.
 pub(crate) fn put(
     group: &Group<'_>,
     lease: &LeaseRow,

@@ -12,6 +12,7 @@ mod backup;
 mod cancel;
 mod claim;
 mod copied;
+mod copier;
 mod discard;
 mod doctor;
 mod edit;
@@ -76,7 +77,7 @@ pub use writer::GroupStats;
 use writer::Tuning;
 #[cfg(feature = "power-loss")]
 #[doc(hidden)]
-pub use writer::{Synchronous, Tuning};
+pub use writer::{Copying, Synchronous, Tuning};
 
 use crate::group::Limits;
 

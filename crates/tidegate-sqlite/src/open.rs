@@ -394,8 +394,7 @@ fn settings(conn: &Connection, synchronous: Synchronous) -> Result<(), Looked> {
     let least = match synchronous {
         Synchronous::Full => 2,
         Synchronous::Normal | Synchronous::Off => {
-            let weaker = if synchronous == Synchronous::Off { "off" } else { "normal" };
-            conn.pragma_update(None, "synchronous", weaker)?;
+            conn.pragma_update(None, "synchronous", synchronous.as_str())?;
             0
         }
     };

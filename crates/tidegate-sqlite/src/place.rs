@@ -17,7 +17,7 @@ use tidegate_core::store::Counted;
 
 use crate::group::{Group, Lane, Place};
 use crate::row::{self, JOURNALED, LastSettlement, LeaseRow, Life};
-use crate::seal;
+use crate::seal::{self, Literal};
 use crate::trouble::Trouble;
 
 /// A message wherever it is.
@@ -335,10 +335,23 @@ pub(crate) fn put_ready(group: &mut Group<'_>, lane: &Lane, id: MessageId, life:
         // Most rows that come here: what nothing has happened to yet is what the columns hold by default.
         const UNBEGUN: &str = "-- a message that nothing has happened to yet
             insert into tide_ready (lane, due_at, id, seal) values (?1, ?2, ?3, ?4)";
-        let (due_at, id) = (life.due_at.as_millis(), id.as_i64());
+        const UNBEGUN_LITERAL: Literal = Literal::at(&[3, 4, 5, 6, 7, 8, 9, 10, 11]);
         let (zero, none) = (0, None::<i64>);
-        let whole = params![life.lane, due_at, id, zero, zero, zero, zero, zero, zero, none, none, none];
-        group.sql(UNBEGUN)?.execute([life.lane, due_at, id, seal::of(seal::READY, whole)?])?;
+        let whole = params![
+            life.lane,
+            life.due_at.as_millis(),
+            id.as_i64(),
+            zero,
+            zero,
+            zero,
+            zero,
+            zero,
+            zero,
+            none,
+            none,
+            none
+        ];
+        seal::execute_but(&mut group.sql(UNBEGUN)?, seal::READY, whole, UNBEGUN_LITERAL)?;
         group.count(lane.queue_id, Place::Ready, 1);
         group.announce(&lane.queue);
         return Ok(());
@@ -432,6 +445,9 @@ pub(crate) fn put(
                 "-- the commit that stores the result removes the claimable row: nothing with an answer can be
                 -- claimed, so no attempt needs to consult the result first
                 insert into tide_result values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+            const FIRST: &str = "-- the same for what completed in its first run and has no journal
+                insert into tide_result values (?1, 'completed', ?2, ?3, 1, 1, 0, 0, 0, 0, null, ?4, ?5, ?6, null, ?7)";
+            const FIRST_LITERAL: Literal = Literal::at(&[1, 4, 5, 6, 7, 8, 9, 10, 14]);
             let failed = failure.filter(|_| ending.next == Next::Failed);
             let ended = params![
                 id.as_i64(),
@@ -450,7 +466,11 @@ pub(crate) fn put(
                 digest,
                 life.expires_at.map(Timestamp::as_millis),
             ];
-            seal::execute(&mut group.sql(RESULT)?, seal::RESULT, ended)?;
+            let first = ending.next == Next::Completed
+                && life.counters == Counters { claims: 1, attempt: 1, ..Counters::default() }
+                && (life.flags & JOURNALED, life.expires_at) == (0, None);
+            let (sql, literal) = if first { (FIRST, FIRST_LITERAL) } else { (RESULT, Literal::NONE) };
+            seal::execute_but(&mut group.sql(sql)?, seal::RESULT, ended, literal)?;
             match ending.next {
                 Next::Completed => (Counted::Completed, "".into()),
                 Next::Failed => {

@@ -17,7 +17,7 @@ use tidegate_core::message::Message;
 
 use crate::group::Lane;
 use crate::place::Limits;
-use crate::seal::{self, EFFECT, KEY, LEASE, MESSAGE, READY, SCHED};
+use crate::seal::{self, EFFECT, KEY, LEASE, MESSAGE, READY, SCHED, Whole};
 use crate::trouble::Trouble;
 
 /// An intent or answer was written for the message.
@@ -87,35 +87,10 @@ pub(crate) struct LeaseRow {
     pub(crate) limits: Limits,
 }
 
-/// A column by its name, and by its place where the row is read for every message: looking names up was measured as a
-/// tenth of a claim. Migrations only add columns behind, so places stay; a test compares them with the tables.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Column {
-    place: Option<usize>,
-    name: &'static str,
-}
-
-impl From<&'static str> for Column {
-    fn from(name: &'static str) -> Self {
-        Self { place: None, name }
-    }
-}
-
-impl From<(usize, &'static str)> for Column {
-    fn from((place, name): (usize, &'static str)) -> Self {
-        Self { place: Some(place), name }
-    }
-}
-
 /// Reads one column, or says where the corruption is.
-pub(crate) fn column<T: FromSql>(row: &Row<'_>, column: impl Into<Column>, table: &str) -> Result<T, Trouble> {
-    let Column { place, name } = column.into();
-    let value = match place {
-        Some(place) => row.get(place),
-        None => row.get(name),
-    };
+pub(crate) fn column<T: FromSql>(row: &Row<'_>, name: &'static str, table: &str) -> Result<T, Trouble> {
     #[expect(clippy::wildcard_enum_match_arm, reason = "all other errors of SQLite are not about this column")]
-    value.map_err(|e| match e {
+    row.get(name).map_err(|e| match e {
         rusqlite::Error::InvalidColumnType(..)
         | rusqlite::Error::FromSqlConversionFailure(..)
         | rusqlite::Error::IntegralValueOutOfRange(..)
@@ -124,26 +99,60 @@ pub(crate) fn column<T: FromSql>(row: &Row<'_>, column: impl Into<Column>, table
     })
 }
 
-fn corrupt(row: &Row<'_>, name: &str, table: &str, what: &str) -> Trouble {
+pub(crate) fn corrupt(row: &Row<'_>, name: &str, table: &str, what: &str) -> Trouble {
     let id = ["id", "message"].iter().find_map(|column| row.get::<_, i64>(*column).ok());
     let id = id.map_or_else(|| "unknown row".to_owned(), |id| format!("row {id}"));
     Trouble::Item(StoreError::corrupt(&format!("{table}.{name}, {id}"), what))
 }
 
-pub(crate) fn time(row: &Row<'_>, name: impl Into<Column>, table: &str) -> Result<Timestamp, Trouble> {
+pub(crate) fn time(row: &Row<'_>, name: &'static str, table: &str) -> Result<Timestamp, Trouble> {
     column(row, name, table).map(Timestamp::from_millis)
 }
 
-pub(crate) fn maybe_time(row: &Row<'_>, name: impl Into<Column>, table: &str) -> Result<Option<Timestamp>, Trouble> {
+pub(crate) fn maybe_time(row: &Row<'_>, name: &'static str, table: &str) -> Result<Option<Timestamp>, Trouble> {
     Ok(column::<Option<i64>>(row, name, table)?.map(Timestamp::from_millis))
 }
 
 /// A column of whole milliseconds.
-pub(crate) fn duration(row: &Row<'_>, name: impl Into<Column>, table: &str) -> Result<Duration, Trouble> {
-    let name = name.into();
+pub(crate) fn duration(row: &Row<'_>, name: &'static str, table: &str) -> Result<Duration, Trouble> {
     let millis: i64 = column(row, name, table)?;
-    let millis = u64::try_from(millis).map_err(|e| corrupt(row, name.name, table, &e.to_string()))?;
+    let millis = u64::try_from(millis).map_err(|e| corrupt(row, name, table, &e.to_string()))?;
     Ok(Duration::from_millis(millis))
+}
+
+/// The hot tables' columns are read by their places, all at once: looking names up was measured as a tenth of a claim, and
+/// asking for a column twice as another. Migrations only add columns behind, so places stay; a test compares them with the
+/// tables.
+type At = (usize, &'static str);
+
+impl<const N: usize> Whole<'_, '_, N> {
+    fn time(&self, at: At) -> Result<Timestamp, Trouble> {
+        self.get(at).map(Timestamp::from_millis)
+    }
+
+    fn maybe_time(&self, at: At) -> Result<Option<Timestamp>, Trouble> {
+        Ok(self.get::<Option<i64>>(at)?.map(Timestamp::from_millis))
+    }
+
+    fn duration(&self, at: At) -> Result<Duration, Trouble> {
+        let millis = u64::try_from(self.get::<i64>(at)?).map_err(|e| self.corrupt(at.1, &e.to_string()))?;
+        Ok(Duration::from_millis(millis))
+    }
+
+    fn id(&self, at: At) -> Result<Option<MessageId>, Trouble> {
+        Ok(self.get::<Option<i64>>(at)?.map(MessageId::from_i64))
+    }
+
+    /// The counters where the ready and leased tables have them.
+    fn counters(&self) -> Result<Counters, Trouble> {
+        Ok(Counters {
+            claims: self.get((3, "claims"))?,
+            attempt: self.get((4, "attempt"))?,
+            crashes: self.get((5, "crashes"))?,
+            generation: self.get((6, "generation"))?,
+            round: self.get((7, "round"))?,
+        })
+    }
 }
 
 /// A column whose text must parse.
@@ -168,88 +177,76 @@ pub(crate) fn counters(row: &Row<'_>, table: &str) -> Result<Counters, Trouble> 
 
 /// The settlement noted in a row that has `last_nonce` and `last_digest`.
 pub(crate) fn last_settlement(row: &Row<'_>, table: &str) -> Result<Option<LastSettlement>, Trouble> {
-    last_at(row, "last_nonce", "last_digest", table)
-}
-
-fn last_at(
-    row: &Row<'_>,
-    nonce: impl Into<Column>,
-    digest: impl Into<Column>,
-    table: &str,
-) -> Result<Option<LastSettlement>, Trouble> {
-    let Some(nonce) = column(row, nonce, table)? else { return Ok(None) };
-    Ok(Some(LastSettlement { nonce, digest: column(row, digest, table)? }))
+    let Some(nonce) = column(row, "last_nonce", table)? else { return Ok(None) };
+    Ok(Some(LastSettlement { nonce, digest: column(row, "last_digest", table)? }))
 }
 
 /// A row of `tide_ready` or `tide_sched`, selected with `*`.
 pub(crate) fn life(row: &Row<'_>, table: &str) -> Result<Life, Trouble> {
-    // Both tables have the same columns, so that rows move between them as they are.
-    seal::check(row, if table == SCHED.table { SCHED } else { READY })?;
-    Ok(Life {
-        lane: column(row, (0, "lane"), table)?,
-        due_at: time(row, (1, "due_at"), table)?,
-        counters: hot_counters(row, table)?,
-        flags: column(row, (8, "flags"), table)?,
-        expires_at: maybe_time(row, (9, "expires_at"), table)?,
-        last: last_at(row, (10, "last_nonce"), (11, "last_digest"), table)?,
-    })
+    Ok(place_in_line(row, table)?.1)
 }
 
-/// The counters where the ready and leased tables have them.
-fn hot_counters(row: &Row<'_>, table: &str) -> Result<Counters, Trouble> {
-    Ok(Counters {
-        claims: column(row, (3, "claims"), table)?,
-        attempt: column(row, (4, "attempt"), table)?,
-        crashes: column(row, (5, "crashes"), table)?,
-        generation: column(row, (6, "generation"), table)?,
-        round: column(row, (7, "round"), table)?,
-    })
+/// The same, with the message it is about.
+pub(crate) fn place_in_line(row: &Row<'_>, table: &str) -> Result<(MessageId, Life), Trouble> {
+    // Both tables have the same columns, so that rows move between them as they are.
+    let row = Whole::<{ READY.at }>::read(row, if table == SCHED.table { SCHED } else { READY })?;
+    let last = match row.get((10, "last_nonce"))? {
+        Some(nonce) => Some(LastSettlement { nonce, digest: row.get((11, "last_digest"))? }),
+        None => None,
+    };
+    let life = Life {
+        lane: row.get((0, "lane"))?,
+        due_at: row.time((1, "due_at"))?,
+        counters: row.counters()?,
+        flags: row.get((8, "flags"))?,
+        expires_at: row.maybe_time((9, "expires_at"))?,
+        last,
+    };
+    Ok((MessageId::from_i64(row.get((2, "id"))?), life))
 }
 
 /// A row of `tide_lease`, selected with `*`.
 pub(crate) fn lease(row: &Row<'_>) -> Result<LeaseRow, Trouble> {
-    let table = "tide_lease";
-    seal::check(row, LEASE)?;
-    let counters = hot_counters(row, table)?;
-    let enqueued_at = time(row, (13, "enqueued_at"), table)?;
+    let row = Whole::<{ LEASE.at }>::read(row, LEASE)?;
+    let counters = row.counters()?;
+    let enqueued_at = row.time((13, "enqueued_at"))?;
     let limits = Limits::from_columns(
-        maybe_time(row, (15, "first_due_at"), table)?.unwrap_or(enqueued_at),
-        maybe_time(row, (16, "deadline"), table)?,
-        duration(row, (17, "max_age_ms"), table)?,
+        row.maybe_time((15, "first_due_at"))?.unwrap_or(enqueued_at),
+        row.maybe_time((16, "deadline"))?,
+        row.duration((17, "max_age_ms"))?,
     );
     Ok(LeaseRow {
         life: Life {
-            lane: column(row, (1, "lane"), table)?,
-            due_at: time(row, (2, "due_at"), table)?,
+            lane: row.get((1, "lane"))?,
+            due_at: row.time((2, "due_at"))?,
             counters,
-            flags: column(row, (8, "flags"), table)?,
-            expires_at: maybe_time(row, (9, "expires_at"), table)?,
+            flags: row.get((8, "flags"))?,
+            expires_at: row.maybe_time((9, "expires_at"))?,
             // A settlement is repeated until its message is claimed again; then its token is an old one.
             last: None,
         },
-        token: LeaseToken { claims: counters.claims, nonce: Nonce::from_bytes(column(row, (10, "nonce"), table)?) },
-        until: time(row, (11, "until"), table)?,
-        worker: column(row, (12, "worker"), table)?,
+        token: LeaseToken { claims: counters.claims, nonce: Nonce::from_bytes(row.get((10, "nonce"))?) },
+        until: row.time((11, "until"))?,
+        worker: row.get((12, "worker"))?,
         enqueued_at,
-        flow: column::<Option<i64>>(row, (14, "flow"), table)?.map(MessageId::from_i64),
+        flow: row.id((14, "flow"))?,
         limits,
     })
 }
 
 /// A row of `tide_message`, selected with `*`.
 pub(crate) fn message(row: &Row<'_>, lane: &Lane) -> Result<Message, Trouble> {
-    let table = "tide_message";
-    seal::check(row, MESSAGE)?;
-    let id = MessageId::from_i64(column(row, (0, "id"), table)?);
-    let enqueued_at = time(row, (4, "enqueued_at"), table)?;
-    let first_due_at = maybe_time(row, (5, "first_due_at"), table)?.unwrap_or(enqueued_at);
-    let key = key_at(row, (2, "key"))?;
-    let payload: Arc<str> = column(row, (3, "payload"), table)?;
-    let headers = match column::<Option<String>>(row, (10, "headers"), table)? {
-        Some(text) => serde_json::from_str(&text).map_err(|e| corrupt(row, "headers", table, &e.to_string()))?,
+    let row = Whole::<{ MESSAGE.at }>::read(row, MESSAGE)?;
+    let id = MessageId::from_i64(row.get((0, "id"))?);
+    let enqueued_at = row.time((4, "enqueued_at"))?;
+    let first_due_at = row.maybe_time((5, "first_due_at"))?.unwrap_or(enqueued_at);
+    let key = IdempotencyKey::new(row.get::<String>((2, "key"))?).map_err(|e| row.corrupt("key", e.what()))?;
+    let payload: Arc<str> = row.get((3, "payload"))?;
+    let headers = match row.get::<Option<String>>((10, "headers"))? {
+        Some(text) => serde_json::from_str(&text).map_err(|e| row.corrupt("headers", &e.to_string()))?,
         None => BTreeMap::new(),
     };
-    let max_age = duration(row, (7, "max_age_ms"), table)?;
+    let max_age = row.duration((7, "max_age_ms"))?;
     Ok(Message {
         id,
         tenant: lane.tenant.clone(),
@@ -261,31 +258,31 @@ pub(crate) fn message(row: &Row<'_>, lane: &Lane) -> Result<Message, Trouble> {
         priority: lane.priority,
         enqueued_at,
         first_due_at,
-        deadline: maybe_time(row, (6, "deadline"), table)?,
+        deadline: row.maybe_time((6, "deadline"))?,
         // A delay that was asked for is no ageing.
         expires_at: first_due_at.after(max_age),
-        flow: column::<Option<i64>>(row, (8, "flow"), table)?.map_or(id, MessageId::from_i64),
-        parent: column::<Option<i64>>(row, (9, "parent"), table)?.map(MessageId::from_i64),
+        flow: row.id((8, "flow"))?.unwrap_or(id),
+        parent: row.id((9, "parent"))?,
         headers,
     })
 }
 
 /// When a message is too late, from a row of `tide_message`, selected with `*`.
 pub(crate) fn limits(row: &Row<'_>) -> Result<Limits, Trouble> {
-    let table = "tide_message";
-    seal::check(row, MESSAGE)?;
-    let due_at = match maybe_time(row, (5, "first_due_at"), table)? {
+    let row = Whole::<{ MESSAGE.at }>::read(row, MESSAGE)?;
+    let due_at = match row.maybe_time((5, "first_due_at"))? {
         Some(due_at) => due_at,
-        None => time(row, (4, "enqueued_at"), table)?,
+        None => row.time((4, "enqueued_at"))?,
     };
-    let max_age = duration(row, (7, "max_age_ms"), table)?;
-    Ok(Limits { deadline: maybe_time(row, (6, "deadline"), table)?, expires_at: due_at.after(max_age), max_age })
+    let max_age = row.duration((7, "max_age_ms"))?;
+    Ok(Limits { deadline: row.maybe_time((6, "deadline"))?, expires_at: due_at.after(max_age), max_age })
 }
 
 /// The key of a row of `tide_message`, selected with `*`.
 pub(crate) fn key(row: &Row<'_>) -> Result<IdempotencyKey, Trouble> {
     seal::check(row, MESSAGE)?;
-    key_at(row, "key")
+    let key: String = column(row, "key", "tide_message")?;
+    IdempotencyKey::new(key).map_err(|e| corrupt(row, "key", "tide_message", e.what()))
 }
 
 /// A row of `tide_key`, selected with `*`: the message and the fingerprint of its payload.
@@ -293,11 +290,6 @@ pub(crate) fn known_key(row: &Row<'_>) -> Result<(MessageId, [u8; 16]), Trouble>
     let table = "tide_key";
     seal::check(row, KEY)?;
     Ok((MessageId::from_i64(column(row, "id", table)?), column(row, "fingerprint", table)?))
-}
-
-fn key_at(row: &Row<'_>, place: impl Into<Column>) -> Result<IdempotencyKey, Trouble> {
-    let key: String = column(row, place, "tide_message")?;
-    IdempotencyKey::new(key).map_err(|e| corrupt(row, "key", "tide_message", e.what()))
 }
 
 /// How an effect's item is stored: a primary key holds no nulls, and an empty item is not the absence of one.

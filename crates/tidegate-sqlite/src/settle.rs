@@ -285,6 +285,7 @@ fn remove_lease(group: &mut Group<'_>, lane: &Lane, id: MessageId, token: LeaseT
     const END: &str = "-- settle: ends the run
         delete from tide_lease where id = ?1
           and claims = ?2 and nonce = ?3           -- the lease token";
+    drop(group.take_lease(id));
     let removed = group.sql(END)?.execute(params![id.as_i64(), token.claims, token.nonce.as_bytes()])?;
     if removed == 0 {
         return Err(extend::lost(group, id)?.into());

@@ -8,7 +8,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -23,6 +23,7 @@ use tidegate_core::failpoint;
 use tidegate_core::store::{CommitListener, News};
 use tokio::sync::oneshot;
 
+use crate::copier::{self, Copied, Copier, Pass};
 use crate::group::{Group, Interned, Limits};
 use crate::open;
 use crate::room::{self, Disk, Room, Watch};
@@ -37,7 +38,8 @@ const GROUP_ITEMS: usize = 4096;
 const CHECKPOINT: u64 = 16 << 20;
 /// From this size on the writer waits for the copy and begins the WAL anew.
 const RESTART: u64 = 64 << 20;
-/// How much the WAL must grow before a checkpoint that could not finish is tried again.
+/// How much the WAL must grow before a copy that could not finish is tried again; and what is left of it to copy when the
+/// writer ends the copy itself.
 const RETRY_CHECKPOINT: u64 = 4 << 20;
 /// How long to wait between two tries for the write lock of a busy file.
 const BUSY_STEP: Duration = Duration::from_millis(2);
@@ -59,12 +61,16 @@ pub struct GroupStats {
     pub steps: u64,
     /// Bytes the commits wrote to the write-ahead log. Those of another process in between are counted as well.
     pub wal_bytes: u64,
-    /// How often the log was copied into the file. Meanwhile the writer does nothing else.
+    /// How often the writer copied from the log into the file, and waited for such a copy. Meanwhile it does nothing else.
     pub checkpoints: u64,
     /// How long that took in all.
     pub checkpoint_time: Duration,
     /// How long the longest took.
     pub longest_checkpoint: Duration,
+    /// How often the log was copied beside the writer.
+    pub copies: u64,
+    /// How long that took in all.
+    pub copy_time: Duration,
     /// How long the latest commits took, fsync included; at most some thousands.
     pub commit_times: Vec<Duration>,
 }
@@ -172,13 +178,22 @@ pub struct Tuning {
     pub checkpoint: u64,
     /// From this size on the writer waits for the copy and begins the WAL anew.
     pub restart: u64,
-    /// How much the WAL must grow before the next copy is tried.
+    /// How much the WAL must grow before the next copy is tried after one that could not finish, and how little is left
+    /// to copy when the writer does it itself.
     pub retry: u64,
+    /// Who copies.
+    pub copying: Copying,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { synchronous: Synchronous::Full, checkpoint: CHECKPOINT, restart: RESTART, retry: RETRY_CHECKPOINT }
+        Self {
+            synchronous: Synchronous::Full,
+            checkpoint: CHECKPOINT,
+            restart: RESTART,
+            retry: RETRY_CHECKPOINT,
+            copying: Copying::Beside,
+        }
     }
 }
 
@@ -193,6 +208,30 @@ pub enum Synchronous {
     Normal,
     /// Every commit is waited for: the only one the product uses.
     Full,
+}
+
+impl Synchronous {
+    /// SQLite's word for it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Normal => "normal",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// Who copies the log into the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "power-loss"), expect(dead_code, reason = "only the power-loss harness has it otherwise"))]
+#[cfg_attr(not(feature = "power-loss"), expect(unreachable_pub, reason = "public for the power-loss harness alone"))]
+pub enum Copying {
+    /// A thread beside the writer: the only one the product uses.
+    Beside,
+    /// The same, and the writer waits for it, so that what happens on the disk has one order.
+    BesideAndWaitedFor,
+    /// The writer, between two groups.
+    Here,
 }
 
 /// The handle on the thread.
@@ -217,6 +256,8 @@ impl Writer {
         watch.look(&conn, real.monotonic());
         shared.looked(&watch);
         let thread = Thread {
+            path: path.to_owned(),
+            copier: None,
             watch,
             conn,
             shared: Arc::clone(&shared),
@@ -354,6 +395,13 @@ struct Done {
 #[derive(Debug, Default)]
 struct Wal {
     frames: u64,
+    /// How many of them are in the file as well, as far as this process copied them.
+    copied: u64,
+    /// Whether the last copy of this thread met somebody who reads an older state, or copies as well.
+    held_up: bool,
+    /// How often it began anew, and the same when the pass that is under way began.
+    begun: u64,
+    pass_of: u64,
     /// Size at which the next checkpoint is tried.
     next_try: u64,
     /// The same while the disk is short of room.
@@ -361,7 +409,10 @@ struct Wal {
 }
 
 struct Thread {
+    // Dropped before the connection: the last one to a file tidies up its log.
+    copier: Option<Copier>,
     conn: Connection,
+    path: PathBuf,
     shared: Arc<Shared>,
     settings: Settings,
     /// Real time, whatever clock the store was given: how long a commit takes and how long a file is busy are facts of
@@ -380,8 +431,10 @@ struct Thread {
 impl Thread {
     fn run(mut self, receiver: &Receiver<Box<dyn Call>>) {
         let frames = wal_frames(&self.conn).unwrap_or(0);
-        self.wal = Wal { frames, next_try: self.settings.tuning.checkpoint, next_short: room::SHORT_CHECKPOINT };
+        let next_try = self.settings.tuning.checkpoint;
+        self.wal = Wal { frames, next_try, next_short: room::SHORT_CHECKPOINT, ..Wal::default() };
         while let Ok(first) = receiver.recv() {
+            self.look_at_the_copier();
             if let Err(error) = self.shared.check() {
                 first.fail(error);
                 continue;
@@ -413,6 +466,10 @@ impl Thread {
                 }
             }
         }
+        // What it still copied may have failed as well, and then nothing is tidied up.
+        if let Some(pass) = self.copier.as_mut().and_then(Copier::wait) {
+            self.passed(pass);
+        }
         self.watch.close();
     }
 
@@ -425,6 +482,7 @@ impl Thread {
         self.shared.looked(&self.watch);
         self.begin(receiver, calls)?;
         failpoint::reach("group.after_begin");
+        let changes = self.conn.total_changes();
         let Self { conn, settings, interned, real, data_version, hands, rested, watch, .. } = self;
         let mut run =
             |conn: &Connection, calls: &mut Vec<Box<dyn Call>>| -> Result<(News, Done, Hands), rusqlite::Error> {
@@ -438,6 +496,10 @@ impl Thread {
                     watch::after_rest(conn, hands.wall)?;
                 }
                 let now = watch::look(conn, *hands, now)?;
+                if conn.total_changes() != changes {
+                    // A clock that was set moves leases.
+                    interned.others_wrote();
+                }
                 let mut group = Group::new(conn, now.wall, settings.limits, interned);
                 (group.room_for, group.allowance) = (watch.seen().room_for, watch.allowance());
                 let (mut at, mut weight) = (0, 0);
@@ -458,7 +520,6 @@ impl Thread {
                 let done = Done { calls: at, items: group.items, steps: group.take_steps() };
                 Ok((group.finish()?, done, now))
             };
-        let changes = conn.total_changes();
         let ran = catch_unwind(AssertUnwindSafe(|| run(conn, calls)));
         let (news, done, now) = match ran {
             Ok(Ok(done)) => done,
@@ -528,7 +589,10 @@ impl Thread {
         }
         if let Some(frames) = frames {
             // Fewer than before: the log began anew with this commit.
-            let written = frames.checked_sub(self.wal.frames).unwrap_or(frames);
+            let written = frames.checked_sub(self.wal.frames).unwrap_or_else(|| {
+                (self.wal.copied, self.wal.begun) = (0, self.wal.begun + 1);
+                frames
+            });
             stats.wal_bytes += written * FRAME;
             self.watch.wrote(written * FRAME);
             self.wal.frames = frames;
@@ -582,11 +646,11 @@ impl Thread {
         }
     }
 
-    /// Copies the log into the file between groups. Its failure is no group's, which was answered; but a disk that fails
-    /// here is not asked again.
+    /// Sees that the log is copied into the file, beside this thread as far as that goes.
     fn checkpoint(&mut self) {
+        self.look_at_the_copier();
         let size = self.wal.frames * FRAME;
-        let Tuning { checkpoint, restart, retry, .. } = self.settings.tuning;
+        let Tuning { checkpoint, restart, retry, copying, .. } = self.settings.tuning;
         // A commit that met the end of the disk asks for it as well: what the log frees may be all there is.
         let short = self.watch.short() || self.wal.next_short == 0;
         if size < if short { self.wal.next_short } else { self.wal.next_try } {
@@ -598,30 +662,108 @@ impl Thread {
             }
             return;
         }
-        let how = match size {
+        let left = self.wal.frames.saturating_sub(self.wal.copied) * FRAME;
+        match copying {
             // The log gives its space back. The file may have to grow for it; if it cannot, the log stays as it is.
-            _ if short => "pragma wal_checkpoint(truncate)",
-            _ if size >= restart => "pragma wal_checkpoint(restart)",
-            _ => "pragma wal_checkpoint(passive)",
+            _ if short => {
+                self.copy_here("pragma wal_checkpoint(truncate)");
+                if self.wal.held_up {
+                    // The next group tries again, however little is written by then: where there is no room nothing is.
+                    self.wal.next_short = 0;
+                }
+            }
+            // Whoever copies is slower than this writer, or a reader holds it up: the log must not grow for ever.
+            _ if size >= restart => self.copy_here("pragma wal_checkpoint(restart)"),
+            Copying::Here => self.copy_here("pragma wal_checkpoint(passive)"),
+            Copying::Beside | Copying::BesideAndWaitedFor if self.copier_is_busy() => {}
+            Copying::Beside | Copying::BesideAndWaitedFor if left <= retry => {
+                self.copy_here("pragma wal_checkpoint(passive)");
+            }
+            Copying::Beside => self.copy_beside(),
+            Copying::BesideAndWaitedFor => {
+                self.copy_beside();
+                self.wait_for_the_copier();
+            }
+        }
+    }
+
+    fn copier_is_busy(&self) -> bool {
+        self.copier.as_ref().is_some_and(Copier::under_way)
+    }
+
+    /// Begins a pass beside this thread; without a thread for it the pass is made here.
+    fn copy_beside(&mut self) {
+        let copier = match self.copier.take() {
+            Some(copier) => Ok(copier),
+            None => Copier::start(self.path.clone(), self.settings.tuning.synchronous),
         };
-        self.wal.next_short = size + room::SHORT_CHECKPOINT;
-        let started = self.real.monotonic();
-        let done = self.conn.prepare_cached(how).and_then(|mut checkpoint| {
-            checkpoint.query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
+        let begun = copier.map(|mut copier| {
+            let begun = copier.begin();
+            self.wal.pass_of = self.wal.begun;
+            self.copier = begun.then_some(copier);
+            begun
         });
+        if !begun.unwrap_or(false) {
+            self.copy_here("pragma wal_checkpoint(passive)");
+        }
+    }
+
+    fn look_at_the_copier(&mut self) {
+        if let Some(pass) = self.copier.as_mut().and_then(Copier::ended) {
+            self.passed(pass);
+        }
+    }
+
+    fn wait_for_the_copier(&mut self) {
+        if let Some(pass) = self.copier.as_mut().and_then(Copier::wait) {
+            self.passed(pass);
+        }
+    }
+
+    fn passed(&mut self, Pass { done, took }: Pass) {
+        let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.copies += 1;
+        stats.copy_time += took;
+        drop(stats);
+        // Of a log that began anew since, nothing is copied yet.
+        let same = self.wal.pass_of == self.wal.begun;
+        self.copied(done.map(|copied| if same { copied } else { Copied { frames: 0, ..copied } }));
+    }
+
+    /// Copies on this thread, which no group waits for but the next one.
+    fn copy_here(&mut self, how: &str) {
+        let started = self.real.monotonic();
+        self.wait_for_the_copier();
+        if self.shared.check().is_err() {
+            return;
+        }
+        let done = copier::copy(&self.conn, how);
+        self.wal.held_up = done.as_ref().is_ok_and(|copied| !copied.all);
         let took = self.real.monotonic().saturating_sub(started);
         let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
         stats.checkpoints += 1;
         stats.checkpoint_time += took;
         stats.longest_checkpoint = stats.longest_checkpoint.max(took);
         drop(stats);
+        self.wal.next_short = self.wal.frames * FRAME + room::SHORT_CHECKPOINT;
+        self.copied(done);
+        // Unless the next commit begins the log anew, somebody still looks at it.
+        self.wal.next_try = self.wal.frames * FRAME + self.settings.tuning.retry;
+    }
+
+    /// Takes note of a copy. Its failure is no group's, which was answered; but a disk that fails here is not asked again.
+    fn copied(&mut self, done: rusqlite::Result<Copied>) {
+        let retry = self.settings.tuning.retry;
         match done {
-            // All copied: the next commit begins the log anew, unless a reader still looks at it.
-            Ok((0, log, copied)) if log == copied => self.wal.next_try = size + retry,
-            Ok(_) => self.wal.next_try = size + retry,
+            Ok(Copied { all, frames }) => {
+                self.wal.copied = frames;
+                if !all {
+                    self.wal.next_try = self.wal.frames * FRAME + retry;
+                }
+            }
             Err(error) => {
                 tracing::warn!(%error, "the write-ahead log could not be copied into the store's file");
-                self.wal.next_try = size + retry;
+                self.wal.next_try = self.wal.frames * FRAME + retry;
                 if error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
                     self.stop(&store_error(error));
                 }

@@ -2,6 +2,7 @@
 
 mod backup;
 mod bit_flips;
+mod copier;
 mod disk_full;
 mod doctor;
 mod engine;
