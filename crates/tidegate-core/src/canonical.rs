@@ -344,10 +344,14 @@ fn canonical_number(literal: &str) -> Result<String, String> {
     Ok(write_decimal(&number))
 }
 
-/// Whether a reader that goes through an IEEE double sees the same decimal value.
+/// Whether a reader that goes through an IEEE double sees the same decimal value, as some writer of doubles prints it.
+///
+/// Where two shortest decimals are equally near to a double (1095195527305423.25), writers differ in which they print: what
+/// one of them printed must not be refused.
 fn survives_a_double(literal: &str, number: &Decimal) -> bool {
     let Ok(double) = literal.parse::<f64>() else { return false };
-    double.is_finite() && decimal(&format!("{double:e}")).as_ref() == Some(number)
+    let Some(elsewhere) = serde_json::Number::from_f64(double) else { return false };
+    [format!("{double:e}"), elsewhere.to_string()].iter().any(|text| decimal(text).as_ref() == Some(number))
 }
 
 /// Plain digits for what a person would write plainly, `<digits>e<exponent>` for the rest.
@@ -412,6 +416,12 @@ mod tests {
         check("0.001", "0.001");
         check("1e-300", "1e-300");
         check("-0.0", "0");
+    }
+
+    #[test]
+    fn either_of_two_shortest_decimals_of_a_double_is_taken_and_they_stay_apart() {
+        check("1095195527305423.2", "1095195527305423.2");
+        check("1095195527305423.3", "1095195527305423.3");
     }
 
     #[test]

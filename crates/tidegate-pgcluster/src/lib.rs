@@ -4,7 +4,7 @@
 //!   password made for it. It can be killed, restarted and stopped, and takes everything it made away when it is dropped.
 //! - [`Pooler`] is a pgbouncer in front of one, pooling by transaction.
 //! - [`programs`] finds the server's programs, and installs them where that is asked for and can be done.
-//! - [`watchdog`] is who cleans up: a process that outlives this one, so that a test that is killed leaves nothing behind.
+//! - `watchdog` is who cleans up: a process that outlives this one, so that a test that is killed leaves nothing behind.
 //!
 //! A test takes [`Cluster::shared`]: one for its process, or the one that `cargo xtask test` started for the whole run.
 //! Where there is no PostgreSQL it gets an error that says what to install; no test is left out for want of a server.
