@@ -185,7 +185,8 @@ async fn take_back(conn: &Conn, now: Timestamp, jump: i64) -> Result<(), Trouble
             set enqueued_at = m.enqueued_at + $1, first_due_at = m.first_due_at + $1
             from dated where m.id = dated.id and dated.seq is null),
         scheduled as (update tidegate.sched s set due_at = s.due_at + $1 from dated where s.id = dated.id),
-        waiting as (update tidegate.ready r set due_at = r.due_at + $1 from dated where r.id = dated.id)
+        waiting as (update tidegate.ready r set pos = r.pos + $1, due_at = r.due_at + $1
+            from dated where r.id = dated.id)
         update tidegate.lease l set due_at = l.due_at + $1,
             enqueued_at = l.enqueued_at + case when dated.seq is null then $1 else 0 end,
             first_due_at = l.first_due_at + case when dated.seq is null then $1 else 0 end
