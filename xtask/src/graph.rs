@@ -243,7 +243,7 @@ mod tests {
             ("tidegate",         "crates",   ("tidegate-testkit", None),  "tidegate must not depend on tidegate-testkit (allowed: tidegate-core, tidegate-sqlite, tidegate-postgres)"),
             ("tidegate-bench",   "crates",   ("tidegate-core",    None),  "tidegate-bench must not depend on tidegate-core (allowed: tidegate)"),
             ("deposits",         "examples", ("tidegate-core",    None),  "deposits must not depend on tidegate-core (allowed: tidegate)"),
-            ("deposits",         "examples", ("tidegate-testkit", DEV),   "deposits must not test with tidegate-testkit (allowed: tidegate)"),
+            ("deposits",         "examples", ("tidegate-testkit", DEV),   "deposits must not test with tidegate-testkit (allowed: tidegate, tidegate-pgcluster)"),
         ];
         for (name, directory, dependency, expected) in table {
             let found = violations_of(&[(name, directory, &[dependency]), (dependency.0, "crates", &[])]);
