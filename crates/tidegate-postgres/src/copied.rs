@@ -25,7 +25,7 @@ use crate::group::Group;
 use crate::open;
 use crate::row::{self, COPIED, LASTING, RECONCILING, RELEASE};
 use crate::shared::Shared;
-use crate::trouble::Trouble;
+use crate::trouble::{self, Class, Trouble};
 
 /// Where a store is, as far as the server says it: what it does not say is not compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -99,11 +99,19 @@ async fn here(conn: &Conn) -> Result<Whereabouts, Trouble> {
         select system_identifier from pg_control_system()";
     const HISTORY: &str = concat!("-- restored: which history of its cluster\n select ", timeline!());
     let home = conn.query(HOME, &[]).await?;
-    // Providers may keep these to themselves.
-    let system_id = conn.query(CLUSTER, &[]).await.ok();
-    let timeline = conn.query(HISTORY, &[]).await.ok();
+    let system_id = unless_withheld(conn.query(CLUSTER, &[]).await)?;
+    let timeline = unless_withheld(conn.query(HISTORY, &[]).await)?;
     let first = |rows: Option<Vec<Row>>| rows.as_deref().map(row::first_i64).transpose();
     Ok(Whereabouts { system_id: first(system_id)?, timeline: first(timeline)?, home: first(Some(home))? })
+}
+
+/// Providers may keep this to themselves; a server that is gone says nothing about where the store is.
+fn unless_withheld(answer: Result<Vec<Row>, tokio_postgres::Error>) -> Result<Option<Vec<Row>>, Trouble> {
+    match answer {
+        Ok(rows) => Ok(Some(rows)),
+        Err(error) if trouble::class(&error) == Class::Failed => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Which history of its cluster the server is in: the number that its log is written under. What the control file says of

@@ -503,9 +503,9 @@ pub(crate) fn narrow(count: u32) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-/// Flags as a narrow column holds them.
+/// Flags as a narrow column holds them. Without theirs a message would look as if it had never sent anything.
 pub(crate) fn bits(flags: i64) -> i32 {
-    i32::try_from(flags).unwrap_or_default()
+    i32::try_from(flags).expect("flags are bits of row.rs, the highest of which is 512")
 }
 
 /// The state of a row of `result`, `held` or `history`.

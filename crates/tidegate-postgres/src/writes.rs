@@ -380,7 +380,7 @@ impl Writes {
             count(|counters| counters.crashes),
             count(|counters| counters.generation),
             count(|counters| counters.round),
-            rows.iter().map(|lease| flags(lease.life.flags)).collect::<Vec<_>>(),
+            rows.iter().map(|lease| row::bits(lease.life.flags)).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.nonce).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.worker.as_str()).collect::<Vec<_>>(),
         );
@@ -418,7 +418,7 @@ impl Writes {
                 count(|counters| counters.crashes),
                 count(|counters| counters.generation),
                 count(|counters| counters.round),
-                rows.iter().map(|result| flags(result.flags)).collect::<Vec<_>>(),
+                rows.iter().map(|result| row::bits(result.flags)).collect::<Vec<_>>(),
                 rows.iter().map(|result| result.state).collect::<Vec<_>>(),
                 texts(rows.iter().map(|result| result.code.as_deref())),
                 texts(rows.iter().map(|result| result.body.as_deref())),
@@ -444,7 +444,7 @@ impl Writes {
                 count(|counters| counters.crashes),
                 count(|counters| counters.generation),
                 count(|counters| counters.round),
-                rows.iter().map(|held| flags(held.flags)).collect::<Vec<_>>(),
+                rows.iter().map(|held| row::bits(held.flags)).collect::<Vec<_>>(),
                 rows.iter().map(|held| held.state).collect::<Vec<_>>(),
                 rows.iter().map(|held| held.reason).collect::<Vec<_>>(),
                 texts(rows.iter().map(|held| held.code.as_deref())),
@@ -614,8 +614,8 @@ impl Writes {
             let mut of: Vec<(i64, i32)> = Vec::new();
             for (_, id, bits) in self.flags.iter().filter(|(place, ..)| *place == which) {
                 match of.iter_mut().find(|(known, _)| *known == id.as_i64()) {
-                    Some((_, known)) => *known |= flags(*bits),
-                    None => of.push((id.as_i64(), flags(*bits))),
+                    Some((_, known)) => *known |= row::bits(*bits),
+                    None => of.push((id.as_i64(), row::bits(*bits))),
                 }
             }
             if !of.is_empty() {
@@ -656,14 +656,10 @@ fn life_params<'a>(rows: &[&(MessageId, Life)]) -> Vec<Box<dyn Param + 'a>> {
         count(|counters| counters.crashes),
         count(|counters| counters.generation),
         count(|counters| counters.round),
-        Box::new(rows.iter().map(|(_, life)| flags(life.flags & row::LASTING)).collect::<Vec<_>>()),
+        Box::new(rows.iter().map(|(_, life)| row::bits(life.flags & row::LASTING)).collect::<Vec<_>>()),
         Box::new(rows.iter().map(|(_, life)| life.last.map(|last| last.nonce)).collect::<Vec<_>>()),
         Box::new(rows.iter().map(|(_, life)| life.last.map(|last| last.digest)).collect::<Vec<_>>()),
     ]
-}
-
-fn flags(flags: i64) -> i32 {
-    i32::try_from(flags).unwrap_or_default()
 }
 
 /// Texts that somebody said, as PostgreSQL can hold them.

@@ -185,9 +185,12 @@ fn a_call_waits_for_a_server_that_comes_back() {
             let store = Arc::clone(&store);
             async move { store.enqueue(vec![message("b")]).await }
         });
-        while store.group_stats().lost == lost {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let noticed = async {
+            while store.group_stats().lost == lost {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LONGEST, noticed).await.expect("the lost connection is counted");
         assert!(!waiting.is_finished(), "it waits");
         let server = Arc::clone(&cluster);
         tokio::task::spawn_blocking(move || server.start_again()).await.expect("joined").expect("started");
