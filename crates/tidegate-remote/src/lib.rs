@@ -1,0 +1,1 @@
+//! A store that is somebody else's to keep: the contract over Tidegate's HTTP API.
