@@ -1,0 +1,156 @@
+"""What carries steps out: one driver that blocks, one that awaits. They decide nothing.
+
+Also where a server is and who we are there, and which errors of the HTTP client mean that a request certainly never left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+
+from .steps import Invoke, NoReply, Pause, Reply, Request, Step, Steps
+
+T = TypeVar("T")
+
+#: Errors of a connection that was never made. Everything else may have carried the request.
+_NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a server is, and who we are there."""
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+    tenant: str = ""
+    #: How long the server may take, beside what it takes on purpose.
+    timeout: float = 10.0
+    #: A file with the certificate authority of the server, if it is one of your own.
+    ca_file: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of an HTTP client."""
+        headers = {"Accept": "application/json, application/problem+json"}
+        if self.token is not None:
+            headers["Authorization"] = f"Bearer {self.token}"
+        if self.tenant:
+            headers["Tidegate-Tenant"] = self.tenant
+        # What a pool can hold is decided by who asks: a worker has a long poll for each queue beside its attempts.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+        verify: Any = True if self.ca_file is None else _tls(self.ca_file)
+        return {"base_url": self.url.rstrip("/"), "headers": headers, "limits": limits, "verify": verify}
+
+    def request(self, request: Request) -> dict[str, Any]:
+        """The arguments of one request."""
+        headers = dict(request.headers)
+        if request.body is not None:
+            headers.setdefault("Content-Type", "application/json")
+        return {
+            "method": request.method,
+            "url": request.path,
+            "params": dict(request.query) or None,
+            "content": request.body,
+            "headers": headers,
+            "timeout": httpx.Timeout(self.timeout, read=self.timeout + request.patience),
+        }
+
+
+def _tls(ca_file: str) -> Any:
+    import ssl
+
+    return ssl.create_default_context(cafile=ca_file)
+
+
+def _reply(response: httpx.Response) -> Reply:
+    return Reply(response.status_code, {name.lower(): value for name, value in response.headers.items()}, response.content)
+
+
+def _no_reply(error: httpx.HTTPError | httpx.InvalidURL) -> NoReply:
+    why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return NoReply(why, left=not isinstance(error, (*_NEVER_LEFT, httpx.InvalidURL)))
+
+
+class Driver:
+    """Carries steps out, blocking. May be used by several threads at once."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._http = httpx.Client(**server.options())
+
+    def run(self, steps: Steps[T]) -> T:
+        """All steps, to their end."""
+        advance = lambda: next(steps)  # noqa: E731
+        while True:
+            try:
+                step = advance()
+            except StopIteration as end:
+                value: T = end.value
+                return value
+            try:
+                answer = self._carry_out(step)
+            except BaseException as error:
+                advance = lambda error=error: steps.throw(error)  # type: ignore[misc]  # noqa: E731
+            else:
+                advance = lambda answer=answer: steps.send(answer)  # type: ignore[misc]  # noqa: E731
+
+    def _carry_out(self, step: Step) -> Any:
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
+        if isinstance(step, Invoke):
+            returned = step.function(*step.arguments)
+            if inspect.iscoroutine(returned):
+                returned.close()
+                raise TypeError("an async function in a handler that is none; hint: make the handler an async def")
+            return returned
+        try:
+            return _reply(self._http.request(**self.server.request(step)))
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _no_reply(error) from error
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+
+class AsyncDriver:
+    """Carries steps out, awaiting."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._http = httpx.AsyncClient(**server.options())
+
+    async def run(self, steps: Steps[T]) -> T:
+        """All steps, to their end."""
+        advance = lambda: next(steps)  # noqa: E731
+        while True:
+            try:
+                step = advance()
+            except StopIteration as end:
+                value: T = end.value
+                return value
+            try:
+                answer = await self._carry_out(step)
+            except BaseException as error:
+                advance = lambda error=error: steps.throw(error)  # type: ignore[misc]  # noqa: E731
+            else:
+                advance = lambda answer=answer: steps.send(answer)  # type: ignore[misc]  # noqa: E731
+
+    async def _carry_out(self, step: Step) -> Any:
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
+        if isinstance(step, Invoke):
+            return await asyncio.wait_for(step.function(*step.arguments), step.within)
+        try:
+            return _reply(await self._http.request(**self.server.request(step)))
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _no_reply(error) from error
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
