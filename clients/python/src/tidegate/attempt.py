@@ -414,15 +414,15 @@ def judge(attempt: Attempt, ran: Ran) -> dict[str, Any] | None:
         return {"type": "completed", "result": ran.value}
     if isinstance(ran, Undecodable):
         return {"type": "undecodable", "detail": _text(ran.error)}
-    error = ran.error
-    if isinstance(error, Retryable):
-        after = {} if error.after is None else {"after_ms": ms(error.after)}
-        return {**_failed("retryable", error.code, error.detail), **after}
-    if isinstance(error, (Permanent, Rejection)):
-        return _failed("permanent", error.code, error.detail)
-    if isinstance(error, Snooze):
-        return {"type": "snooze", "after_ms": ms(error.after)}
-    return _failed("retryable", "error", _text(error))
+    raised = ran.error
+    if isinstance(raised, Retryable):
+        after = {} if raised.after is None else {"after_ms": ms(raised.after)}
+        return {**_failed("retryable", raised.code, raised.detail), **after}
+    if isinstance(raised, (Permanent, Rejection)):
+        return _failed("permanent", raised.code, raised.detail)
+    if isinstance(raised, Snooze):
+        return {"type": "snooze", "after_ms": ms(raised.after)}
+    return _failed("retryable", "error", _text(raised))
 
 
 def _cut_off(stop: Stop) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ import asyncio
 import inspect
 import time
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx
@@ -85,19 +84,18 @@ class Driver:
 
     def run(self, steps: Steps[T]) -> T:
         """All steps, to their end."""
-        advance = lambda: next(steps)  # noqa: E731
+        answer: Any = None
+        failed: BaseException | None = None
         while True:
             try:
-                step = advance()
+                step = steps.send(answer) if failed is None else steps.throw(failed)
             except StopIteration as end:
                 value: T = end.value
                 return value
             try:
-                answer = self._carry_out(step)
-            except BaseException as error:
-                advance = lambda error=error: steps.throw(error)  # type: ignore[misc]  # noqa: E731
-            else:
-                advance = lambda answer=answer: steps.send(answer)  # type: ignore[misc]  # noqa: E731
+                answer, failed = self._carry_out(step), None
+            except BaseException as error:  # noqa: BLE001: the steps decide what it means
+                failed = error
 
     def _carry_out(self, step: Step) -> Any:
         if isinstance(step, Pause):
@@ -127,19 +125,18 @@ class AsyncDriver:
 
     async def run(self, steps: Steps[T]) -> T:
         """All steps, to their end."""
-        advance = lambda: next(steps)  # noqa: E731
+        answer: Any = None
+        failed: BaseException | None = None
         while True:
             try:
-                step = advance()
+                step = steps.send(answer) if failed is None else steps.throw(failed)
             except StopIteration as end:
                 value: T = end.value
                 return value
             try:
-                answer = await self._carry_out(step)
-            except BaseException as error:
-                advance = lambda error=error: steps.throw(error)  # type: ignore[misc]  # noqa: E731
-            else:
-                advance = lambda answer=answer: steps.send(answer)  # type: ignore[misc]  # noqa: E731
+                answer, failed = await self._carry_out(step), None
+            except BaseException as error:  # noqa: BLE001: the steps decide what it means
+                failed = error
 
     async def _carry_out(self, step: Step) -> Any:
         if isinstance(step, Pause):

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .errors import TidegateError, problem, LeaseLost
+from .errors import LeaseLost, TidegateError, problem
 from .exchange import encoded, exchange_json
 from .steps import Env, Request, Steps
 

@@ -7,8 +7,8 @@ decides anything, so that sync and async cannot differ, and a test can play the 
 
 from __future__ import annotations
 
-import time
 import random
+import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union
