@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tidegate import Forbidden, Key, KeyConflict, LeaseLost, NewMessage, Problem, QueueFull, Unavailable, Unreachable, api
+from tidegate.errors import problem
+from tidegate.exchange import exchange
+from tidegate.steps import NoReply, Request
+
+from .scripted import Scripted, refused, said
+
+ADDED = {"id": "msg_1", "result": "added", "state": "ready"}
+
+
+def test_an_enqueue_without_a_key_is_no_call() -> None:
+    with pytest.raises(TypeError, match="key"):
+        api.enqueue(Scripted([]).env(), "greet", {})  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="key"):
+        NewMessage("greet", {})  # type: ignore[call-arg]
+
+
+def test_an_enqueue_whose_reply_was_lost_is_sent_again_under_the_same_key() -> None:
+    server = Scripted([NoReply("reset", left=True), said(ADDED, 202)])
+    sent = server.run(api.enqueue(server.env(), "greet", {"name": "Ada"}, key=Key.unique()))
+    first, second = server.bodies()
+    assert first == second and first["key"].startswith("unique-")
+    assert (sent.id, sent.result) == ("msg_1", "added")
+
+
+def test_two_unique_keys_differ() -> None:
+    assert Key.unique() != Key.unique()
+
+
+def test_a_pause_is_never_shorter_than_the_server_asks_for() -> None:
+    full = refused("queue-full", 429, retryable=True, retry_after_s=3)
+    server = Scripted([full, said(ADDED, 202)])
+    server.run(api.enqueue(server.env(), "greet", None, key="k"))
+    assert server.pauses == [3.5]
+
+
+def test_pauses_grow_until_the_cap_and_end_with_the_time_that_was_given() -> None:
+    server = Scripted([NoReply("refused", left=False)] * 20)
+    with pytest.raises(Unreachable) as raised:
+        server.run(exchange(server.env(within=20.0), Request("GET", "/", repeatable=True)))
+    assert server.pauses == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0, 4.0]
+    assert raised.value.retryable and not raised.value.maybe_done
+
+
+def test_a_longer_pause_than_is_left_is_the_callers_to_make() -> None:
+    server = Scripted([refused("queue-full", 429, retryable=True, retry_after_s=600)])
+    with pytest.raises(QueueFull) as raised:
+        server.run(api.enqueue(server.env(), "greet", None, key="k"))
+    assert (raised.value.retry_after, raised.value.retryable, server.pauses) == (600.0, True, [])
+
+
+@pytest.mark.parametrize(
+    ("left", "sent"),
+    [(True, 1), (False, 2)],
+)
+def test_what_must_not_be_repeated_is_sent_again_only_if_it_never_left(left: bool, sent: int) -> None:
+    server = Scripted([NoReply("gone", left=left), said({})])
+    try:
+        server.run(exchange(server.env(), Request("POST", "/")))
+    except Unreachable as error:
+        assert error.maybe_done
+    assert len(server.requests) == sent
+
+
+def test_what_cannot_succeed_is_not_tried_again() -> None:
+    server = Scripted([refused("key-conflict", 422, fix="use another key")])
+    with pytest.raises(KeyConflict, match="hint: use another key"):
+        server.run(api.enqueue(server.env(), "greet", None, key="k"))
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("slug", "status", "expected"),
+    [
+        ("lease-lost", 409, LeaseLost),
+        ("forbidden", 403, Forbidden),
+        ("busy", 503, Unavailable),
+        ("unavailable", 503, Unavailable),
+        ("something-new", 418, Problem),
+    ],
+)
+def test_a_problem_is_the_exception_of_its_type_and_else_of_its_status(slug: str, status: int, expected: type[Problem]) -> None:
+    assert type(problem(status, {"type": f"/problems/{slug}"})) is expected
+
+
+def test_a_batch_gives_a_verdict_for_each() -> None:
+    conflict: dict[str, Any] = {"type": "/problems/key-conflict", "title": "", "status": 422}
+    server = Scripted([said({"results": [{"status": 202, **ADDED}, {"status": 422, "problem": conflict}]})])
+    steps = api.enqueue_many(server.env(), [NewMessage("a", 1, "k"), NewMessage("b", 2, "k", queue="q")])
+    stored, refusal = server.run(steps)
+    assert not isinstance(stored, Problem) and stored.id == "msg_1"
+    assert isinstance(refusal, KeyConflict)
+    assert [one["queue"] for one in server.bodies()[0]["messages"]] == ["a", "q"]
+
+
+def test_a_wait_asks_again_until_the_message_ended_and_no_longer_than_it_was_told() -> None:
+    def message(state: str) -> dict[str, Any]:
+        return {"id": "m", "queue": "q", "kind": "k", "key": "k", "state": state, "attempt": 1, "flow": "m"}
+
+    server = Scripted([said(message("ready")), said({**message("completed"), "answer": {"result": 7}})])
+    ended = server.run(api.wait(server.env(), "m", timeout=45))
+    assert ended.answer is not None and ended.answer.result == 7 and not ended.is_pending
+    assert [request.query for request in server.requests] == [{"wait": "20000ms"}] * 2
+    server = Scripted([said(message("ready"))])
+    assert server.run(api.wait(server.env(), "m", timeout=1.5)).is_pending
+    assert server.requests[0].query == {"wait": "1500ms"}
