@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::run::{Program, is_installed, seconds, timed};
-use crate::{docs, files, graph, licences, test};
+use crate::{docs, files, graph, licences, python, test};
 
 struct Step<'a> {
     name: &'a str,
@@ -63,6 +63,7 @@ fn steps(root: &Path) -> Vec<Step<'_>> {
             Program::cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
         ),
         own("tests", "test", |root| test::all(root, &[])),
+        own("python client", "python", python::run),
         // Libraries only: the command and the library are both called `tidegate`, and their pages would overwrite each other.
         program(
             "docs",

@@ -14,6 +14,7 @@ mod files;
 mod graph;
 mod licences;
 mod pg;
+mod python;
 mod run;
 mod test;
 mod torture;
@@ -33,6 +34,7 @@ usage: cargo xtask <command>
   deps              dependency direction between our crates, and the licences of theirs
   bench --peers     Tidegate beside other queues at equal durability, by turns; [--small] [--messages N]
                     [--preload N] [--rounds N] [--dir DIR] [--json FILE] [--programs DIR]
+  python            the type checker and the tests of clients/python, in an environment of their own
   files             no file over 1 MiB, no machine path or registry host in a text, no dead link";
 
 fn main() -> ExitCode {
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         ["docs", "--check"] => docs::check(&root),
         ["deps"] => graph::check(&root).and_then(|()| licences::check(&root)),
         ["bench", rest @ ..] => bench::run(&root, rest),
+        ["python"] => python::run(&root),
         ["files"] => files::check(&root),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
