@@ -155,7 +155,7 @@ fn snake_case(name: &str) -> String {
 }
 
 /// The program `tidegate`, from the very build the tests use, so that nothing is compiled twice.
-fn built_command(root: &Path) -> Result<PathBuf, String> {
+pub(crate) fn built_command(root: &Path) -> Result<PathBuf, String> {
     let arguments = [&test::ARGUMENTS[..], &["--no-run", "--quiet", "--message-format=json"]].concat();
     let messages = Program::cargo(&arguments).output(root)?;
     executable(&messages).ok_or_else(|| {

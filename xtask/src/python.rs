@@ -1,10 +1,12 @@
-//! `cargo xtask python`: the type checker and the tests of `clients/python`, in an environment of its own.
+//! `cargo xtask python`: the type checker and the tests of `clients/python`, in an environment of its own, the tests against
+//! the program that was built.
 //!
 //! The environment is made once in the target directory, from pinned versions, and made anew when these change. Python itself
 //! is asked for, not installed: a developer's machine is not changed behind their back.
 
 use std::path::{Path, PathBuf};
 
+use crate::docs;
 use crate::run::{Program, is_installed};
 
 /// What the checks run with, beside the package.
@@ -15,13 +17,13 @@ const OLDEST: &str = "import sys; sys.exit(sys.version_info < (3, 10))";
 /// Checks the types and runs the tests.
 pub(crate) fn run(root: &Path) -> Result<(), String> {
     prerequisites()?;
-    let python = environment(root)?;
+    let python = environment(root)?.display().to_string();
+    let program = docs::built_command(root)?.display().to_string();
     let package = root.join("clients/python");
-    let python = python.display().to_string();
     let module = |arguments: &[&'static str]| {
         let words = std::iter::once("-m").chain(arguments.iter().copied()).collect();
-        Program { program: &python, arguments: words, environment: vec![("PYTHONDONTWRITEBYTECODE", "1")] }
-            .run(&package)
+        let environment = vec![("PYTHONDONTWRITEBYTECODE", "1"), ("TIDEGATE_BIN", program.as_str())];
+        Program { program: &python, arguments: words, environment }.run(&package)
     };
     module(&["mypy", "--cache-dir=/dev/null"])?;
     module(&["pytest", "--timeout=60"])
