@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union
 
-from tidegate.attempt import Attempt, Lease
-from tidegate.keepalive import Held
-from tidegate.steps import Env, Invoke, NoReply, Pause, Reply, Request, Retries, Steps
+from tidegate.steps import Env, NoReply, Pause, Reply, Request, Retries, Steps
 
 T = TypeVar("T")
 Script = Union[Reply, NoReply, Callable[[Request], Reply]]
@@ -54,8 +52,6 @@ class Scripted:
             self.pauses.append(step.seconds)
             self.now += step.seconds
             return None
-        if isinstance(step, Invoke):
-            return step.function(*step.arguments)
         self.requests.append(step)
         assert self.replies, f"nobody wrote a reply to {step.method} {step.path}"
         reply = self.replies.pop(0)
@@ -65,7 +61,3 @@ class Scripted:
 
     def bodies(self) -> list[Any]:
         return [json.loads(request.body or b"null") for request in self.requests]
-
-    def attempt(self, lease: float = 30.0) -> Attempt:
-        taken = Lease("msg_1", "1-ab", lease, "capture", "capture", 1, "dep-1", 1, "msg_1", False, False, {}, {"cents": 5}, {})
-        return Attempt(taken, Held("msg_1", "1-ab", lease, self.now, lambda: self.now), self.env(), self, self)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tidegate import Forbidden, Key, KeyConflict, LeaseLost, NewMessage, Problem, QueueFull, Unavailable, Unreachable, api
+from tidegate import Forbidden, Key, KeyConflict, NewMessage, Problem, QueueFull, StaleKey, Unavailable, Unreachable, api
 from tidegate.errors import problem
 from tidegate.exchange import exchange
 from tidegate.steps import NoReply, Request
@@ -78,7 +78,7 @@ def test_what_cannot_succeed_is_not_tried_again() -> None:
 @pytest.mark.parametrize(
     ("slug", "status", "expected"),
     [
-        ("lease-lost", 409, LeaseLost),
+        ("stale-key", 409, StaleKey),
         ("forbidden", 403, Forbidden),
         ("busy", 503, Unavailable),
         ("unavailable", 503, Unavailable),

@@ -1,28 +1,14 @@
-"""Tidegate from Python: enqueue work that must take effect exactly once, and run it.
+"""Tidegate from Python: enqueue work that must take effect exactly once, and learn what became of it.
 
->>> with Client("http://127.0.0.1:8181", token=TOKEN) as tide:
+>>> with Client("http://127.0.0.1:7401", token=TOKEN) as tide:
 ...     sent = tide.enqueue("greet", {"name": "Ada"}, key="greet-ada")
 ...     print(tide.wait(sent.id).answer.result)
 
-A producer needs :class:`Client` or :class:`AsyncClient`; whoever runs messages needs :class:`Worker`.
+:class:`AsyncClient` is the same with ``await``.
 """
 
 from .api import NewMessage
-from .attempt import AsyncContext, Context, Permanent, Retryable, Snooze
 from .client import AsyncClient, Client
-from .durations import DAY
-from .effects import (
-    AsyncEffect,
-    AttemptEnded,
-    Confirmed,
-    Effect,
-    EffectKey,
-    NotDone,
-    NotFound,
-    Rejected,
-    Rejection,
-    Unknown,
-)
 from .errors import (
     Conflict,
     Corrupt,
@@ -30,7 +16,6 @@ from .errors import (
     InFlight,
     Invalid,
     KeyConflict,
-    LeaseLost,
     NoSuchMessage,
     Problem,
     QueueFull,
@@ -43,25 +28,15 @@ from .errors import (
 )
 from .model import Answer, Enqueued, Flow, Key, Message, Page, Summary
 from .steps import Env, Retries
-from .worker import Drained, Policy, Worker
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "DAY",
     "Answer",
     "AsyncClient",
-    "AsyncContext",
-    "AsyncEffect",
-    "AttemptEnded",
     "Client",
-    "Confirmed",
     "Conflict",
-    "Context",
     "Corrupt",
-    "Drained",
-    "Effect",
-    "EffectKey",
     "Enqueued",
     "Env",
     "Flow",
@@ -70,29 +45,18 @@ __all__ = [
     "Invalid",
     "Key",
     "KeyConflict",
-    "LeaseLost",
     "Message",
     "NewMessage",
     "NoSuchMessage",
-    "NotDone",
-    "NotFound",
     "Page",
-    "Permanent",
-    "Policy",
     "Problem",
     "QueueFull",
-    "Rejected",
-    "Rejection",
     "Retries",
-    "Retryable",
-    "Snooze",
     "StaleKey",
     "Summary",
     "TidegateError",
     "TooManyRequests",
     "Unauthorized",
     "Unavailable",
-    "Unknown",
     "Unreachable",
-    "Worker",
 ]

@@ -6,14 +6,13 @@ Also where a server is and who we are there, and which errors of the HTTP client
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
 
-from .steps import Invoke, NoReply, Pause, Reply, Request, Step, Steps
+from .steps import NoReply, Pause, Reply, Request, Step, Steps
 
 T = TypeVar("T")
 
@@ -40,7 +39,7 @@ class Server:
             headers["Authorization"] = f"Bearer {self.token}"
         if self.tenant:
             headers["Tidegate-Tenant"] = self.tenant
-        # What a pool can hold is decided by who asks: a worker has a long poll for each queue beside its attempts.
+        # Whoever waits for many messages holds a connection for each.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
         verify: Any = True if self.ca_file is None else _tls(self.ca_file)
         return {"base_url": self.url.rstrip("/"), "headers": headers, "limits": limits, "verify": verify}
@@ -100,12 +99,6 @@ class Driver:
     def _carry_out(self, step: Step) -> Any:
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
-        if isinstance(step, Invoke):
-            returned = step.function(*step.arguments)
-            if inspect.iscoroutine(returned):
-                returned.close()
-                raise TypeError("an async function in a handler that is none; hint: make the handler an async def")
-            return returned
         try:
             return _reply(self._http.request(**self.server.request(step)))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -141,8 +134,6 @@ class AsyncDriver:
     async def _carry_out(self, step: Step) -> Any:
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
-        if isinstance(step, Invoke):
-            return await asyncio.wait_for(step.function(*step.arguments), step.within)
         try:
             return _reply(await self._http.request(**self.server.request(step)))
         except (httpx.HTTPError, httpx.InvalidURL) as error:

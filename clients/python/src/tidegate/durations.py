@@ -8,9 +8,6 @@ from typing import Union
 #: Seconds, or a ``timedelta``.
 Duration = Union[int, float, timedelta]
 
-#: A day: what many payment gateways promise for an idempotency key.
-DAY = 24 * 3600.0
-
 
 def seconds(duration: Duration) -> float:
     """A duration in seconds."""

@@ -85,10 +85,6 @@ class InFlight(Conflict):
     """Another request with this key is being accepted at this moment."""
 
 
-class LeaseLost(Conflict):
-    """Somebody else has the message by now; what this worker says of it no longer counts."""
-
-
 class QueueFull(Problem):
     """The queue is at its limit."""
 
@@ -110,7 +106,6 @@ _BY_SLUG: dict[str, type[Problem]] = {
     "key-conflict": KeyConflict,
     "stale-key": StaleKey,
     "in-flight": InFlight,
-    "lease-lost": LeaseLost,
     "queue-full": QueueFull,
     "corrupt": Corrupt,
 }

@@ -49,15 +49,6 @@ class Pause:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Invoke:
-    """A call of the user's code. An asynchronous driver gives it up after ``within`` seconds; a blocking call cannot be."""
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    within: float
-
-
 class NoReply(Exception):
     """A request got no whole reply. ``left`` is false only if it certainly never left."""
 
@@ -66,7 +57,7 @@ class NoReply(Exception):
         self.left = left
 
 
-Step = Union[Request, Pause, Invoke]
+Step = Union[Request, Pause]
 #: A course of steps that ends in a ``T``.
 Steps = Generator[Step, Any, T]
 
@@ -81,11 +72,6 @@ def send(request: Request) -> Steps[Reply]:
 def pause(seconds: float) -> Steps[None]:
     """Waits."""
     yield Pause(seconds)
-
-
-def invoke(function: Callable[..., Any], *arguments: Any, within: float) -> Steps[Any]:
-    """Calls the user's code. Raises what it raises, and ``TimeoutError``."""
-    return (yield Invoke(function, arguments, within))
 
 
 @dataclass(frozen=True)
