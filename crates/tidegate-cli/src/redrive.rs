@@ -168,6 +168,7 @@ pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code
         let Args { queue, kind, code, group, .. } = &args;
         let selection = Selection {
             ids: args.ids.clone(),
+            tenant: None,
             queue: queue.clone(),
             kind: kind.clone(),
             code: code.clone(),
@@ -194,8 +195,8 @@ pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code
 }
 
 fn filter(selection: &Selection) -> Filter {
-    let Selection { queue, kind, code, group, ids: _ } = selection.clone();
-    Filter { queue, kind, code, group, states: vec![State::Dead], ..Filter::default() }
+    let Selection { tenant, queue, kind, code, group, ids: _ } = selection.clone();
+    Filter { tenant, queue, kind, code, group, states: vec![State::Dead], ..Filter::default() }
 }
 
 async fn matching(store: &dyn Store, selection: &Selection) -> Result<Vec<MessageId>, Problem> {

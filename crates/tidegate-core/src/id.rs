@@ -101,6 +101,10 @@ name!(
     /// The process that runs handlers, as shown to people.
     WorkerId, "worker id"
 );
+name!(
+    /// Who acts over the network, as the audit shows it.
+    TokenName, "token name"
+);
 
 /// Who a message belongs to; the empty tenant is the only one until an installation has several.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]

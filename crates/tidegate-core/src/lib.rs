@@ -24,8 +24,9 @@ pub mod message;
 pub mod migration;
 pub mod retry;
 pub mod store;
+pub mod token;
 
 pub use clock::{Clock, Random, SystemClock, SystemRandom, Timestamp};
 pub use error::{StoreError, StoreErrorKind};
-pub use id::{EffectName, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, Tenant, WorkerId};
+pub use id::{EffectName, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, Tenant, TokenName, WorkerId};
 pub use store::Store;

@@ -20,11 +20,12 @@ use crate::effect::{EffectAnswer, EffectId, EffectRow, IntentTimes, Reached};
 use crate::error::StoreError;
 use crate::group::GroupId;
 use crate::id::{
-    EffectName, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, Tenant, WorkerId, digest16,
+    EffectName, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, Tenant, TokenName, WorkerId, digest16,
 };
 use crate::lifecycle::{Cancellation, Counters, Outcome, Resolution, State};
 use crate::message::{Answer, Failure, Message, NewMessage, Payload, Priority};
 use crate::retry::{Policy, millis};
+use crate::token::{TokenChange, TokenRecord};
 
 /// One verdict per item of a batch.
 pub type Verdicts<T> = Vec<Result<T, StoreError>>;
@@ -143,6 +144,20 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Acts of operators, oldest first, after a sequence number.
     async fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError>;
+
+    /// Notes an act in the audit that changed nothing, such as that somebody looked at payloads: one row for each of its
+    /// messages, or one in all when it names none. Whether there are such messages is not asked.
+    async fn note(&self, note: Note) -> Result<(), StoreError>;
+
+    /// Everything that is kept of tokens, by name and age; those that ended as well.
+    async fn tokens(&self) -> Result<Vec<TokenRecord>, StoreError>;
+
+    /// Adds, rotates or revokes the tokens of a name, with an audit row; decided by [`token::change`](crate::token::change).
+    /// Answered with all that is kept under the name then. Repeating a change is harmless.
+    ///
+    /// # Errors
+    /// `NotFound`, `Conflict`, `Invalid`.
+    async fn change_token(&self, request: ChangeToken) -> Result<Vec<TokenRecord>, StoreError>;
 
     /// Depths, ages and counters, exact as of one moment.
     async fn stats(&self) -> Result<Stats, StoreError>;
@@ -456,6 +471,9 @@ pub struct Selection {
     /// These; at most [`MOST_NAMED`]. The rest of the selection is not looked at then.
     #[serde(default)]
     pub ids: Vec<MessageId>,
+    /// Only this tenant's; everybody's when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<Tenant>,
     /// Only this queue.
     pub queue: Option<QueueName>,
     /// Only this kind.
@@ -722,6 +740,30 @@ pub struct Resolved {
     pub still_open: u32,
 }
 
+/// Changes the tokens of a name.
+#[derive(Debug, Clone)]
+pub struct ChangeToken {
+    /// Which name.
+    pub name: TokenName,
+    /// How.
+    pub change: TokenChange,
+    /// Who and why.
+    pub act: Act,
+}
+
+/// An act that changes nothing and is kept all the same.
+#[derive(Debug, Clone)]
+pub struct Note {
+    /// The act in a word, such as `reveal`.
+    pub what: String,
+    /// On which messages.
+    pub messages: Vec<MessageId>,
+    /// Particulars.
+    pub detail: String,
+    /// Who and why.
+    pub act: Act,
+}
+
 /// One act of an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AuditEntry {
@@ -731,12 +773,14 @@ pub struct AuditEntry {
     pub at: Timestamp,
     /// Who.
     pub actor: String,
-    /// `redrive`, `operation`, `edit`, `discard`, `cancel`, `pause`, `resume`, `limit`, `resolve`.
+    /// `redrive`, `operation`, `edit`, `discard`, `cancel`, `pause`, `resume`, `limit`, `resolve`, `token`, or a [`Note`]'s.
     pub act: String,
     /// Why.
     pub reason: String,
     /// On which message, if it was on one.
     pub message: Option<MessageId>,
+    /// Whose, if it was on a queue.
+    pub tenant: Option<Tenant>,
     /// On which queue, if it was on one.
     pub queue: Option<QueueName>,
     /// Particulars: an operation id, an effect, a limit.
@@ -761,6 +805,8 @@ pub struct Progress {
 pub struct Summary {
     /// Its id.
     pub id: MessageId,
+    /// Its tenant.
+    pub tenant: Tenant,
     /// Its queue.
     pub queue: QueueName,
     /// Its kind.
@@ -788,6 +834,8 @@ pub struct Summary {
 /// Which messages to list.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
+    /// Only this tenant's; everybody's when there is none.
+    pub tenant: Option<Tenant>,
     /// Only this queue.
     pub queue: Option<QueueName>,
     /// Only this kind.

@@ -233,6 +233,8 @@ async fn decode(conn: &Conn) -> Result<Found, Trouble> {
     .await?;
     each(conn, "select * from tidegate.policy", |row| judge(&mut found, "policy", row, row::policy(row).map(drop)))
         .await?;
+    each(conn, "select * from tidegate.token", |row| judge(&mut found, "token", row, row::token(row).map(drop)))
+        .await?;
     Ok(found)
 }
 

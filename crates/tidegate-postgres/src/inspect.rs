@@ -228,7 +228,7 @@ pub(crate) async fn explain(snapshot: &Snapshot, id: MessageId) -> Result<Option
 /// Acts of operators after a sequence number.
 pub(crate) async fn audit(snapshot: &Snapshot, after: u64, limit: u32) -> Result<Vec<AuditEntry>, Trouble> {
     const AUDIT: &str = "-- audit
-        select a.*, q.name queue_name from tidegate.audit a left join tidegate.queue q on q.id = a.queue
+        select a.*, q.name queue_name, q.tenant from tidegate.audit a left join tidegate.queue q on q.id = a.queue
         where a.seq > $1 order by a.seq limit $2";
     let after = i64::try_from(after).unwrap_or(i64::MAX);
     let rows = snapshot.conn.query(AUDIT, &[&after, &i64::from(limit)]).await?;
@@ -238,6 +238,7 @@ pub(crate) async fn audit(snapshot: &Snapshot, after: u64, limit: u32) -> Result
 fn entry(row: &Row) -> Result<AuditEntry, Trouble> {
     let table = "audit";
     let queue: Option<&str> = row::column(row, "queue_name", table)?;
+    let tenant: Option<&str> = row::column(row, "tenant", table)?;
     let message: Option<i64> = row::column(row, "message", table)?;
     Ok(AuditEntry {
         seq: row::unsigned(row, "seq", table)?,
@@ -246,6 +247,7 @@ fn entry(row: &Row) -> Result<AuditEntry, Trouble> {
         act: row::column(row, "act", table)?,
         reason: row::column(row, "reason", table)?,
         message: message.map(MessageId::from_i64),
+        tenant: tenant.map(Tenant::new).transpose()?,
         queue: queue.map(QueueName::new).transpose()?,
         detail: row::column(row, "detail", table)?,
     })

@@ -24,6 +24,7 @@ mod list;
 mod listen;
 mod migrate;
 mod names;
+mod note;
 mod open;
 mod operate;
 mod pause;
@@ -37,6 +38,7 @@ mod settle;
 mod shared;
 mod stats;
 mod sweep;
+mod token;
 mod trouble;
 mod watch;
 mod within;
@@ -59,10 +61,12 @@ use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
 use tidegate_core::migration::Step;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, DEFAULT_RETENTION, Discard, Edit, Edited,
-    Enqueued, ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Operate, Operation, Progress,
-    Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest, Swept, Verdicts,
+    AuditEntry, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Claimed, CommitListener, DEFAULT_RETENTION, Discard,
+    Edit, Edited, Enqueued, ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Note, Operate,
+    Operation, Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest,
+    Swept, Verdicts,
 };
+use tidegate_core::token::TokenRecord;
 
 pub use conn::Statements;
 pub use enqueue_in::EnqueueSql;
@@ -445,6 +449,18 @@ impl Store for PostgresStore {
 
     async fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
         self.read((after, limit), |snapshot, (after, limit)| Box::pin(inspect::audit(snapshot, *after, *limit))).await
+    }
+
+    async fn note(&self, note: Note) -> Result<(), StoreError> {
+        self.writer.alone(note, |group, note| Box::pin(note::note(group, note))).await
+    }
+
+    async fn tokens(&self) -> Result<Vec<TokenRecord>, StoreError> {
+        self.read((), |snapshot, ()| Box::pin(token::tokens(snapshot))).await
+    }
+
+    async fn change_token(&self, request: ChangeToken) -> Result<Vec<TokenRecord>, StoreError> {
+        self.writer.alone(request, |group, request| Box::pin(token::change(group, request))).await
     }
 
     async fn stats(&self) -> Result<Stats, StoreError> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use tidegate_core::group::{GroupId, pattern};
-use tidegate_core::id::{EffectName, IdempotencyKey, Kind, MessageId, QueueName};
+use tidegate_core::id::{EffectName, IdempotencyKey, Kind, MessageId, QueueName, Tenant};
 use tidegate_core::lifecycle::State;
 use tidegate_core::store::{FailureGroup, Filter, Summary};
 use tokio_postgres::Row;
@@ -124,6 +124,7 @@ async fn summaries(snapshot: &Snapshot, ids: &[MessageId]) -> Result<Vec<Summary
         };
         summaries.push(Summary {
             id: *id,
+            tenant: lane.tenant.clone(),
             queue: lane.queue.clone(),
             kind: lane.kind.clone(),
             key: head.key.clone(),
@@ -214,9 +215,11 @@ fn group(row: &Row, kind: Kind) -> Result<FailureGroup, Trouble> {
 pub(crate) async fn lanes(conn: &Conn, filter: &Filter) -> Result<Vec<i64>, Trouble> {
     const LANES: &str = "-- list: lanes are few, and each says queue and kind for all its messages
         select l.id from tidegate.lane l join tidegate.queue q on q.id = l.queue
-        where ($1::text is null or q.name = $1) and ($2::text is null or l.kind = $2)";
+        where ($1::text is null or q.name = $1) and ($2::text is null or l.kind = $2)
+          and ($3::text is null or q.tenant = $3)";
     let queue = filter.queue.as_ref().map(QueueName::as_str);
     let kind = filter.kind.as_ref().map(Kind::as_str);
-    let rows = conn.query(LANES, &[&queue, &kind]).await?;
+    let tenant = filter.tenant.as_ref().map(Tenant::as_str);
+    let rows = conn.query(LANES, &[&queue, &kind, &tenant]).await?;
     rows.iter().map(|row| row::column(row, "id", "lane")).collect()
 }

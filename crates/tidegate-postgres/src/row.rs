@@ -19,6 +19,7 @@ use tidegate_core::lifecycle::{Counters, State};
 use tidegate_core::message::{Answer, Failure, Message, Priority};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::Progress;
+use tidegate_core::token::{TokenHash, TokenRecord};
 use tokio_postgres::Row;
 use tokio_postgres::row::RowIndex;
 use tokio_postgres::types::FromSql;
@@ -542,6 +543,24 @@ pub(crate) fn policy(row: &Row) -> Result<(Kind, Policy), Trouble> {
     let policy = serde_json::from_str(text)
         .map_err(|e| StoreError::corrupt(&format!("policy.policy, kind {kind}"), &e.to_string()))?;
     Ok((kind, policy))
+}
+
+/// A row of `token`.
+pub(crate) fn token(row: &Row) -> Result<TokenRecord, Trouble> {
+    let table = "token";
+    let hash: &[u8] = column(row, "hash", table)?;
+    let hash =
+        hash.try_into().map_err(|_| corrupt(row, "hash", table, &format!("{} bytes instead of 32", hash.len())))?;
+    let scopes: &str = column(row, "scopes", table)?;
+    Ok(TokenRecord {
+        name: parsed(row, "name", table)?,
+        hash: TokenHash::from_bytes(hash),
+        scopes: serde_json::from_str(scopes).map_err(|e| corrupt(row, "scopes", table, &e.to_string()))?,
+        tenant: parsed(row, "tenant", table)?,
+        created_at: time(row, "created_at", table)?,
+        expires_at: maybe_time(row, "expires_at", table)?,
+        revoked_at: maybe_time(row, "revoked_at", table)?,
+    })
 }
 
 /// Where an ended message stands, from `state`, `flags`, `code`, `body` and `reason`; none without a state.

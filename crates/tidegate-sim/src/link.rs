@@ -12,10 +12,12 @@ use tidegate_core::lifecycle::{Cancellation, State};
 use tidegate_core::message::NewMessage;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited, Enqueued,
-    ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Operate, Operation, Progress, Redrive,
-    Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest, Swept, Verdicts,
+    AuditEntry, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited,
+    Enqueued, ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Note, Operate, Operation,
+    Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest, Swept,
+    Verdicts,
 };
+use tidegate_core::token::TokenRecord;
 use tidegate_core::{IdempotencyKey, Kind, MessageId, QueueName, StoreError, Tenant};
 use tidegate_testkit::faulty::Verb;
 
@@ -432,6 +434,18 @@ impl Store for Link {
 
     async fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
         self.read(Verb::Audit, "audit", move |sim| at_once(sim.model.audit(after, limit))).await
+    }
+
+    async fn note(&self, note: Note) -> Result<(), StoreError> {
+        self.read(Verb::Note, "note", move |sim| at_once(sim.model.note(note.clone()))).await
+    }
+
+    async fn tokens(&self) -> Result<Vec<TokenRecord>, StoreError> {
+        self.read(Verb::Tokens, "tokens", move |sim| at_once(sim.model.tokens())).await
+    }
+
+    async fn change_token(&self, request: ChangeToken) -> Result<Vec<TokenRecord>, StoreError> {
+        self.read(Verb::ChangeToken, "change_token", move |sim| at_once(sim.model.change_token(request.clone()))).await
     }
 
     async fn stats(&self) -> Result<Stats, StoreError> {

@@ -171,6 +171,7 @@ fn summary(conn: &Connection, id: MessageId) -> Result<Option<Summary>, Trouble>
     };
     Ok(Some(Summary {
         id,
+        tenant: lane.tenant,
         queue: lane.queue,
         kind: lane.kind,
         key: message.key,
@@ -327,11 +328,12 @@ pub(crate) fn groups(conn: &Connection, filter: &Filter) -> Result<Vec<FailureGr
 pub(crate) fn lanes(conn: &Connection, filter: &Filter) -> Result<rusqlite::types::Value, Trouble> {
     const LANES: &str = "-- list: lanes are few, and each says queue and kind for all its messages
         select l.id from tide_lane l join tide_queue q on q.id = l.queue
-        where (?1 is null or q.name = ?1) and (?2 is null or l.kind = ?2)";
+        where (?1 is null or q.name = ?1) and (?2 is null or l.kind = ?2) and (?3 is null or q.tenant = ?3)";
     let queue = filter.queue.as_ref().map(QueueName::as_str);
     let kind = filter.kind.as_ref().map(tidegate_core::Kind::as_str);
+    let tenant = filter.tenant.as_ref().map(Tenant::as_str);
     let mut statement = conn.prepare_cached(LANES)?;
-    let lanes = statement.query_map(params![queue, kind], |row| row.get(0))?;
+    let lanes = statement.query_map(params![queue, kind, tenant], |row| row.get(0))?;
     let lanes: Vec<i64> = lanes.collect::<Result<_, _>>()?;
     Ok(id_list(&lanes))
 }
@@ -357,7 +359,7 @@ pub(crate) fn explain(conn: &Connection, id: MessageId, now: Timestamp) -> Resul
 /// Acts of operators after a sequence number.
 pub(crate) fn audit(conn: &Connection, after: u64, limit: u32) -> Result<Vec<AuditEntry>, Trouble> {
     const AUDIT: &str = "-- audit
-        select a.*, q.name queue_name from tide_audit a left join tide_queue q on q.id = a.queue
+        select a.*, q.name queue_name, q.tenant from tide_audit a left join tide_queue q on q.id = a.queue
         where a.seq > ?1 order by a.seq limit ?2";
     let after = i64::try_from(after).unwrap_or(i64::MAX);
     let mut statement = conn.prepare_cached(AUDIT)?;
@@ -374,6 +376,8 @@ fn entry(row: &Row<'_>) -> Result<AuditEntry, Trouble> {
     seal::check(row, seal::AUDIT)?;
     let queue: Option<String> = row::column(row, "queue_name", table)?;
     let queue = queue.map(|name| QueueName::new(&name)).transpose().map_err(|e: StoreError| Trouble::Item(e))?;
+    let tenant: Option<String> = row::column(row, "tenant", table)?;
+    let tenant = tenant.map(|name| Tenant::new(&name)).transpose().map_err(|e: StoreError| Trouble::Item(e))?;
     let message: Option<i64> = row::column(row, "message", table)?;
     Ok(AuditEntry {
         seq: u64::try_from(row::column::<i64>(row, "seq", table)?).unwrap_or_default(),
@@ -382,6 +386,7 @@ fn entry(row: &Row<'_>) -> Result<AuditEntry, Trouble> {
         act: row::column(row, "act", table)?,
         reason: row::column(row, "reason", table)?,
         message: message.map(MessageId::from_i64),
+        tenant,
         queue,
         detail: row::column(row, "detail", table)?,
     })

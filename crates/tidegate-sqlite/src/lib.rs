@@ -24,6 +24,7 @@ mod inspect;
 mod journal;
 mod log;
 mod migrate;
+mod note;
 mod open;
 mod operate;
 mod pause;
@@ -39,6 +40,7 @@ mod settle;
 mod statements;
 mod stats;
 mod sweep;
+mod token;
 mod trouble;
 mod watch;
 mod within;
@@ -59,10 +61,12 @@ use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
 use tidegate_core::migration::Step;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, DEFAULT_RETENTION, Discard, Edit, Edited,
-    Enqueued, ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Operate, Operation, Progress,
-    Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest, Swept, Verdicts,
+    AuditEntry, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Claimed, CommitListener, DEFAULT_RETENTION, Discard,
+    Edit, Edited, Enqueued, ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Note, Operate,
+    Operation, Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest,
+    Swept, Verdicts,
 };
+use tidegate_core::token::TokenRecord;
 
 pub use backup::Copied;
 pub use doctor::{Check, Doctor, Finding};
@@ -458,6 +462,18 @@ impl Store for SqliteStore {
 
     async fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
         self.read(move |conn| inspect::audit(conn, after, limit)).await
+    }
+
+    async fn note(&self, note: Note) -> Result<(), StoreError> {
+        self.writer.call(note.messages.len().max(1), move |group| note::note(group, &note)).await
+    }
+
+    async fn tokens(&self) -> Result<Vec<TokenRecord>, StoreError> {
+        self.read(token::tokens).await
+    }
+
+    async fn change_token(&self, request: ChangeToken) -> Result<Vec<TokenRecord>, StoreError> {
+        self.writer.call(1, move |group| token::change(group, &request)).await
     }
 
     async fn stats(&self) -> Result<Stats, StoreError> {

@@ -25,7 +25,10 @@ struct Migration {
     sql: &'static str,
 }
 
-const MIGRATIONS: [Migration; 1] = [Migration { name: "0001_init", sql: include_str!("../migrations/0001_init.sql") }];
+const MIGRATIONS: [Migration; 2] = [
+    Migration { name: "0001_init", sql: include_str!("../migrations/0001_init.sql") },
+    Migration { name: "0002_tokens", sql: include_str!("../migrations/0002_tokens.sql") },
+];
 
 /// What a file is.
 #[derive(Debug, PartialEq, Eq)]

@@ -255,8 +255,8 @@ impl Opening<'_> {
             Kind::Older { has } => {
                 let what = format!("{path} is a store of an older tidegate, at step {has}");
                 Err(StoreError::conflict(what)
-                    .hint("stop its users, back it up, then open it once with Migrate::Older, such as at the next start of \
-                           the service")
+                    .hint("stop its users, back it up, then bring it up to date with: tidegate migrate up (a program of your \
+                           own opens it once with Migrate::Older)")
                     .into())
             }
         }

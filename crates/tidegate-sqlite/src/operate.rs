@@ -302,7 +302,8 @@ fn condemned(known: &Known) -> Option<String> {
 // --- what is selected ------------------------------------------------------------------------------------------------
 
 fn filter(selection: &Selection) -> Filter {
-    Filter { queue: selection.queue.clone(), kind: selection.kind.clone(), ..Filter::default() }
+    let Selection { tenant, queue, kind, .. } = selection.clone();
+    Filter { tenant, queue, kind, ..Filter::default() }
 }
 
 /// The next messages, by ascending id.

@@ -14,10 +14,11 @@ use tidegate_core::error::StoreError;
 use tidegate_core::id::{EffectName, IdempotencyKey, LeaseToken, MessageId, Nonce};
 use tidegate_core::lifecycle::{Counters, State};
 use tidegate_core::message::Message;
+use tidegate_core::token::{TokenHash, TokenRecord};
 
 use crate::group::Lane;
 use crate::place::Limits;
-use crate::seal::{self, EFFECT, KEY, LEASE, MESSAGE, READY, SCHED, Whole};
+use crate::seal::{self, EFFECT, KEY, LEASE, MESSAGE, READY, SCHED, TOKEN, Whole};
 use crate::trouble::Trouble;
 
 /// An intent or answer was written for the message.
@@ -290,6 +291,22 @@ pub(crate) fn known_key(row: &Row<'_>) -> Result<(MessageId, [u8; 16]), Trouble>
     let table = "tide_key";
     seal::check(row, KEY)?;
     Ok((MessageId::from_i64(column(row, "id", table)?), column(row, "fingerprint", table)?))
+}
+
+/// A row of `tide_token`, selected with `*`.
+pub(crate) fn token(row: &Row<'_>) -> Result<TokenRecord, Trouble> {
+    let table = "tide_token";
+    seal::check(row, TOKEN)?;
+    let scopes: String = column(row, "scopes", table)?;
+    Ok(TokenRecord {
+        name: parsed(row, "name", table)?,
+        hash: TokenHash::from_bytes(column(row, "hash", table)?),
+        scopes: serde_json::from_str(&scopes).map_err(|e| corrupt(row, "scopes", table, &e.to_string()))?,
+        tenant: parsed(row, "tenant", table)?,
+        created_at: time(row, "created_at", table)?,
+        expires_at: maybe_time(row, "expires_at", table)?,
+        revoked_at: maybe_time(row, "revoked_at", table)?,
+    })
 }
 
 /// How an effect's item is stored: a primary key holds no nulls, and an empty item is not the absence of one.

@@ -57,11 +57,12 @@ pub(crate) const HISTORY: Sealed = whole("tide_history", 10);
 pub(crate) const AUDIT: Sealed = numbered("tide_audit", 8);
 pub(crate) const OPERATION: Sealed = whole("tide_operation", 21);
 pub(crate) const POLICY: Sealed = whole("tide_policy", 3);
+pub(crate) const TOKEN: Sealed = whole("tide_token", 7);
 
 /// Every sealed table.
-pub(crate) const SEALED: [Sealed; 17] = [
+pub(crate) const SEALED: [Sealed; 18] = [
     STORE, JUMP, QUEUE, LANE, MESSAGE, KEY, READY, SCHED, LEASE, RESULT, HELD, EFFECT, EVIDENCE, HISTORY, AUDIT,
-    OPERATION, POLICY,
+    OPERATION, POLICY, TOKEN,
 ];
 
 /// Refuses a row, selected with `*`, whose seal does not agree with what it says.
@@ -273,7 +274,7 @@ mod tests {
     fn tables() -> Connection {
         let conn = Connection::open_in_memory().unwrap();
         teach(&conn).unwrap();
-        conn.execute_batch(include_str!("../migrations/0001_init.sql")).unwrap();
+        crate::migrate::apply(&conn, 0, tidegate_core::Timestamp::EPOCH).unwrap();
         conn
     }
 

@@ -17,10 +17,11 @@ use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::NewMessage;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited, Enqueued,
-    ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Operate, Operation, Progress, Redrive,
-    Resolve, Resolved, Settle, Settled, Stats, Stepped, Summary, SweepRequest, Swept, Verdicts,
+    AuditEntry, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited,
+    Enqueued, ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Note, Operate, Operation,
+    Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Summary, SweepRequest, Swept, Verdicts,
 };
+use tidegate_core::token::TokenRecord;
 use tidegate_core::{IdempotencyKey, Kind, MessageId, QueueName, Store, StoreError, Tenant};
 use tokio::sync::Notify;
 
@@ -51,12 +52,15 @@ pub enum Verb {
     Groups,
     Explain,
     Audit,
+    Note,
+    Tokens,
+    ChangeToken,
     Stats,
 }
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::Enqueue,
         Self::Claim,
         Self::Declare,
@@ -80,6 +84,9 @@ impl Verb {
         Self::Groups,
         Self::Explain,
         Self::Audit,
+        Self::Note,
+        Self::Tokens,
+        Self::ChangeToken,
         Self::Stats,
     ];
 }
@@ -371,6 +378,18 @@ impl Store for FaultyStore {
 
     async fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
         self.call(Verb::Audit, || self.inner.audit(after, limit)).await
+    }
+
+    async fn note(&self, note: Note) -> Result<(), StoreError> {
+        self.call(Verb::Note, || self.inner.note(note.clone())).await
+    }
+
+    async fn tokens(&self) -> Result<Vec<TokenRecord>, StoreError> {
+        self.call(Verb::Tokens, || self.inner.tokens()).await
+    }
+
+    async fn change_token(&self, request: ChangeToken) -> Result<Vec<TokenRecord>, StoreError> {
+        self.call(Verb::ChangeToken, || self.inner.change_token(request.clone())).await
     }
 
     async fn stats(&self) -> Result<Stats, StoreError> {

@@ -11,10 +11,12 @@ use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::NewMessage;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited, Enqueued,
-    ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Operate, Operation, Progress, Redrive,
-    Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest, Swept, Verdicts,
+    AuditEntry, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited,
+    Enqueued, ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Note, Operate, Operation,
+    Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest, Swept,
+    Verdicts,
 };
+use tidegate_core::token::TokenRecord;
 
 use crate::telemetry::Metrics;
 
@@ -82,5 +84,8 @@ timed! {
     groups(filter: Filter) -> Vec<FailureGroup>;
     explain(id: MessageId) -> Option<ExplainFacts>;
     audit(after: u64, limit: u32) -> Vec<AuditEntry>;
+    note(note: Note) -> ();
+    tokens() -> Vec<TokenRecord>;
+    change_token(request: ChangeToken) -> Vec<TokenRecord>;
     stats() -> Stats;
 }

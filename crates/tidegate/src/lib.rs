@@ -92,14 +92,14 @@ pub use tidegate_core::canary;
 pub use tidegate_core::effect as journal;
 pub use tidegate_core::effect::EffectKey;
 pub use tidegate_core::id::{
-    EffectName, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, Tenant, WorkerId,
+    EffectName, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, Tenant, TokenName, WorkerId,
 };
 pub use tidegate_core::lifecycle::State;
 pub use tidegate_core::message::{Failure, Priority};
 pub use tidegate_core::retry::{Backoff, Policy};
 pub use tidegate_core::{
     Clock, Random, Store, StoreError, StoreErrorKind, SystemClock, SystemRandom, Timestamp, canonical, clock, doctor,
-    erase, error, explain, group, id, lifecycle, message, migration, retry, store,
+    erase, error, explain, group, id, lifecycle, message, migration, retry, store, token,
 };
 
 /// Where `tidegate torture` has its child processes die; of no use to an application.

@@ -78,17 +78,17 @@ fn a_backup_is_made_once_and_passes_the_doctor() {
 #[test]
 fn the_steps_of_a_store_are_shown_printed_and_taken() {
     let desk = Desk::new();
-    desk.run(&["migrate", "status"]).ends(1).prints("1\t0001_init\t-\n").says("tidegate migrate up");
+    desk.run(&["migrate", "status"]).ends(1).prints("1\t0001_init\t-\n2\t0002_tokens\t-\n").says("tidegate migrate up");
     desk.run(&["migrate", "print"]).ends(0).shows("-- step 1: 0001_init\n").shows("create table tide_message");
     assert!(desk.files().is_empty(), "{:?}", desk.files());
-    desk.run(&["migrate", "up"]).ends(0).prints("1\t0001_init\tTIME\n");
+    desk.run(&["migrate", "up"]).ends(0).prints("1\t0001_init\tTIME\n2\t0002_tokens\tTIME\n");
     desk.run(&["migrate", "up"]).ends(0).prints("").says("no step was missing");
     desk.run(&["migrate", "print"]).ends(0).prints("").says("no step is missing");
     desk.run(&["migrate", "print", "--all"]).ends(0).shows("create table tide_message");
     let json = desk.run(&["migrate", "status", "--json"]).ends(0);
     json.prints(
         "{\"store\":\"tidegate.db\",\"current\":true,\"steps\":[{\"number\":1,\"name\":\"0001_init\",\
-         \"applied_at\":\"TIME\"}]}\n",
+         \"applied_at\":\"TIME\"},{\"number\":2,\"name\":\"0002_tokens\",\"applied_at\":\"TIME\"}]}\n",
     );
     desk.write("notes.txt", "no database, but long enough to be looked at".repeat(100));
     desk.run(&["migrate", "status", "--store", "notes.txt"]).ends(1).says("is no SQLite database");

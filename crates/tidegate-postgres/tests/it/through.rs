@@ -9,10 +9,12 @@ use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::NewMessage;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited, Enqueued,
-    ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Operate, Operation, Progress, Redrive,
-    Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest, Swept, Verdicts,
+    AuditEntry, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited,
+    Enqueued, ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Note, Operate, Operation,
+    Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest, Swept,
+    Verdicts,
 };
+use tidegate_core::token::TokenRecord;
 use tidegate_core::{Clock, IdempotencyKey, Kind, MessageId, QueueName, StoreError, Tenant};
 use tidegate_postgres::tokio_postgres::{Client, NoTls};
 use tidegate_postgres::{Options, PostgresStore};
@@ -170,6 +172,18 @@ impl Store for Through {
 
     async fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
         self.store.audit(after, limit).await
+    }
+
+    async fn note(&self, note: Note) -> Result<(), StoreError> {
+        self.store.note(note).await
+    }
+
+    async fn tokens(&self) -> Result<Vec<TokenRecord>, StoreError> {
+        self.store.tokens().await
+    }
+
+    async fn change_token(&self, request: ChangeToken) -> Result<Vec<TokenRecord>, StoreError> {
+        self.store.change_token(request).await
     }
 
     async fn stats(&self) -> Result<Stats, StoreError> {

@@ -18,14 +18,15 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tidegate_core::clock::Timestamp;
 use tidegate_core::effect::{EffectAnswer, EffectId, EffectPolicy, IntentTimes, Reached};
-use tidegate_core::id::{EffectName, MessageId, Tenant};
+use tidegate_core::id::{EffectName, MessageId, Tenant, TokenName};
 use tidegate_core::lifecycle::{Outcome, State};
 use tidegate_core::message::{Failure, NewMessage};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    Act, ChangeQueue, Enqueued, Filter, Journal, JournalWrite, Lease, NewOperation, Operate, Pace, QueueChange,
-    Selection, Settle, SweepRequest,
+    Act, ChangeQueue, ChangeToken, Enqueued, Filter, Journal, JournalWrite, Lease, NewOperation, Operate, Pace,
+    QueueChange, Selection, Settle, SweepRequest,
 };
+use tidegate_core::token::{Glob, TokenChange, TokenHash};
 use tidegate_core::{Store as _, StoreError, StoreErrorKind};
 use tidegate_sqlite::{Doctor, Options, Room, SqliteStore};
 use tidegate_testkit::ManualClock;
@@ -100,6 +101,9 @@ fn golden(path: &Path, clock: &Arc<ManualClock>) {
             .pause(ChangeQueue { tenant: Tenant::default(), queue: queue(), change: limit, act: act() })
             .await
             .unwrap();
+        let scopes = vec!["produce:work".parse().unwrap()];
+        let change = TokenChange::Add { hash: TokenHash::of("tg_x"), scopes, tenant: Glob::all(), expires_at: None };
+        store.change_token(ChangeToken { name: TokenName::new("app").unwrap(), change, act: act() }).await.unwrap();
         clock.jump_forward(Duration::from_secs(3600));
         store.enqueue((0..12).map(|n| sized(&format!("waits-{n}"), 300)).collect()).await.unwrap();
         clock.jump_back(Duration::from_secs(3600));
@@ -193,6 +197,9 @@ impl Picture {
         }
         for operation in this.heard(store.operations(None, 100).await).unwrap_or_default() {
             this.say(format!("operation {}", operation.name), operation);
+        }
+        for token in this.heard(store.tokens().await).unwrap_or_default() {
+            this.say(format!("token {:?}", token.hash), token);
         }
         for state in State::ALL {
             let filter = Filter { states: vec![state], discarded: true, limit: 1000, ..Filter::default() };

@@ -8,6 +8,7 @@ mod doctor;
 mod engine;
 mod erase;
 mod fixture;
+mod golden;
 mod groups;
 mod model_check;
 mod open;

@@ -576,7 +576,7 @@ impl Run {
                         None => None,
                     };
                     let selection =
-                        Selection { ids: ids(messages), queue: of.map(queue), kind: None, code: None, group };
+                        Selection { ids: ids(messages), queue: of.map(queue), group, ..Selection::default() };
                     let new = NewOperation { name: name(operation), selection, again: *again, pace, act: act() };
                     Operate::Begin(Box::new(new))
                 }

@@ -78,15 +78,22 @@ pub async fn a_list_shows_only_what_was_asked_for(engine: &dyn Engine) {
     let ready = stage.put(message("ready")).await;
     let elsewhere = stage.put(NewMessage { queue: queue("other"), ..message("ready") }).await;
     let foreign = stage.put(NewMessage { kind: kind("foreign"), ..message("foreign") }).await;
+    let theirs = stage.put(NewMessage { tenant: tenant("acme"), ..message("ready") }).await;
     let all = || Filter { limit: 100, ..Filter::default() };
     let states = |states: &[State]| Filter { states: states.to_vec(), ..all() };
     for (filter, expected) in [
         (states(&[State::Completed]), vec![completed]),
         (states(&[State::Dead, State::Failed]), vec![failed, dead]),
-        (states(&[State::Ready]), vec![ready, elsewhere, foreign]),
+        (states(&[State::Ready]), vec![ready, elsewhere, foreign, theirs]),
+        (Filter { tenant: Some(tenant("acme")), ..all() }, vec![theirs]),
+        (Filter { tenant: Some(tenant("")), ..states(&[State::Ready]) }, vec![ready, elsewhere, foreign]),
+        (Filter { tenant: Some(tenant("acme")), queue: Some(queue("other")), ..all() }, vec![]),
         (Filter { queue: Some(queue("other")), ..all() }, vec![elsewhere]),
         (Filter { kind: Some(kind("foreign")), ..all() }, vec![foreign]),
-        (Filter { queue: Some(queue("work")), kind: Some(kind("work")), ..states(&[State::Ready]) }, vec![ready]),
+        (
+            Filter { queue: Some(queue("work")), kind: Some(kind("work")), ..states(&[State::Ready]) },
+            vec![ready, theirs],
+        ),
         (Filter { queue: Some(queue("never-used")), ..all() }, vec![]),
         (Filter { code: Some("declined".into()), ..all() }, vec![failed]),
         (Filter { code: Some("outcome_unknown".into()), ..all() }, vec![parked]),
@@ -107,6 +114,7 @@ pub async fn a_summary_says_what_the_message_is(engine: &dyn Engine) {
     let summary = stage.store.list(Filter { limit: 1, ..Filter::default() }).await.expect("answered").remove(0);
     assert_eq!((summary.id, summary.flow, summary.state), (lease.message.id, lease.message.id, State::Ready));
     assert_eq!((summary.queue, summary.kind, summary.key), (queue("work"), kind("work"), key("m")));
+    assert_eq!(summary.tenant, tenant(""));
     assert_eq!((summary.attempt, summary.code.as_deref()), (1, Some("oops")), "the last attempt's failure");
     assert_eq!(summary.due_at, Some(stage.now().after(SECOND * 5)));
     assert_eq!((summary.enqueued_at, summary.ended_at), (started, None));
@@ -246,6 +254,10 @@ pub async fn dead_letters_are_grouped_by_what_they_have_in_common(engine: &dyn E
     let none = Filter { code: Some("timeout".into()), ..all.clone() };
     assert_eq!(stage.store.groups(none).await, Ok(vec![]));
     let elsewhere = Filter { queue: Some(queue("elsewhere")), ..all.clone() };
+    let theirs = Filter { tenant: Some(tenant("acme")), ..all.clone() };
+    assert_eq!(stage.store.groups(theirs).await, Ok(vec![]));
+    let ours = Filter { tenant: Some(tenant("")), ..all.clone() };
+    assert_eq!(stage.store.groups(ours).await.expect("answered").len(), 3);
     assert_eq!(stage.store.groups(elsewhere).await, Ok(vec![]));
     assert_eq!(stage.store.groups(Filter { limit: 1, ..all.clone() }).await.expect("answered").len(), 1);
     let parked = Filter { states: vec![State::Parked], ..all };

@@ -20,12 +20,14 @@ pub mod enqueue;
 pub mod extend;
 pub mod inspect;
 pub mod journal;
+pub mod note;
 pub mod pause;
 pub mod redrive;
 pub mod resolve;
 pub mod settle;
 pub mod stats;
 pub mod sweep;
+pub mod token;
 
 /// Expands to one test per case of the suite, in a module per verb.
 ///
@@ -346,6 +348,17 @@ macro_rules! __cases {
                 counters_survive_a_restart_and_are_the_same_for_every_handle
                 counters_and_depths_equal_a_recount
             }
+            note {
+                a_note_leaves_an_audit_row_for_each_of_its_messages_and_changes_nothing
+                a_note_on_no_message_or_on_one_that_is_gone_is_kept_as_well
+            }
+            token {
+                a_token_is_kept_as_it_was_given
+                tokens_are_rotated_revoked_and_told_in_order
+                each_change_of_a_token_leaves_one_audit_row_however_often_it_is_repeated
+                a_change_of_a_token_that_is_refused_changes_nothing
+                one_name_added_at_the_same_moment_has_one_token
+            }
             contention {
                 threads_with_a_handle_each_never_get_one_message_twice
                 threads_on_one_handle_never_get_one_message_twice
@@ -392,7 +405,7 @@ mod tests {
     fn every_verb_of_the_contract_has_a_file_of_cases() {
         for verb in [
             "enqueue", "claim", "extend", "journal", "settle", "sweep", "redrive", "cancel", "pause", "resolve",
-            "inspect", "stats",
+            "inspect", "note", "token", "stats",
         ] {
             assert!(CASES.iter().any(|(file, cases)| *file == verb && !cases.is_empty()), "no cases for {verb}");
         }

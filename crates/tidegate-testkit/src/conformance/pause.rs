@@ -81,5 +81,6 @@ pub async fn every_change_of_a_queue_leaves_an_audit_row(engine: &dyn Engine) {
     let acts: Vec<_> = audit.iter().map(|row| (row.act.as_str(), row.queue.clone(), row.reason.as_str())).collect();
     let on = |act| (act, Some(queue("work")), "for a test");
     assert_eq!(acts, [on("pause"), on("resume"), on("limit"), on("limit")]);
+    assert!(audit.iter().all(|row| row.tenant == Some(tenant(""))), "{audit:?}");
     assert!(audit[2].detail.contains('5'), "{:?}", audit[2].detail);
 }

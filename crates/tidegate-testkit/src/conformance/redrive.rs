@@ -270,6 +270,7 @@ pub async fn an_operation_redrives_only_what_it_selects(engine: &dyn Engine) {
     let group = Some(groups[0].id);
     for (name, selection, selected) in [
         ("queue", Selection { queue: Some(queue("nobodys")), ..Selection::default() }, 0),
+        ("tenant", Selection { tenant: Some(tenant("acme")), ..Selection::default() }, 0),
         ("kind", Selection { kind: Some(kind("nobodys")), ..Selection::default() }, 0),
         ("code", Selection { code: Some("nothing".into()), ..Selection::default() }, 0),
         ("group", Selection { group, ..Selection::default() }, 2),

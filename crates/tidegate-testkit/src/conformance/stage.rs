@@ -38,6 +38,10 @@ pub(crate) fn queue(name: &str) -> QueueName {
     QueueName::new(name).expect("the kit's names are valid")
 }
 
+pub(crate) fn tenant(name: &str) -> Tenant {
+    Tenant::new(name).expect("the kit's names are valid")
+}
+
 pub(crate) fn kind(name: &str) -> Kind {
     Kind::new(name).expect("the kit's names are valid")
 }

@@ -1,10 +1,12 @@
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tidegate_core::effect::{EffectId, EffectPolicy, IntentTimes, Reached};
 use tidegate_core::lifecycle::{Outcome, ParkReason, Resolution};
 use tidegate_core::message::{Failure, Payload};
 use tidegate_core::store::{Act, JournalWrite, Lease, NewOperation, Pace, QueueChange, QueueSlots, Selection};
-use tidegate_core::{EffectName, Nonce, StoreErrorKind, WorkerId};
+use tidegate_core::token::{Glob, TokenChange, TokenHash};
+use tidegate_core::{EffectName, Nonce, StoreErrorKind, TokenName, WorkerId};
 
 use super::*;
 use crate::ManualClock;
@@ -150,6 +152,18 @@ impl Scene {
             Verb::Groups => store.groups(Filter { limit: 9, ..Filter::default() }).await.map(drop),
             Verb::Explain => store.explain(self.waiting).await.map(drop),
             Verb::Audit => store.audit(0, 9).await.map(drop),
+            Verb::Note => {
+                let note =
+                    Note { what: "reveal".into(), messages: vec![self.waiting], detail: String::new(), act: act() };
+                store.note(note).await
+            }
+            Verb::Tokens => store.tokens().await.map(drop),
+            Verb::ChangeToken => {
+                let (hash, scopes) = (TokenHash::of("tg_x"), vec!["work".parse().unwrap()]);
+                let change = TokenChange::Add { hash, scopes, tenant: Glob::all(), expires_at: None };
+                let name = TokenName::new("t").unwrap();
+                store.change_token(ChangeToken { name, change, act: act() }).await.map(drop)
+            }
             Verb::Stats => store.stats().await.map(drop),
         }
     }
@@ -167,6 +181,7 @@ impl Scene {
                 | Verb::Operations
                 | Verb::Explain
                 | Verb::Audit
+                | Verb::Tokens
                 | Verb::Stats
         )
     }
@@ -177,7 +192,12 @@ impl Scene {
         let facts = self.store.explain(self.waiting).await.unwrap().unwrap();
         let stats = self.store.stats().await.unwrap();
         let operations = self.store.operations(None, 9).await.unwrap();
-        format!("{views:#?} {facts:#?} {operations:#?} {:#?} {}", stats.queues, stats.open_effects)
+        let tokens = self.store.tokens().await.unwrap();
+        // Which acts there are, and not how often they were noted: a note that is repeated is one more.
+        let acts = self.store.audit(0, 99).await.unwrap();
+        let acts: BTreeSet<_> = acts.into_iter().map(|row| (row.act, row.message)).collect();
+        let queues = &stats.queues;
+        format!("{views:#?} {facts:#?} {operations:#?} {tokens:#?} {acts:#?} {queues:#?} {}", stats.open_effects)
     }
 }
 

@@ -18,10 +18,12 @@ use tidegate_core::lifecycle::{Cancellation, Counters, State};
 use tidegate_core::message::{Answer, Message, NewMessage};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited, Enqueued,
-    ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, News, Operate, Operation, Progress,
-    Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Summary, SweepRequest, Swept, Verdicts,
+    AuditEntry, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited,
+    Enqueued, ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, News, Note, Operate,
+    Operation, Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Summary, SweepRequest, Swept,
+    Verdicts,
 };
+use tidegate_core::token::TokenRecord;
 use tidegate_core::{Clock, IdempotencyKey, Kind, MessageId, QueueName, Store, StoreError, Tenant};
 
 use crate::engine::contend_in_threads;
@@ -285,6 +287,19 @@ impl Store for Model {
     async fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         Ok(self.act(|world| world.audit.iter().filter(|row| row.seq > after).take(limit).cloned().collect()))
+    }
+
+    async fn note(&self, note: Note) -> Result<(), StoreError> {
+        self.act(|world| world.note(&note));
+        Ok(())
+    }
+
+    async fn tokens(&self) -> Result<Vec<TokenRecord>, StoreError> {
+        Ok(self.act(|world| world.tokens()))
+    }
+
+    async fn change_token(&self, request: ChangeToken) -> Result<Vec<TokenRecord>, StoreError> {
+        self.act(|world| world.change_token(&request))
     }
 
     async fn stats(&self) -> Result<Stats, StoreError> {

@@ -12,11 +12,12 @@ use tidegate_core::message::{
 };
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    Act, AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, Counted, DEFAULT_RETENTION, Ending, Enqueued,
-    Evidence, ExplainFacts, Extend, Extended, Filter, Journal, JournalWrite, LaneStats, Lease, MOST_CODES, MessageView,
-    News, OTHER_CODES, QueueChange, QueueStats, REDRIVE_CHUNK, Redrive, Resolve, Resolved, Settle, Settled, Stats,
-    Summary, SweepRequest, Swept, TakenOver, Tally,
+    Act, AuditEntry, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Claimed, Counted, DEFAULT_RETENTION, Ending,
+    Enqueued, Evidence, ExplainFacts, Extend, Extended, Filter, Journal, JournalWrite, LaneStats, Lease, MOST_CODES,
+    MessageView, News, Note, OTHER_CODES, QueueChange, QueueStats, REDRIVE_CHUNK, Redrive, Resolve, Resolved, Settle,
+    Settled, Stats, Summary, SweepRequest, Swept, TakenOver, Tally,
 };
+use tidegate_core::token::{self, TokenRecord};
 use tidegate_core::{
     Clock, IdempotencyKey, Kind, LeaseToken, MessageId, Nonce, QueueName, StoreError, StoreErrorKind, Tenant,
     Timestamp, WorkerId,
@@ -43,6 +44,7 @@ pub(super) struct World {
     tallies: BTreeMap<(QueueName, Kind, Counted), BTreeMap<String, u64>>,
     operations: BTreeSet<(String, MessageId)>,
     many: BTreeMap<String, operate::Course>,
+    tokens: Vec<TokenRecord>,
     last_id: Option<MessageId>,
     leases: u64,
     time: Time,
@@ -442,9 +444,10 @@ impl World {
         act: &Act,
         what: &str,
         message: Option<MessageId>,
-        queue: Option<QueueName>,
+        of: Option<(Tenant, QueueName)>,
         detail: String,
     ) {
+        let (tenant, queue) = of.unzip();
         self.audit.push(AuditEntry {
             seq: self.audit.len() as u64 + 1,
             at: self.time.now,
@@ -452,9 +455,39 @@ impl World {
             act: what.to_owned(),
             reason: act.reason.clone(),
             message,
+            tenant,
             queue,
             detail,
         });
+    }
+
+    pub(super) fn note(&mut self, note: &Note) {
+        if note.messages.is_empty() {
+            self.record_act(&note.act, &note.what, None, None, note.detail.clone());
+        }
+        for id in &note.messages {
+            let of = self.records.get(id).map(|record| &record.message);
+            let of = of.map(|message| (message.tenant.clone(), message.queue.clone()));
+            self.record_act(&note.act, &note.what, Some(*id), of, note.detail.clone());
+        }
+    }
+
+    /// By name and age.
+    pub(super) fn tokens(&self) -> Vec<TokenRecord> {
+        let mut tokens = self.tokens.clone();
+        tokens.sort_by(|a, b| (&a.name, a.created_at, a.hash).cmp(&(&b.name, b.created_at, b.hash)));
+        tokens
+    }
+
+    /// Tokens are no part of a message's life: the core's decision is taken as it is.
+    pub(super) fn change_token(&mut self, request: &ChangeToken) -> Result<Vec<TokenRecord>, StoreError> {
+        let changed = token::change(&self.tokens, &request.name, &request.change, self.time.now)?;
+        if let Some(done) = changed.done {
+            self.tokens.retain(|record| record.name != request.name);
+            self.tokens.extend(changed.records.iter().cloned());
+            self.record_act(&request.act, "token", None, None, done);
+        }
+        Ok(changed.records)
     }
 
     /// The place of a queue, from now on if it has none yet.
@@ -1270,7 +1303,8 @@ impl World {
                 ("limit", limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string()))
             }
         };
-        self.record_act(&request.act, act, None, Some(request.queue.clone()), detail);
+        let of = (request.tenant.clone(), request.queue.clone());
+        self.record_act(&request.act, act, None, Some(of), detail);
     }
 
     pub(super) fn resolve(&mut self, request: &Resolve) -> Result<Resolved, StoreError> {
@@ -1388,6 +1422,7 @@ impl World {
     fn summary(record: &Record) -> Summary {
         Summary {
             id: record.message.id,
+            tenant: record.message.tenant.clone(),
             queue: record.message.queue.clone(),
             kind: record.message.kind.clone(),
             key: record.message.key.clone(),
@@ -1410,6 +1445,7 @@ impl World {
         let wanted = |record: &&Record| {
             let failure = record.failure.as_ref().map(|failure| &failure.code);
             filter.queue.as_ref().is_none_or(|queue| record.message.queue == *queue)
+                && filter.tenant.as_ref().is_none_or(|tenant| record.message.tenant == *tenant)
                 && filter.kind.as_ref().is_none_or(|kind| record.message.kind == *kind)
                 && (filter.states.is_empty() || filter.states.contains(&record.state()))
                 && filter.code.as_ref().is_none_or(|code| record.code().as_ref() == Some(code) || failure == Some(code))

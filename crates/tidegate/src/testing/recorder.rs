@@ -15,11 +15,12 @@ use tidegate_core::lifecycle::Cancellation;
 use tidegate_core::message::NewMessage;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    AuditEntry, Cancel, ChangeQueue, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited, Enqueued,
-    ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, JournalWrite, Lease, MessageView, Operate,
-    Operation, Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest,
-    Swept, Verdicts,
+    AuditEntry, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Claimed, CommitListener, Discard, Edit, Edited,
+    Enqueued, ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, JournalWrite, Lease, MessageView, Note,
+    Operate, Operation, Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary,
+    SweepRequest, Swept, Verdicts,
 };
+use tidegate_core::token::TokenRecord;
 use tokio::sync::watch;
 
 use super::boundary::{Boundary, Point, Side};
@@ -295,5 +296,8 @@ passed_on! {
     groups(filter: Filter) -> Vec<FailureGroup>;
     explain(id: MessageId) -> Option<ExplainFacts>;
     audit(after: u64, limit: u32) -> Vec<AuditEntry>;
+    note(note: Note) -> ();
+    tokens() -> Vec<TokenRecord>;
+    change_token(request: ChangeToken) -> Vec<TokenRecord>;
     stats() -> Stats;
 }

@@ -265,9 +265,9 @@ impl World {
     }
 
     fn dead_of(&self, selection: &Selection) -> Vec<MessageId> {
-        let Selection { queue, kind, code, group, ids: _ } = selection.clone();
+        let Selection { tenant, queue, kind, code, group, ids: _ } = selection.clone();
         let states = vec![State::Dead];
-        let filter = Filter { queue, kind, code, group, states, limit: u32::MAX, ..Filter::default() };
+        let filter = Filter { tenant, queue, kind, code, group, states, limit: u32::MAX, ..Filter::default() };
         self.list(&filter).into_iter().map(|summary| summary.id).collect()
     }
 
