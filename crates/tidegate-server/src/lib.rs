@@ -1,1 +1,83 @@
-//! Tidegate over HTTP: a router to mount in an application of your own, and what tidegate serve is made of.
+//! Tidegate over HTTP: a router to mount in an application of your own, and what `tidegate serve` is made of.
+//!
+//! [`router`] is all there is to it: `/v1` for messages, workers and operators, `/problems` for what an answer may say
+//! instead, `/openapi.json` and `/docs` for people. One endpoint is one file: its path, its function, what it answers, and
+//! its line in [`routes`]. Nothing here decides about a message; the store does, and `problem.rs` says what its errors are
+//! called over HTTP.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use tidegate_server::{Serving, router};
+//!
+//! let tide = tidegate::Tidegate::open("tidegate.db").await?;
+//! let app = axum::Router::new().nest("/queues", router(Serving { prefix: "/queues".to_owned(), ..Serving::new(tide) }));
+//! # let _: axum::Router = app;
+//! # Ok(())
+//! # }
+//! ```
+
+mod body;
+mod cloudevents;
+mod docs;
+mod enqueue;
+mod enqueue_many;
+mod explain;
+mod find;
+mod flow;
+mod get;
+mod idempotency;
+mod limits;
+mod list;
+mod openapi;
+mod principal;
+mod problem;
+mod problems;
+mod serving;
+mod strict;
+mod trace;
+mod url;
+mod wait;
+
+use std::sync::Arc;
+
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub use limits::Limits;
+pub use openapi::openapi;
+pub use principal::{Action, Caller, Principal};
+pub use problem::Problem;
+pub use serving::{Serving, Stopping};
+
+/// The whole API.
+pub fn router(serving: Serving) -> axum::Router {
+    let serving = Arc::new(serving);
+    let (router, document) = routes().split_for_parts();
+    let authenticate = axum::middleware::from_fn_with_state(Arc::clone(&serving), principal::authenticate);
+    router
+        .layer(axum::Extension(openapi::Document::of(&document)))
+        .layer(authenticate)
+        .fallback(problem::no_such_address)
+        .method_not_allowed_fallback(problem::no_such_method)
+        .layer(CatchPanicLayer::custom(problem::panicked))
+        .with_state(serving)
+}
+
+/// Every endpoint, with what the document says of it.
+fn routes() -> OpenApiRouter<Arc<Serving>> {
+    OpenApiRouter::with_openapi(openapi::head())
+        .routes(routes!(enqueue::enqueue))
+        .routes(routes!(enqueue_many::enqueue_many))
+        .routes(routes!(cloudevents::take_events))
+        .routes(routes!(list::list))
+        .routes(routes!(get::get))
+        .routes(routes!(explain::explain))
+        .routes(routes!(find::find))
+        .routes(routes!(flow::flow))
+        .routes(routes!(openapi::document))
+        .routes(routes!(docs::page))
+        .routes(routes!(docs::part))
+        .routes(routes!(problems::index))
+        .routes(routes!(problems::page))
+}

@@ -1,0 +1,4 @@
+//! The API over real connections on loopback, on a real store in a directory of its own.
+
+mod enqueue;
+mod stage;
