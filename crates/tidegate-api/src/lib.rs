@@ -13,6 +13,7 @@ mod message;
 mod problem;
 pub mod schema;
 mod text;
+mod token;
 
 pub use enqueue::{Enqueue, EnqueueMany, EnqueueResult, EnqueueResults, Enqueued, IntakeDefaults, NoMessage, Verdict};
 pub use event::Event;
@@ -22,3 +23,4 @@ pub use list::{Page, Summary};
 pub use message::{Answer, Effect, Ending, Evidence, Failure, Lease, Message, Show};
 pub use problem::{PROBLEM_JSON, Problem, ProblemType};
 pub use text::{Hidden, Text};
+pub use token::{MadeToken, NewToken, RotateToken, Token, Tokens};

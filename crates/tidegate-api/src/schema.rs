@@ -60,6 +60,11 @@ text!(
     |object| object.pattern(Some("^grp_[0-9a-f]{16}$"))
 );
 text!(
+    /// A digest, in hexadecimal.
+    Sha256,
+    |object| object.pattern(Some("^[0-9a-f]{64}$"))
+);
+text!(
     /// A moment, in UTC.
     Time,
     |object| object

@@ -67,6 +67,7 @@ pub(crate) async fn enqueue(
 /// Stores a message of this caller, and answers with the verdict.
 pub(crate) async fn take(serving: &Serving, caller: &Caller, message: NewMessage) -> Result<Response, Problem> {
     caller.may(Action::Produce, &message.tenant, &message.queue)?;
+    serving.admit(caller, &message).await?;
     let verdict = serving.tide.store().enqueue(vec![message]).await?.pop();
     let no_verdict = || Err(StoreError::unavailable("the store gave no verdict"));
     let enqueued = verdict_of(verdict.unwrap_or_else(no_verdict))?;

@@ -73,14 +73,17 @@ pub(crate) async fn take(
     caller: &Caller,
     messages: Vec<Result<NewMessage, Problem>>,
 ) -> Result<EnqueueResults, Problem> {
-    let allowed = |message: Result<NewMessage, Problem>| -> Result<NewMessage, Problem> {
-        let message = message?;
-        caller.may(Action::Produce, &message.tenant, &message.queue)?;
-        Ok(message)
-    };
     let mut batch = Vec::with_capacity(messages.len());
-    let places: Vec<Result<(), Problem>> =
-        messages.into_iter().map(|message| allowed(message).map(|message| batch.push(message))).collect();
+    let mut places: Vec<Result<(), Problem>> = Vec::with_capacity(messages.len());
+    for message in messages {
+        places.push(match allowed(serving, caller, message).await {
+            Ok(message) => {
+                batch.push(message);
+                Ok(())
+            }
+            Err(problem) => Err(problem),
+        });
+    }
     let verdicts = if batch.is_empty() { Vec::new() } else { serving.tide.store().enqueue(batch).await? };
     let mut verdicts = verdicts.into_iter();
     let no_verdict = || Err(StoreError::unavailable("the store gave no verdict"));
@@ -89,6 +92,17 @@ pub(crate) async fn take(
         verdict.map_or_else(|problem| EnqueueResult::from(problem.into_wire()), EnqueueResult::from)
     };
     Ok(EnqueueResults { results: places.into_iter().map(result).collect() })
+}
+
+async fn allowed(
+    serving: &Serving,
+    caller: &Caller,
+    message: Result<NewMessage, Problem>,
+) -> Result<NewMessage, Problem> {
+    let message = message?;
+    caller.may(Action::Produce, &message.tenant, &message.queue)?;
+    serving.admit(caller, &message).await?;
+    Ok(message)
 }
 
 /// A key of the request would be the key of which of its messages?

@@ -25,15 +25,22 @@ mod explain;
 mod find;
 mod flow;
 mod get;
+mod guard;
 mod idempotency;
 mod limits;
 mod list;
 mod openapi;
+mod pace;
+mod peers;
 mod principal;
 mod problem;
 mod problems;
+mod queues_made;
+mod serve;
 mod serving;
 mod strict;
+mod tls;
+mod tokens;
 mod trace;
 mod url;
 mod wait;
@@ -44,11 +51,15 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use guard::{Demand, Guard};
 pub use limits::Limits;
 pub use openapi::openapi;
+pub use pace::{Pace, TooSlow};
 pub use principal::{Action, Caller, Principal};
 pub use problem::Problem;
+pub use serve::{Serve, Served, Stop, serve};
 pub use serving::{Serving, Stopping};
+pub use tls::{Tls, TlsError};
 
 /// The whole API.
 pub fn router(serving: Serving) -> axum::Router {
@@ -75,6 +86,9 @@ fn routes() -> OpenApiRouter<Arc<Serving>> {
         .routes(routes!(explain::explain))
         .routes(routes!(find::find))
         .routes(routes!(flow::flow))
+        .routes(routes!(tokens::list_tokens, tokens::create_token))
+        .routes(routes!(tokens::rotate_token))
+        .routes(routes!(tokens::revoke_token))
         .routes(routes!(openapi::document))
         .routes(routes!(docs::page))
         .routes(routes!(docs::part))

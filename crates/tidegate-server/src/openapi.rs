@@ -19,6 +19,7 @@ use utoipa::OpenApi;
     components(schemas(tidegate_api::Problem)),
     tags(
         (name = "messages", description = "Enqueue messages, and read what became of them"),
+        (name = "tokens", description = "Who may do what"),
         (name = "about", description = "This document, and what problems mean"),
     )
 )]

@@ -242,12 +242,8 @@ fn problem(kind: ProblemType, what: &str) -> Response<String> {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(kind.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
     let length = response.body().len().to_string();
-    let headers: [(HeaderName, &str); 4] = [
-        (CONTENT_TYPE, PROBLEM_JSON),
-        (RETRY_AFTER, "1"),
-        (CONNECTION, "close"),
-        (CONTENT_LENGTH, &length),
-    ];
+    let headers: [(HeaderName, &str); 4] =
+        [(CONTENT_TYPE, PROBLEM_JSON), (RETRY_AFTER, "1"), (CONNECTION, "close"), (CONTENT_LENGTH, &length)];
     for (name, value) in headers {
         if let Ok(value) = value.parse() {
             response.headers_mut().insert(name, value);
@@ -318,6 +314,8 @@ async fn answer(request: Request<Incoming>, address: SocketAddr, shared: &Shared
     match tokio::time::timeout(shared.settings.request, answer).await {
         Ok(Ok(response)) => response,
         Ok(Err(never)) => match never {},
-        Err(_) => problem(ProblemType::Unavailable, "the request took too long; it may have taken effect").map(Body::from),
+        Err(_) => {
+            problem(ProblemType::Unavailable, "the request took too long; it may have taken effect").map(Body::from)
+        }
     }
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use tidegate::{Random, SystemRandom, Tidegate};
 use tokio::sync::watch;
 
+use crate::guard::{Demand, Guard};
 use crate::limits::Limits;
+use crate::queues_made::QueuesMade;
 
 /// What every endpoint gets. Made with [`Serving::new`], and changed field by field.
 pub struct Serving {
@@ -14,20 +16,27 @@ pub struct Serving {
     pub tide: Tidegate,
     /// How much one request may ask for.
     pub limits: Limits,
+    /// Who is let in: unless this is changed, clients on this machine, and whoever has a token.
+    pub guard: Guard,
     /// Where keys that nobody asked for come from.
     pub random: Arc<dyn Random>,
     /// Where the router is mounted, such as `/queues`; empty at the root. Stands before every address that is answered.
     pub prefix: String,
     /// Tells requests that wait to answer at once.
     pub stopping: Stopping,
+    /// Which queues there are, as far as this server knows.
+    pub(crate) queues: QueuesMade,
 }
 
 impl Serving {
     /// Serves a store with the defaults of everything else.
     #[must_use]
     pub fn new(tide: Tidegate) -> Self {
+        let guard = Guard::new(Arc::clone(tide.store()), Demand::Unless);
         Self {
             tide,
+            guard,
+            queues: QueuesMade::default(),
             limits: Limits::default(),
             random: Arc::new(SystemRandom),
             prefix: String::new(),

@@ -76,7 +76,8 @@ fn read(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, secret));
-    let mut config = config.map_err(|e| wrong("the key does not fit the certificate of", certificate, e.to_string()))?;
+    let mut config =
+        config.map_err(|e| wrong("the key does not fit the certificate of", certificate, e.to_string()))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

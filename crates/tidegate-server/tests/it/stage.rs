@@ -12,7 +12,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use tidegate::Tidegate;
-use tidegate_server::{Serving, Stopping, router};
+use tidegate_server::{Serve, Serving, Stop, Stopping, router, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -39,7 +39,11 @@ impl Stage {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let app = router(serving);
-        let serving = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        let (stop, told) = tokio::sync::watch::channel(Stop::No);
+        let serving = tokio::spawn(async move {
+            let _stop = stop;
+            serve(vec![listener], app, Serve::default(), told).await;
+        });
         let client = Client::builder(TokioExecutor::new()).build_http();
         Self { tide, stopping, address, client, serving, _directory: directory }
     }
