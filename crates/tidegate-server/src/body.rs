@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use tidegate_api::ProblemType;
 
+use crate::pace::TooSlow;
 use crate::problem::Problem;
 use crate::serving::Serving;
 use crate::strict;
@@ -58,14 +59,27 @@ pub(crate) async fn all(request: Request, most: usize) -> Result<Bytes, Problem>
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
         Err(error) => {
-            let caused_by_limit =
-                std::error::Error::source(&*error).is_some_and(|cause| cause.is::<LengthLimitError>());
-            if caused_by_limit {
+            if caused_by::<LengthLimitError>(&*error) {
                 return Err(too_large());
+            }
+            if caused_by::<TooSlow>(&*error) {
+                return Err(Problem::new(ProblemType::RequestTimeout, "the body came too slowly"));
             }
             Err(Problem::new(ProblemType::Malformed, format!("the body ended before it was whole: {error}")))
         }
     }
+}
+
+/// Whether an error of this type is beneath.
+fn caused_by<E: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<E>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The media type of a body, without its parameters, in lower case.

@@ -66,11 +66,13 @@ pub fn router(serving: Serving) -> axum::Router {
     let serving = Arc::new(serving);
     let (router, document) = routes().split_for_parts();
     let authenticate = axum::middleware::from_fn_with_state(Arc::clone(&serving), principal::authenticate);
+    let head = axum::middleware::from_fn_with_state(Arc::clone(&serving), limits::head);
     router
         .layer(axum::Extension(openapi::Document::of(&document)))
         .layer(authenticate)
         .fallback(problem::no_such_address)
         .method_not_allowed_fallback(problem::no_such_method)
+        .layer(head)
         .layer(CatchPanicLayer::custom(problem::panicked))
         .with_state(serving)
 }

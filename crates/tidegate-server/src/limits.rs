@@ -1,6 +1,15 @@
 //! How much one request may ask for. What is over a limit is refused before anything is done, never cut.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tidegate_api::ProblemType;
+
+use crate::problem::Problem;
+use crate::serving::Serving;
 
 /// How much one request may ask for.
 #[derive(Debug, Clone)]
@@ -37,4 +46,17 @@ impl Default for Limits {
             new_queue_depth: None,
         }
     }
+}
+
+/// Refuses a request whose head is over the limit.
+pub(crate) async fn head(State(serving): State<Arc<Serving>>, request: Request, next: Next) -> Response {
+    // As they stand in HTTP/1.1: `name: value` and the end of the line.
+    let of_headers: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let address = request.uri().path_and_query().map_or(0, |address| address.as_str().len());
+    let (bytes, most) = (request.method().as_str().len() + address + 13 + of_headers, serving.limits.headers);
+    if bytes > most {
+        let what = format!("method, address and headers have {bytes} bytes, over the limit of {most}");
+        return Problem::new(ProblemType::HeadersTooLarge, what).into_response();
+    }
+    next.run(request).await
 }
