@@ -83,7 +83,9 @@ impl Args {
             ("insecure.plaintext", "--insecure-plaintext", self.insecure_plaintext),
             ("insecure.no_tokens", "--insecure-no-tokens", self.insecure_no_tokens),
         ];
-        flags.extend(switches.iter().filter(|(.., on)| *on).map(|(key, flag, _)| (*key, "true".to_owned(), (*flag).to_owned())));
+        flags.extend(
+            switches.iter().filter(|(.., on)| *on).map(|(key, flag, _)| (*key, "true".to_owned(), (*flag).to_owned())),
+        );
         flags
     }
 }
@@ -128,9 +130,8 @@ pub(crate) struct Signals {
 
 impl Signals {
     pub(crate) fn listen() -> Result<Self, Problem> {
-        let listen = |kind| {
-            signal(kind).map_err(|e| Problem::new(Code::Failed, format!("signals cannot be listened for: {e}")))
-        };
+        let listen =
+            |kind| signal(kind).map_err(|e| Problem::new(Code::Failed, format!("signals cannot be listened for: {e}")));
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
@@ -352,7 +353,8 @@ async fn apply_queues(store: &dyn Store, settings: &Settings) -> Result<(), Prob
     let file = settings.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
     let act = || Act { actor: "configuration".to_owned(), reason: format!("as {file} says") };
     for declared in &settings.queues {
-        let known = (stats.queues.iter()).find(|known| known.tenant == declared.tenant && known.queue == declared.queue);
+        let known =
+            (stats.queues.iter()).find(|known| known.tenant == declared.tenant && known.queue == declared.queue);
         let (depth, paused) = known.map_or((None, false), |known| (known.max_depth, known.paused));
         let mut changes = Vec::new();
         changes.extend(declared.max_depth.filter(|most| *most != depth).map(QueueChange::Limit));
@@ -400,6 +402,9 @@ fn raise_descriptors(connections: usize) {
     }
     let most = wanted.min(hard);
     if setrlimit(Resource::RLIMIT_NOFILE, most, hard).is_err() || most < wanted {
-        warn!("of {connections} connections only about {} can be open at a time: ulimit -n", most.saturating_sub(OTHERS));
+        warn!(
+            "of {connections} connections only about {} can be open at a time: ulimit -n",
+            most.saturating_sub(OTHERS)
+        );
     }
 }

@@ -114,14 +114,34 @@ const fn set(key: &'static str, sort: Sort, default: Option<&'static str>, about
 /// Everything that can be set.
 pub(crate) const TABLE: &[Setting] = &[
     set("store", Sort::Store, Some("tidegate.db"), "Where the messages are."),
-    set("listen", Sort::Listen, Some("127.0.0.1:7401"), "Where clients connect. Anything but loopback demands tokens and TLS."),
+    set(
+        "listen",
+        Sort::Listen,
+        Some("127.0.0.1:7401"),
+        "Where clients connect. Anything but loopback demands tokens and TLS.",
+    ),
     set("drain", Sort::Span, Some("25s"), "How long requests under way are waited for when it is told to stop."),
     set("retention", Sort::Span, Some("7d"), "How long answers and keys are kept after a message ended."),
     set("tls.cert", Sort::Path, None, "The chain of certificates, as PEM. Read again on SIGHUP."),
     set("tls.key", Sort::Path, None, "The key of the first certificate, as PEM. Read again on SIGHUP."),
-    set("tokens.required", Sort::Switch, Some("false"), "Demands a token of clients on this machine as well, even before there is one."),
-    set("insecure.plaintext", Sort::Switch, Some("false"), "Listens beyond loopback without TLS: payloads and tokens can be read on the way."),
-    set("insecure.no_tokens", Sort::Switch, Some("false"), "Asks nobody for a token: whoever reaches it may do everything."),
+    set(
+        "tokens.required",
+        Sort::Switch,
+        Some("false"),
+        "Demands a token of clients on this machine as well, even before there is one.",
+    ),
+    set(
+        "insecure.plaintext",
+        Sort::Switch,
+        Some("false"),
+        "Listens beyond loopback without TLS: payloads and tokens can be read on the way.",
+    ),
+    set(
+        "insecure.no_tokens",
+        Sort::Switch,
+        Some("false"),
+        "Asks nobody for a token: whoever reaches it may do everything.",
+    ),
     set("limits.body", Sort::Size, Some("1MiB"), "The longest body of a request."),
     set("limits.payload", Sort::Size, Some("1MiB"), "The largest payload, result or effect value."),
     set("limits.headers", Sort::Size, Some("16KiB"), "The longest head of a request, at most 24KiB."),
@@ -130,13 +150,33 @@ pub(crate) const TABLE: &[Setting] = &[
     set("limits.page", Sort::Count, Some("1000"), "The most messages of one page."),
     set("limits.wait", Sort::Span, Some("60s"), "The longest that a request waits for an answer."),
     set("limits.connections", Sort::Count, Some("8192"), "The most connections."),
-    set("limits.connections_per_peer", Sort::Count, Some("1024"), "The most connections of one address (of a /64, for IPv6)."),
+    set(
+        "limits.connections_per_peer",
+        Sort::Count,
+        Some("1024"),
+        "The most connections of one address (of a /64, for IPv6).",
+    ),
     set("limits.head_time", Sort::Span, Some("5s"), "How long the head of a request may take."),
     set("limits.idle", Sort::Span, Some("60s"), "How long a connection may be idle between two requests."),
-    set("limits.body_rate", Sort::Size, Some("1KiB"), "Bytes a second that a body has to come with, after its first five seconds."),
+    set(
+        "limits.body_rate",
+        Sort::Size,
+        Some("1KiB"),
+        "Bytes a second that a body has to come with, after its first five seconds.",
+    ),
     set("limits.stall", Sort::Span, Some("30s"), "How long a client may take nothing of its answer."),
-    set("limits.queues", Sort::Count, Some("10000"), "The most queues that there may be for a request to make another one."),
-    set("limits.new_queue_depth", Sort::Count, None, "The limit that a queue gets which a request makes; none, unless it is set."),
+    set(
+        "limits.queues",
+        Sort::Count,
+        Some("10000"),
+        "The most queues that there may be for a request to make another one.",
+    ),
+    set(
+        "limits.new_queue_depth",
+        Sort::Count,
+        None,
+        "The limit that a queue gets which a request makes; none, unless it is set.",
+    ),
 ];
 
 /// A part of a file that is read elsewhere: how commands reach servers.
@@ -490,12 +530,8 @@ pub(crate) fn nearest<'a>(word: &str, words: impl Iterator<Item = &'a str>) -> O
 fn declared(name: &str, value: &toml::Value) -> Result<DeclaredQueue, Problem> {
     const MEMBERS: [&str; 2] = ["max_depth", "paused"];
     let (tenant, queue) = name.split_once('/').unwrap_or(("", name));
-    let mut this = DeclaredQueue {
-        tenant: Tenant::new(tenant)?,
-        queue: QueueName::new(queue)?,
-        max_depth: None,
-        paused: None,
-    };
+    let mut this =
+        DeclaredQueue { tenant: Tenant::new(tenant)?, queue: QueueName::new(queue)?, max_depth: None, paused: None };
     let toml::Value::Table(members) = value else {
         return Err(Problem::usage(format!("it is a {}", value.type_str())).hint("a table with max_depth and paused"));
     };
@@ -646,7 +682,8 @@ mod tests {
 
     #[test]
     fn queues_are_declared_by_name_and_tenant() {
-        let settings = gathered("[queues.a]\nmax_depth = 5\n[queues.\"acme/b.c\"]\nmax_depth = 0\npaused = true", &[], &[]);
+        let settings =
+            gathered("[queues.a]\nmax_depth = 5\n[queues.\"acme/b.c\"]\nmax_depth = 0\npaused = true", &[], &[]);
         assert_eq!(wrong(&settings), "");
         let told: Vec<_> = (settings.queues.iter())
             .map(|queue| (queue.tenant.as_str(), queue.queue.as_str(), queue.max_depth, queue.paused))

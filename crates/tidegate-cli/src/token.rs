@@ -123,7 +123,8 @@ pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code
         }
         Command::Revoke(RevokeArgs { name, reason }) => {
             with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
-                let request = ChangeToken { name: name.clone(), change: TokenChange::Revoke, act: act(reason.as_deref()) };
+                let request =
+                    ChangeToken { name: name.clone(), change: TokenChange::Revoke, act: act(reason.as_deref()) };
                 let kept = store.change_token(request).await?;
                 if output.json {
                     kept.iter().try_for_each(|record| output.object(record))?;
@@ -167,7 +168,8 @@ async fn make(
         let request = ChangeToken { name: name.clone(), change, act: act(reason.as_deref()) };
         let kept = store.change_token(request).await?;
         let made = kept.iter().find(|record| record.hash == secret.hash());
-        let made = made.ok_or_else(|| Problem::new(Code::Failed, format!("the token {name} was made and is not there")))?;
+        let made =
+            made.ok_or_else(|| Problem::new(Code::Failed, format!("the token {name} was made and is not there")))?;
         if output.json {
             output.object(&Made { token: secret.reveal(), record: made })?;
         } else {

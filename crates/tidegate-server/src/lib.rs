@@ -57,6 +57,7 @@ pub use openapi::openapi;
 pub use pace::{Pace, TooSlow};
 pub use principal::{Action, Caller, Principal};
 pub use problem::Problem;
+pub use queues_made::QueuesMade;
 pub use serve::{Serve, Served, Stop, serve};
 pub use serving::{Serving, Stopping};
 pub use tls::{Tls, TlsError};

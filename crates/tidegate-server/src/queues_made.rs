@@ -25,7 +25,7 @@ const GOOD_FOR: Duration = Duration::from_secs(1);
 
 /// Queues that are known.
 #[derive(Debug, Default)]
-pub(crate) struct QueuesMade {
+pub struct QueuesMade {
     known: std::sync::RwLock<HashSet<(Tenant, QueueName)>>,
     /// One asks at a time; when somebody asked last, and how many there were.
     asking: Mutex<Option<(Instant, usize)>>,

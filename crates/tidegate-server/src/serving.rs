@@ -25,7 +25,7 @@ pub struct Serving {
     /// Tells requests that wait to answer at once.
     pub stopping: Stopping,
     /// Which queues there are, as far as this server knows.
-    pub(crate) queues: QueuesMade,
+    pub queues: QueuesMade,
 }
 
 impl Serving {
