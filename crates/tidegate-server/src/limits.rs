@@ -36,7 +36,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            body: 1 << 20,
+            // The largest payload and what stands around it; a batch has several.
+            body: 4 << 20,
             headers: 16 << 10,
             depth: 64,
             batch: 1000,

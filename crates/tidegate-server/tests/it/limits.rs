@@ -10,7 +10,11 @@ async fn stored(stage: &Stage) -> usize {
 
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused_by_its_announcement_and_by_its_bytes() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(|mut serving| {
+        serving.limits.body = 1 << 20;
+        serving
+    })
+    .await;
     let large = json!({"kind": "k", "key": "a", "payload": "x".repeat(1 << 20)}).to_string();
     let reply = stage.post("/v1/queues/q/messages", &large).await;
     assert!(reply.problem("too-large")["detail"].as_str().unwrap().contains("1048576"), "{}", reply.text());
