@@ -1,4 +1,9 @@
 //! The API over real connections on loopback, on a real store in a directory of its own.
 
+mod cloudevents;
+mod document;
 mod enqueue;
+mod enqueue_many;
+mod hostile;
+mod read;
 mod stage;
