@@ -79,10 +79,12 @@ pub(crate) async fn list(
         let what = format!("a page of {limit} messages is not one of 1 to {most}");
         return Err(Problem::new(ProblemType::Invalid, what).fix("ask for less, and go on at `next`"));
     }
-    if let Some(queue) = &asked.queue {
-        caller.may(Action::Read, &caller.tenant, queue)?;
+    match &asked.queue {
+        Some(queue) => caller.may(Action::Read, &caller.tenant, queue)?,
+        None => caller.may_somewhere(Action::Read)?,
     }
     let filter = Filter {
+        tenant: Some(caller.tenant.clone()),
         queue: asked.queue,
         kind: asked.kind,
         states: asked.state,

@@ -1,6 +1,7 @@
 //! A server on a port of its own, and a client that holds it to its document: an answer whose status, media type or shape
 //! the document does not promise fails the test that got it, whatever the test was about.
 
+use std::net::SocketAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
-use tidegate::Tidegate;
+use tidegate::lifecycle::Outcome;
+use tidegate::store::{ClaimRequest, Filter, QueueSlots, Settle, Summary};
+use tidegate::{Kind, Nonce, QueueName, SystemRandom, Tenant, Tidegate, WorkerId};
 use tidegate_server::{Serve, Serving, Stop, Stopping, router, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,10 +22,11 @@ use tokio::net::{TcpListener, TcpStream};
 pub(crate) struct Stage {
     pub(crate) tide: Tidegate,
     pub(crate) stopping: Stopping,
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     client: Client<HttpConnector, Full<Bytes>>,
-    serving: tokio::task::JoinHandle<()>,
-    _directory: tempfile::TempDir,
+    serving: Server,
+    /// Removed with the stage; none where the store has no file.
+    _directory: Option<tempfile::TempDir>,
 }
 
 impl Stage {
@@ -34,6 +38,11 @@ impl Stage {
     pub(crate) async fn with(set: impl FnOnce(Serving) -> Serving) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let tide = Tidegate::open(directory.path().join("tidegate.db")).await.unwrap();
+        Self { _directory: Some(directory), ..Self::over(tide, set).await }
+    }
+
+    /// A server over a store that is open already.
+    pub(crate) async fn over(tide: Tidegate, set: impl FnOnce(Serving) -> Serving) -> Self {
         let serving = set(Serving::new(tide.clone()));
         let stopping = serving.stopping.clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -45,7 +54,12 @@ impl Stage {
             serve(vec![listener], app, Serve::default(), told).await;
         });
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Self { tide, stopping, address, client, serving, _directory: directory }
+        Self { tide, stopping, address, client, serving: Server(serving), _directory: None }
+    }
+
+    /// Every message there is.
+    pub(crate) async fn everything(&self) -> Vec<Summary> {
+        self.tide.store().list(Filter { limit: 5000, discarded: true, ..Filter::default() }).await.unwrap()
     }
 
     pub(crate) async fn get(&self, path: &str) -> Reply {
@@ -83,6 +97,16 @@ impl Stage {
         reply
     }
 
+    /// Bytes as they are, then the end of what this side says; and all that comes back.
+    pub(crate) async fn half(&self, bytes: &[u8]) -> String {
+        let mut connection = TcpStream::connect(self.address).await.unwrap();
+        connection.write_all(bytes).await.unwrap();
+        connection.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        tokio::time::timeout(Duration::from_secs(30), connection.read_to_end(&mut answer)).await.unwrap().unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
     /// Bytes as they are, and all that comes back until the server closes the connection or half a minute is over.
     pub(crate) async fn raw(&self, bytes: &[u8]) -> String {
         let mut connection = TcpStream::connect(self.address).await.unwrap();
@@ -93,10 +117,37 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+/// Ends with its stage.
+struct Server(tokio::task::JoinHandle<()>);
+
+impl Drop for Server {
     fn drop(&mut self) {
-        self.serving.abort();
+        self.0.abort();
     }
+}
+
+/// Claims the next message of a queue and settles it as completed, as a worker would.
+pub(crate) async fn answer_next(tide: &Tidegate, queue: &str, kind: &str, result: &str) {
+    let random = SystemRandom;
+    let claim = ClaimRequest {
+        worker: WorkerId::new("test").unwrap(),
+        tenant: Tenant::default(),
+        queues: vec![QueueSlots { queue: QueueName::new(queue).unwrap(), slots: 1 }],
+        kinds: vec![(Kind::new(kind).unwrap(), 9)],
+        nonce: Nonce::new(&random),
+        lease: Duration::from_secs(30),
+    };
+    let lease = tide.store().claim(claim).await.unwrap().leases.pop().expect("there is a message to claim");
+    let settle = Settle {
+        id: lease.message.id,
+        token: lease.token,
+        outcome: Outcome::Completed { result: result.into(), orphans: false },
+        journal: Vec::new(),
+        then: Vec::new(),
+        compensate: Vec::new(),
+        unit: 0.5,
+    };
+    tide.store().settle(vec![settle]).await.unwrap().pop().unwrap().unwrap();
 }
 
 #[derive(Debug)]
