@@ -6,7 +6,7 @@
 //! ready and that it lives, and takes sockets that were opened for it.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -273,7 +273,7 @@ fn certificate(settings: &Settings) -> Result<Option<Arc<Tls>>, Problem> {
     tls.map(Some).map_err(|e| Problem::usage(e.to_string()).hint("--tls-cert and --tls-key name files of PEM"))
 }
 
-fn warn_if_readable(key: &PathBuf) {
+fn warn_if_readable(key: &Path) {
     use std::os::unix::fs::PermissionsExt as _;
     if std::fs::metadata(key).is_ok_and(|about| about.permissions().mode() & 0o007 != 0) {
         warn!("the key {} can be read by everybody on this machine", key.display());

@@ -324,8 +324,11 @@ impl Settings {
             "TIDEGATE_CA",
         ];
         let ours: Vec<String> = TABLE.iter().map(Setting::variable).chain(OTHERS.map(str::to_owned)).collect();
-        for name in variables.keys().filter(|name| name.starts_with("TIDEGATE_") && !ours.contains(name)) {
-            if let Some(near) = nearest(name, ours.iter().map(String::as_str)) {
+        const OURS: &str = "TIDEGATE_";
+        for name in variables.keys().filter(|name| name.starts_with(OURS) && !ours.contains(name)) {
+            // All of them begin alike, which makes none of them like another.
+            let rests = ours.iter().filter_map(|name| name.strip_prefix(OURS));
+            if let Some(near) = nearest(&name[OURS.len()..], rests).map(|rest| format!("{OURS}{rest}")) {
                 self.odd.push(format!("the variable {name} is not read; did you mean {near}?"));
             }
         }
@@ -651,7 +654,7 @@ mod tests {
         for (file, part) in [
             ("drain = \"soon\"", "drain is \"soon\""),
             ("listen = \"localhost\"", "such as 127.0.0.1:7401"),
-            ("[limits]\nbody = \"1 Mb\"", "\" Mb\" is no unit"),
+            ("[limits]\nbody = \"1 Mb\"", "\"Mb\" is no unit"),
             ("[limits]\nbatch = 0", "at least 1"),
             ("[limits]\nbatch = [1]", "is a array"),
             ("[tokens]\nrequired = \"perhaps\"", "neither true nor false"),

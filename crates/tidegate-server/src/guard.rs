@@ -171,7 +171,7 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
 }
 
 /// Headers that a proxy adds for those it speaks for.
-const SPOKEN_FOR: [HeaderName; 4] =
+static SPOKEN_FOR: [HeaderName; 4] =
     [header::FORWARDED, header::VIA, HeaderName::from_static("x-forwarded-for"), HeaderName::from_static("x-real-ip")];
 
 /// Why a request is not taken for one of this machine.

@@ -206,14 +206,17 @@ async fn ask(stage: &Stage, row: &Row, request: &Request, token: Option<&str>, t
 }
 
 /// Tokens that some rows act upon.
-async fn tokens_to_act_on(tide: &Tidegate, turn: usize) {
+async fn tokens_to_act_on(tide: &Tidegate, row: &Row) {
+    if !row.operation.contains("/v1/tokens/") {
+        return;
+    }
     for what in ["rotated", "revoked"] {
         for queue in ["mine", "other"] {
             let name = TokenName::new(&format!("{what}-{queue}")).unwrap();
             let act = Act { actor: "test".into(), reason: String::new() };
-            if turn > 0 {
-                let change = TokenChange::Revoke;
-                tide.store().change_token(ChangeToken { name, change, act }).await.unwrap();
+            match tide.store().change_token(ChangeToken { name, change: TokenChange::Revoke, act }).await {
+                Ok(_) => {}
+                Err(error) => assert_eq!(error.kind(), tidegate::StoreErrorKind::NotFound, "{error}"),
             }
             token(tide, &format!("{what}-{queue}"), &[&format!("work:{queue}")], "").await;
         }
@@ -232,7 +235,7 @@ async fn a_token_of_one_action_is_allowed_what_its_row_says_on_its_queue_and_not
     for row in ROWS {
         for (action, token) in &tokens {
             for queue in ["mine", "other"] {
-                tokens_to_act_on(&stage.tide, turn).await;
+                tokens_to_act_on(&stage.tide, row).await;
                 let scene = scene(&stage.tide, turn).await;
                 let id = if queue == "mine" { &scene.mine } else { &scene.other };
                 let request = (row.of)(queue, id, turn);
@@ -262,7 +265,7 @@ async fn nobody_without_a_token_and_no_token_of_another_tenant_is_answered() {
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     let stranger = token(&stage.tide, "stranger", &all, "acme").await;
     for (turn, row) in ROWS.iter().enumerate() {
-        tokens_to_act_on(&stage.tide, turn).await;
+        tokens_to_act_on(&stage.tide, row).await;
         let scene = scene(&stage.tide, turn).await;
         let request = (row.of)("mine", &scene.mine, turn);
         let open = matches!(row.needs, Needs::Nothing);
