@@ -283,7 +283,7 @@ where
     let conversation = http1::Builder::new()
         .timer(TokioTimer::new())
         // `Paced` keeps the times: this one would also end a connection that is idle.
-        .header_read_timeout(None)
+        .header_read_timeout(None::<Duration>)
         .max_buf_size(HEAD)
         .serve_connection(io, service);
     let mut conversation = pin!(conversation);
