@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tidegate::lifecycle::State;
-use tidegate::{IdempotencyKey, Kind, MessageId, QueueName, Timestamp, store};
+use tidegate::{IdempotencyKey, Kind, MessageId, QueueName, Tenant, Timestamp, store};
 use utoipa::ToSchema;
 
 use crate::schema;
@@ -13,6 +13,10 @@ pub struct Summary {
     /// Its id.
     #[schema(value_type = schema::Id)]
     pub id: MessageId,
+    /// Whose it is.
+    #[serde(default)]
+    #[schema(value_type = schema::TenantName)]
+    pub tenant: Tenant,
     /// Which line it waits in.
     #[schema(value_type = schema::Name)]
     pub queue: QueueName,
@@ -47,17 +51,30 @@ pub struct Summary {
 
 impl From<store::Summary> for Summary {
     fn from(summary: store::Summary) -> Self {
-        let store::Summary { id, queue, kind, key, state, attempt, due_at, code, detail, enqueued_at, ended_at, flow } =
-            summary;
-        Self { id, queue, kind, key, state, attempt, due_at, code, detail, enqueued_at, ended_at, flow }
+        let store::Summary {
+            id,
+            tenant,
+            queue,
+            kind,
+            key,
+            state,
+            attempt,
+            due_at,
+            code,
+            detail,
+            enqueued_at,
+            ended_at,
+            flow,
+        } = summary;
+        Self { id, tenant, queue, kind, key, state, attempt, due_at, code, detail, enqueued_at, ended_at, flow }
     }
 }
 
 impl From<Summary> for store::Summary {
     fn from(summary: Summary) -> Self {
-        let Summary { id, queue, kind, key, state, attempt, due_at, code, detail, enqueued_at, ended_at, flow } =
+        let Summary { id, tenant, queue, kind, key, state, attempt, due_at, code, detail, enqueued_at, ended_at, flow } =
             summary;
-        Self { id, queue, kind, key, state, attempt, due_at, code, detail, enqueued_at, ended_at, flow }
+        Self { id, tenant, queue, kind, key, state, attempt, due_at, code, detail, enqueued_at, ended_at, flow }
     }
 }
 

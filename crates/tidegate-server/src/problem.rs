@@ -8,9 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use axum::extract::OriginalUri;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, Uri, header};
 use tidegate::{MessageId, StoreError, StoreErrorKind};
 use tidegate_api::{PROBLEM_JSON, ProblemType};
 use utoipa::openapi::content::ContentBuilder;
@@ -137,12 +136,12 @@ fn spread(after: Duration) -> u64 {
 
 // --- what no endpoint answers ----------------------------------------------------------------------------------------
 
-pub(crate) async fn no_such_address(OriginalUri(uri): OriginalUri) -> Problem {
+pub(crate) async fn no_such_address(uri: Uri) -> Problem {
     Problem::new(ProblemType::NotFound, format!("nothing is at {}", uri.path()))
         .fix("the addresses there are: GET /openapi.json, or /docs for people")
 }
 
-pub(crate) async fn no_such_method(method: Method, OriginalUri(uri): OriginalUri) -> Problem {
+pub(crate) async fn no_such_method(method: Method, uri: Uri) -> Problem {
     Problem::new(ProblemType::MethodNotAllowed, format!("{} has no method {method}", uri.path()))
 }
 
@@ -197,7 +196,7 @@ pub(crate) fn documented(kinds: &[ProblemType]) -> BTreeMap<String, RefOr<utoipa
         if kinds.iter().any(|kind| matches!(kind.status(), 429 | 503)) {
             let seconds = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0));
             let header =
-                HeaderBuilder::new().schema(seconds).description(Some("seconds until a further try is worth it"));
+                HeaderBuilder::new().schema(Some(seconds)).description(Some("seconds until a further try is worth it"));
             response = response.header("Retry-After", header.build());
         }
         (status.to_string(), RefOr::T(response.build()))

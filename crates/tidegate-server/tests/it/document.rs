@@ -66,7 +66,7 @@ async fn the_document_is_whole_and_the_same_as_the_one_made_without_a_server() {
     let mut names = BTreeSet::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
-            assert!(names.insert(operation["operationId"].clone()), "{method} {path} has the name of another");
+            assert!(names.insert(operation["operationId"].to_string()), "{method} {path} has the name of another");
             assert!(operation["summary"].is_string(), "{method} {path} is not explained");
             for (status, response) in operation["responses"].as_object().unwrap() {
                 let content = response["content"].as_object().unwrap_or_else(|| panic!("{method} {path} {status}"));

@@ -68,13 +68,13 @@ impl Stage {
 
     /// A body of JSON.
     pub(crate) async fn post(&self, path: &str, body: &str) -> Reply {
-        self.send(Method::POST, path, &[("content-type", "application/json")], body).await
+        self.send(Method::POST, path, &[("content-type", "application/json")], body.to_owned()).await
     }
 
     /// A body of JSON with a key.
     pub(crate) async fn post_under(&self, key: &str, path: &str, body: &str) -> Reply {
         let headers = [("content-type", "application/json"), ("idempotency-key", key)];
-        self.send(Method::POST, path, &headers, body).await
+        self.send(Method::POST, path, &headers, body.to_owned()).await
     }
 
     pub(crate) async fn send(
