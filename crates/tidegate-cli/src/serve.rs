@@ -228,8 +228,8 @@ impl Running {
         let extended = u32::try_from((self.drain + Duration::from_secs(5)).as_micros()).unwrap_or(u32::MAX);
         tell_systemd(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(extended)]);
         // Those who wait for a message answer now; from here on nothing is claimed.
-        self.stopping.stop();
         self.stop.send_replace(Stop::Drain);
+        self.stopping.stop();
         false
     }
 

@@ -20,6 +20,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 #[utoipa::path(
     get,
     path = "/docs",
+    operation_id = "docs",
     tag = "about",
     responses((status = 200, description = "The page", body = String, content_type = "text/html")),
 )]
@@ -118,6 +119,8 @@ mod tests {
                 "innerHTML",
                 "eval(",
             ] {
+                // The page writes commands for curl, which is no address of a style sheet.
+                let text = text.replace("curl(", "");
                 assert!(!text.contains(forbidden), "{name} has {forbidden}");
             }
         }

@@ -54,8 +54,7 @@ pub(crate) async fn enqueue_many(
     no_key(&headers)?;
     let defaults =
         IntakeDefaults { tenant: caller.tenant.clone(), queue: None, key: None, headers: trace::of(&headers) };
-    let within = |count: usize| enough(count, serving.limits.batch);
-    within(items.messages.len())?;
+    enough(items.messages.len(), serving.limits.batch)?;
     let read = |(index, raw): (usize, Box<RawValue>)| -> Result<NewMessage, Problem> {
         let message: Enqueue = strict::read(raw.get().as_bytes(), serving.limits.depth).map_err(|wrong| {
             let path = wrong.path.replacen('$', &format!("$.messages[{index}]"), 1);

@@ -98,3 +98,50 @@ fn routes() -> OpenApiRouter<Arc<Serving>> {
         .routes(routes!(problems::index))
         .routes(routes!(problems::page))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    /// Addresses and methods as the router itself has them: it lists them nowhere but in what it prints of itself.
+    fn routed(router: &axum::Router<Arc<Serving>>) -> BTreeSet<(String, String)> {
+        let printed = format!("{router:?}");
+        let own = printed.split("fallback_router").next().unwrap();
+        let (routes, paths) = own.split_once("node: Node { paths: {").unwrap();
+        let paths: BTreeMap<&str, &str> = (paths.split("RouteId(").skip(1))
+            .map(|entry| (entry.split(')').next().unwrap(), entry.split('"').nth(1).unwrap()))
+            .collect();
+        let mut found = BTreeSet::new();
+        for route in routes.split("RouteId(").skip(1) {
+            let path = paths[route.split(')').next().unwrap()];
+            let (_, methods) = route.split_once("MethodRouter {").unwrap();
+            let methods = methods.split("fallback:").next().unwrap();
+            for method in methods.split(", ").filter_map(|field| field.trim().split_once(": ")) {
+                if method.1 != "None" {
+                    found.insert((path.to_owned(), method.0.to_owned()));
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn every_route_of_the_router_is_in_the_document_and_the_reverse() {
+        let (router, document) = routes().split_for_parts();
+        let document = serde_json::to_value(&document).unwrap();
+        let mut documented = BTreeSet::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for method in item.as_object().unwrap().keys() {
+                documented.insert((path.clone(), method.clone()));
+            }
+        }
+        assert!(documented.len() > 10, "{documented:?}");
+        assert_eq!(routed(&router), documented);
+        // And a route that is in no document is found to be one.
+        let hidden = router.route("/hidden", axum::routing::put(async || "hidden"));
+        let more: Vec<_> = routed(&hidden).difference(&documented).cloned().collect();
+        assert_eq!(more, [("/hidden".to_owned(), "put".to_owned())]);
+    }
+}

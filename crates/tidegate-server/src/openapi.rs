@@ -16,7 +16,7 @@ use utoipa::OpenApi;
                        added later never changes what is there.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
     ),
-    components(schemas(tidegate_api::Problem)),
+    components(schemas(tidegate_api::Problem, tidegate_api::schema::Group, tidegate_api::schema::Wait)),
     tags(
         (name = "messages", description = "Enqueue messages, and read what became of them"),
         (name = "tokens", description = "Who may do what"),

@@ -295,6 +295,8 @@ where
         }
         tokio::select! {
             biased;
+            // Before the conversation: an answer that is made now is to say that it is the last one.
+            changed = stop.changed(), if !draining => if changed.is_err() { draining = true },
             ended = conversation.as_mut() => {
                 if let Err(error) = ended {
                     debug!(peer = %address.ip(), "a connection ended: {error}");
@@ -305,7 +307,6 @@ where
                 debug!(peer = %address.ip(), "the client was too slow");
                 return;
             }
-            changed = stop.changed(), if !draining => if changed.is_err() { draining = true },
         }
     }
 }

@@ -40,7 +40,7 @@ async fn a_key_that_is_known_is_answered_and_starts_no_second_work() {
     assert_eq!(again.header("location"), first.header("location"));
     let member =
         stage.post(DEPOSITS, r#"{"kind":"capture","payload":{"cents":150},"key":"d-1","delay_ms":9000}"#).await;
-    assert_eq!((id(&member), &member.of(202)["ignored"]), (id(&first), &json!(["delay"])));
+    assert_eq!((id(&member), &member.of(202)["ignored"]), (id(&first), &json!(["due"])));
 
     answer_next(&stage.tide, "deposits", "capture", r#"{ "charge" : "ch_1" }"#).await;
     let replayed = stage.post_under("\"d-1\"", DEPOSITS, CAPTURE).await;

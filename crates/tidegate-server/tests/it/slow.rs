@@ -229,8 +229,8 @@ async fn told_to_drain_it_answers_what_is_under_way_closes_what_is_idle_and_take
     // It is under way when the server has read it: the store is asked.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let began = Instant::now();
-    server.stopping.stop();
     server.stop.send_replace(Stop::Drain);
+    server.stopping.stop();
     let told = answer(&mut waiting).await;
     assert!(told.starts_with("HTTP/1.1 200 ") && told.contains("\"state\":\"ready\""), "{told}");
     assert!(told.to_lowercase().contains("connection: close"), "{told}");
