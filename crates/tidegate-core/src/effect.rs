@@ -696,6 +696,8 @@ pub struct JournalFacts {
     pub intents: bool,
     /// The newest row of some effect is a rejection, and no effect happened after it.
     pub rejected: bool,
+    /// The newest row of some effect says that it did not happen: the claim under which it was tried, the earliest one of them.
+    pub not_happened: Option<u32>,
 }
 
 impl JournalFacts {
@@ -709,6 +711,10 @@ impl JournalFacts {
                 .any(|row| matches!(row.state, EffectState::Confirmed { .. }) && row.policy != EffectPolicy::Natural),
             intents: rows.iter().any(|row| row.policy != EffectPolicy::Natural),
             rejected: newest().any(|row| matches!(row.state, EffectState::Rejected { .. }) && !is_passed(rows, row)),
+            not_happened: newest()
+                .filter(|row| row.policy != EffectPolicy::Natural && row.state == EffectState::NotDone)
+                .map(|row| row.token.claims)
+                .min(),
         }
     }
 }

@@ -436,8 +436,21 @@ pub fn settle(facts: &Facts, outcome: &Outcome, policy: &Policy, now: Timestamp,
         | Outcome::Refused { .. } => false,
     };
     let wish = called_off(facts, outcome).unwrap_or_else(|| wish(facts, outcome, policy, crashes, now));
-    // Also where an earlier crash is the end of it: this run had not begun, or was one that clears up.
-    let free = matches!(outcome, Outcome::LeaseExpired) && (facts.reconciling || (facts.suspect && !facts.alone));
+    // Also where it is the end of it: this run had not begun, or was one that clears up and went no further.
+    let free = match outcome {
+        Outcome::LeaseExpired => facts.reconciling || (facts.suspect && !facts.alone),
+        Outcome::Exhausted { .. } => facts.reconciling,
+        Outcome::Completed { .. }
+        | Outcome::Permanent { .. }
+        | Outcome::Retryable { .. }
+        | Outcome::NotDone { .. }
+        | Outcome::Unknown { .. }
+        | Outcome::Snooze { .. }
+        | Outcome::Park { .. }
+        | Outcome::Undecodable { .. }
+        | Outcome::Refused { .. }
+        | Outcome::Released => false,
+    };
     let uncounted = match wish {
         Wish::Back => true,
         Wish::Again { counted, .. } => !counted,
@@ -545,15 +558,27 @@ fn when_decided(facts: &Facts, wish: Wish, policy: &Policy, now: Timestamp, unit
     match wish {
         Wish::Terminal(next) => next,
         Wish::Park(reason) => Next::Parked(reason),
-        Wish::Back => Next::Ready { due_at: facts.due_at },
         Wish::Again { counted: true, .. } if facts.counters.attempt >= policy.max_attempts => {
             Next::Dead(DeadReason::Exhausted)
         }
+        // A run that cleared up costs nothing, however it ended. Sent back it would be claimed as one attempt more, and as
+        // another one each time it got no further than this.
+        Wish::Back | Wish::Again { .. } if found_nothing_and_has_none_left(facts, policy) => {
+            Next::Dead(DeadReason::Exhausted)
+        }
+        Wish::Back => Next::Ready { due_at: facts.due_at },
         Wish::Again { after, backoff, counted } => {
             let due_at = now.after(pause(facts, after, backoff, counted, policy, unit));
             too_late(facts, due_at).map_or(Next::Ready { due_at }, Next::Dead)
         }
     }
+}
+
+/// The run found out that an effect of an earlier run did not happen, and no attempt is left to make it. An effect that the
+/// run itself tried is another matter: it went on, by the attempt that is granted to whoever finds that something did happen.
+fn found_nothing_and_has_none_left(facts: &Facts, policy: &Policy) -> bool {
+    let found_nothing = facts.journal.not_happened.is_some_and(|claims| claims < facts.counters.claims);
+    facts.reconciling && found_nothing && facts.counters.attempt >= policy.max_attempts
 }
 
 /// An effect is open: nothing becomes terminal. Reconcile if every open effect can be, park if one cannot.

@@ -726,7 +726,8 @@ fn grants(known: &mut Known, view: &Glance<'_>, cause: Cause, policy: Option<&Po
     let ended = known.state == State::Leased && view.state != State::Leased;
     let found_out = known.reconciling && ended && open_rows(view.journal).next().is_none();
     let none_left = policy.is_some_and(|policy| known.counters.attempt >= policy.max_attempts);
-    let grants = found_out && none_left && matches!(cause, Cause::Settle | Cause::Sweep);
+    let goes_on = view.state == State::Ready || view.counters.attempt > known.counters.attempt;
+    let grants = found_out && none_left && goes_on && matches!(cause, Cause::Settle | Cause::Sweep);
     known.granted += u32::from(grants);
     grants
 }

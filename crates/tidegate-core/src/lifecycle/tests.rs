@@ -138,7 +138,7 @@ fn every_outcome_leads_where_the_table_says() {
         (deadline(facts()),             Outcome::Snooze { after: SECOND*7 }, dead(DeadReason::Deadline),            0),
         (facts(),                       park(ParkReason::JournalDecode),     Next::Parked(ParkReason::JournalDecode), 1),
         (cancel(facts()),               park(ParkReason::JournalDecode),     Next::Parked(ParkReason::JournalDecode), 1),
-        (reconciling(facts()),          Outcome::Exhausted { failure: failure() }, dead(DeadReason::Exhausted),     2),
+        (reconciling(facts()),          Outcome::Exhausted { failure: failure() }, dead(DeadReason::Exhausted),     1),
         (facts(),                       Outcome::Undecodable { failure: failure() }, dead(DeadReason::Decode),      1),
         (facts(),                       Outcome::Refused { failure: failure() }, dead(DeadReason::SettlementRefused), 1),
         (facts(),                       Outcome::Released,                   ready(50),                             0),
@@ -338,12 +338,12 @@ fn any_fate() -> impl Strategy<Value = Fate> {
 prop_compose! {
     fn any_facts()(
         claims in 1_u32..50, attempt in 0_u32..8, crashes in 0_u32..4, confirmed: bool, intents: bool, rejected: bool,
-        open in proptest::collection::vec(any_fate(), 0..3), cancel_requested: bool, reconciling: bool, suspect: bool,
+        not_happened in proptest::option::of(0_u32..50), open in proptest::collection::vec(any_fate(), 0..3), cancel_requested: bool, reconciling: bool, suspect: bool,
         alone: bool, deadline in proptest::option::of(0_u64..400), expires in 0_u64..400,
     ) -> Facts {
         Facts {
             counters: Counters { claims, attempt, crashes, ..Counters::default() },
-            journal: JournalFacts { open, confirmed, intents, rejected },
+            journal: JournalFacts { open, confirmed, intents, rejected, not_happened },
             due_at: at(50),
             deadline: deadline.map(at),
             expires_at: at(expires),
@@ -442,6 +442,40 @@ fn a_run_that_had_not_begun_spends_no_attempt_even_where_earlier_crashes_end_the
             "suspect {suspect}, alone {alone}, reconciling {reconciling}"
         );
     }
+}
+
+/// Found by the simulation, seed 201: each run that found out that the effect never happened and then lost its lease came
+/// back for one more attempt than there are.
+#[test]
+fn what_never_happened_and_has_no_attempt_left_is_dead_however_the_run_ends() {
+    let spent = Counters { claims: 9, attempt: policy().max_attempts, ..Counters::default() };
+    let journal = JournalFacts { intents: true, not_happened: Some(8), ..JournalFacts::default() };
+    let facts = Facts { counters: spent, reconciling: true, journal: journal.clone(), ..facts() };
+    let back = [
+        Outcome::LeaseExpired,
+        Outcome::Released,
+        Outcome::Snooze { after: Duration::from_secs(1) },
+        Outcome::NotDone { failure: Failure::new("busy", ""), after: None },
+    ];
+    for outcome in &back {
+        let transition = settle(&facts, outcome, &policy(), at(100), 0.5);
+        assert_eq!(transition.next, Next::Dead(DeadReason::Exhausted), "{outcome:?}");
+        assert_eq!(transition.counters.attempt, spent.attempt, "{outcome:?}: finding out is not counted");
+
+        let left = Counters { attempt: spent.attempt - 1, ..spent };
+        let goes_on = [
+            ("an attempt is left", Facts { counters: left, ..facts.clone() }),
+            (
+                "tried by this run, after what was open had happened",
+                Facts { journal: JournalFacts { not_happened: Some(9), ..journal.clone() }, ..facts.clone() },
+            ),
+        ];
+        for (why, facts) in goes_on {
+            let next = settle(&facts, outcome, &policy(), at(100), 0.5).next;
+            assert_eq!(next.state(), State::Ready, "{outcome:?}: {why}");
+        }
+    }
+    assert_eq!(take_over(&facts, Some(&policy()), at(100), 0.5).next, Next::Dead(DeadReason::Exhausted));
 }
 
 #[test]

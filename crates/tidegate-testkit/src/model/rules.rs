@@ -72,6 +72,13 @@ impl<'a> Journal<'a> {
             && !self.newest.iter().copied().any(|other| done_instead(&other))
     }
 
+    /// An effect that an earlier claim than this one tried turned out not to have happened, and nobody tried it since.
+    fn was_in_vain_before(&self, claims: u32) -> bool {
+        self.newest.iter().any(|row| {
+            row.policy != EffectPolicy::Natural && row.state == EffectState::NotDone && row.token.claims < claims
+        })
+    }
+
     /// Something left this process, or was about to.
     pub(super) fn was_tried(&self) -> bool {
         self.all.iter().any(|row| row.policy != EffectPolicy::Natural)
@@ -314,12 +321,13 @@ fn is_free(outcome: &Outcome, run: &Run<'_>) -> bool {
         Outcome::NotDone { .. } | Outcome::Snooze { .. } => run.now < run.message.expires_at,
         // It waited to be alone and never began.
         Outcome::LeaseExpired => run.reconciling || (run.suspect && !run.alone),
+        // It found out what had become of an effect, and no more.
+        Outcome::Exhausted { .. } => run.reconciling,
         Outcome::Completed { .. }
         | Outcome::Permanent { .. }
         | Outcome::Retryable { .. }
         | Outcome::Unknown { .. }
         | Outcome::Park { .. }
-        | Outcome::Exhausted { .. }
         | Outcome::Undecodable { .. }
         | Outcome::Refused { .. } => false,
     }
@@ -407,8 +415,10 @@ fn clear_up(run: &Run<'_>, counters: &Counters, outcome: &Outcome, cancelled: bo
 
 /// No effect is open: the outcome gets what it asks for, within attempts and time.
 fn grant(run: &Run<'_>, counters: &Counters, outcome: &Outcome, free: bool) -> Goal {
+    let none_left = counters.attempt >= run.policy.max_attempts;
+    let in_vain = run.reconciling && none_left && run.journal.was_in_vain_before(counters.claims);
     let again = |due_at: Timestamp| {
-        if !free && counters.attempt >= run.policy.max_attempts {
+        if none_left && !free || in_vain {
             return Goal::Dead(DeadReason::Exhausted);
         }
         let too_late = too_late(run.message, &run.journal, due_at).filter(|_| run.may_die);
@@ -424,6 +434,7 @@ fn grant(run: &Run<'_>, counters: &Counters, outcome: &Outcome, free: bool) -> G
         Outcome::Refused { .. } => Goal::Dead(DeadReason::SettlementRefused),
         Outcome::Exhausted { .. } => Goal::Dead(DeadReason::Exhausted),
         Outcome::Park { reason, .. } => Goal::Parked(*reason),
+        Outcome::Released if in_vain => Goal::Dead(DeadReason::Exhausted),
         Outcome::Released => Goal::Ready(run.due_at),
         Outcome::Snooze { after } => again(run.now.after(*after)),
         Outcome::NotDone { after, .. } => {
