@@ -23,8 +23,8 @@ use crate::problem::Problem;
 
 /// How long a look at the store is good: a revocation is noticed after this at the latest.
 const GOOD_FOR: Duration = Duration::from_secs(2);
-/// A token that is not known is looked for anew unless somebody just looked.
-const JUST_LOOKED: Duration = Duration::from_millis(250);
+/// A token that is not known is looked for anew, at most so often: whoever sends one has to wait for it.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Whether tokens are needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +102,9 @@ impl Guard {
         let mut found = self.known(GOOD_FOR).await?.find(hash);
         if found.is_none() && token.starts_with(TOKEN_PREFIX) {
             // It may have been made a moment ago.
-            found = self.known(JUST_LOOKED).await?.find(hash);
+            let looked = self.seen(GOOD_FOR).map(|known| self.clock.monotonic().saturating_sub(known.looked));
+            tokio::time::sleep(LOOK_AGAIN.saturating_sub(looked.unwrap_or(LOOK_AGAIN))).await;
+            found = self.known(LOOK_AGAIN).await?.find(hash);
         }
         match found.filter(|record| record.is_live(self.clock.now())) {
             Some(record) => Ok(Principal::of(record)),

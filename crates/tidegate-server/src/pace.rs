@@ -1,9 +1,9 @@
 //! How slowly a client may send and take: a connection that drips costs a timer, and then it is closed.
 //!
 //! A connection is waiting for the head of a request, idle between two requests, or busy with one. The first two have a
-//! time each, kept by [`Paced`], which stands between the socket and the HTTP implementation; while a request is under way
-//! its body has to come at a least rate ([`PacedBody`]), and what is written has to be taken. A handler that waits on
-//! purpose is hurried by nobody.
+//! time each ([`Turn::overdue`]); while a request is under way its body has to come at a least rate ([`PacedBody`]), and what
+//! is written has to be taken ([`Paced`], between the socket and the HTTP implementation). A handler that waits on purpose
+//! is hurried by nobody.
 
 use std::fmt;
 use std::io;
@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 /// The times of a connection.
@@ -49,6 +50,8 @@ impl Default for Pace {
 pub(crate) struct Turn {
     pace: Pace,
     phase: Mutex<Phase>,
+    /// The phase is another one.
+    changed: Notify,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +67,7 @@ enum Phase {
 impl Turn {
     pub(crate) fn new(pace: Pace) -> Arc<Self> {
         let phase = Mutex::new(Phase::Head(Instant::now()));
-        Arc::new(Self { pace, phase })
+        Arc::new(Self { pace, phase, changed: Notify::new() })
     }
 
     fn phase<T>(&self, change: impl FnOnce(&mut Phase) -> T) -> T {
@@ -79,16 +82,36 @@ impl Turn {
                 Phase::Busy(requests) => Phase::Busy(requests + 1),
             }
         });
+        self.changed.notify_one();
         UnderWay(Arc::clone(self))
     }
 
     /// Bytes came.
     fn heard(&self) {
-        self.phase(|phase| {
-            if let Phase::Idle(_) = phase {
+        let begun = self.phase(|phase| match phase {
+            Phase::Idle(_) => {
                 *phase = Phase::Head(Instant::now());
+                true
             }
+            Phase::Head(_) | Phase::Busy(_) => false,
         });
+        if begun {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Returns when the client should have sent more by now.
+    pub(crate) async fn overdue(&self) {
+        loop {
+            match self.deadline() {
+                None => self.changed.notified().await,
+                Some(deadline) if deadline <= Instant::now() => return,
+                Some(deadline) => tokio::select! {
+                    () = self.changed.notified() => {}
+                    () = tokio::time::sleep_until(deadline) => {}
+                },
+            }
+        }
     }
 
     /// When the client has to have sent more.
@@ -113,6 +136,7 @@ impl Drop for UnderWay {
                 Phase::Busy(_) | Phase::Head(_) | Phase::Idle(_) => Phase::Idle(Instant::now()),
             }
         });
+        self.0.changed.notify_one();
     }
 }
 
@@ -136,7 +160,6 @@ impl Alarm {
 pub(crate) struct Paced<S> {
     inner: S,
     turn: Arc<Turn>,
-    reads: Alarm,
     writes: Alarm,
     /// Since when nothing of what is to be written was taken.
     stalled: Option<Instant>,
@@ -144,7 +167,7 @@ pub(crate) struct Paced<S> {
 
 impl<S> Paced<S> {
     pub(crate) fn new(inner: S, turn: Arc<Turn>) -> Self {
-        Self { inner, turn, reads: Alarm::default(), writes: Alarm::default(), stalled: None }
+        Self { inner, turn, writes: Alarm::default(), stalled: None }
     }
 
     fn written<T>(&mut self, progress: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
@@ -165,18 +188,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buf.filled().len();
-        match Pin::new(&mut this.inner).poll_read(cx, buf) {
-            Poll::Ready(read) => {
-                if buf.filled().len() > before {
-                    this.turn.heard();
-                }
-                Poll::Ready(read)
-            }
-            Poll::Pending => match this.turn.deadline() {
-                Some(deadline) if this.reads.is_over(deadline, cx) => Poll::Ready(Err(too_slow())),
-                Some(_) | None => Poll::Pending,
-            },
+        let read = Pin::new(&mut this.inner).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            this.turn.heard();
         }
+        read
     }
 }
 

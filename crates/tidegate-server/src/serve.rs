@@ -294,7 +294,7 @@ where
     let io = TokioIo::new(Paced::new(stream, Arc::clone(&turn)));
     let conversation = http1::Builder::new()
         .timer(TokioTimer::new())
-        // `Paced` keeps the times: this one would also end a connection that is idle.
+        // `Turn` keeps the times: this one would also end a connection that is idle.
         .header_read_timeout(None::<Duration>)
         .max_buf_size(HEAD)
         .serve_connection(io, service);
@@ -311,6 +311,10 @@ where
                 if let Err(error) = ended {
                     debug!(peer = %address.ip(), "a connection ended: {error}");
                 }
+                return;
+            }
+            () = turn.overdue() => {
+                debug!(peer = %address.ip(), "the client was too slow");
                 return;
             }
             changed = stop.changed(), if !draining => if changed.is_err() { draining = true },

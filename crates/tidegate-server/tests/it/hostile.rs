@@ -24,7 +24,7 @@ async fn a_body_over_the_limit_is_refused_whether_it_says_so_or_not() {
     // In chunks it says nothing about its length beforehand.
     let chunk = format!("{:x}\r\n{}\r\n", 600, "x".repeat(600));
     let request = format!(
-        "POST {DEPOSITS} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+        "POST {DEPOSITS} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
          idempotency-key: c\r\ntransfer-encoding: chunked\r\n\r\n{chunk}{chunk}0\r\n\r\n"
     );
     let answer = stage.raw(request.as_bytes()).await;
@@ -37,7 +37,7 @@ async fn a_body_over_the_limit_is_refused_whether_it_says_so_or_not() {
 async fn a_body_that_announces_more_than_the_limit_is_refused_before_it_is_sent() {
     let stage = Stage::new().await;
     let request = format!(
-        "POST {DEPOSITS} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+        "POST {DEPOSITS} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
          idempotency-key: a\r\ncontent-length: 99999999999\r\n\r\n"
     );
     let answer = stage.raw(request.as_bytes()).await;
@@ -48,7 +48,7 @@ async fn a_body_that_announces_more_than_the_limit_is_refused_before_it_is_sent(
 async fn a_body_that_ends_too_early_is_no_message() {
     let stage = Stage::new().await;
     let request = format!(
-        "POST {DEPOSITS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nidempotency-key: a\r\n\
+        "POST {DEPOSITS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nidempotency-key: a\r\n\
          content-length: 500\r\n\r\n{{\"kind\":\"k\",\"payload\":1}}"
     );
     // The server may close without a word: nobody is left to read one.

@@ -116,7 +116,7 @@ const READ: Needs = Needs::One(&[Action::Read]);
 const ROWS: &[Row] = &[
     Row { operation: "GET /openapi.json", needs: Needs::Nothing, of: |_, _, _| at("/openapi.json") },
     Row { operation: "GET /docs", needs: Needs::Nothing, of: |_, _, _| at("/docs") },
-    Row { operation: "GET /docs/{part}", needs: Needs::Nothing, of: |_, _, _| at("/docs/page.css") },
+    Row { operation: "GET /docs/{file}", needs: Needs::Nothing, of: |_, _, _| at("/docs/style.css") },
     Row { operation: "GET /problems", needs: Needs::Nothing, of: |_, _, _| at("/problems") },
     Row { operation: "GET /problems/{slug}", needs: Needs::Nothing, of: |_, _, _| at("/problems/forbidden") },
     Row { operation: "POST /v1/queues/{queue}/messages", needs: PRODUCE, of: |queue, _, turn| with(
