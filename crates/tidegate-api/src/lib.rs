@@ -1,1 +1,26 @@
 //! The wire forms of Tidegate's HTTP API: what a request and an answer look like, whoever sends them.
+//!
+//! Used by the server, by a store that is kept elsewhere, and by commands. Each form knows how it becomes what the library
+//! calls it, and back; texts that were stored as JSON travel byte for byte. Nothing here does any I/O, and nothing decides
+//! who may see what: a form is made with a [`Show`] that says it.
+
+mod enqueue;
+mod event;
+mod explanation;
+mod flow;
+mod list;
+mod message;
+mod problem;
+pub mod schema;
+mod text;
+mod token;
+
+pub use enqueue::{Enqueue, EnqueueMany, EnqueueResult, EnqueueResults, Enqueued, IntakeDefaults, NoMessage, Verdict};
+pub use event::Event;
+pub use explanation::{Explanation, Predicate};
+pub use flow::Flow;
+pub use list::{Page, Summary};
+pub use message::{Answer, Effect, Ending, Evidence, Failure, Lease, Message, Show};
+pub use problem::{PROBLEM_JSON, Problem, ProblemType};
+pub use text::{Hidden, Text};
+pub use token::{MadeToken, NewToken, RotateToken, Token, Tokens};

@@ -9,8 +9,10 @@ mod backup;
 mod bench;
 mod cancel;
 mod completions;
+mod config;
 mod dead;
 mod demo;
+mod dev;
 mod discard;
 mod doctor;
 mod edit;
@@ -34,7 +36,10 @@ mod reconcile;
 mod redrive;
 mod resolve;
 mod role;
+mod serve;
+mod settings;
 mod stats;
+mod token;
 mod top;
 mod torture;
 mod view;
@@ -58,6 +63,7 @@ const EXAMPLES: &str = "\
 Examples:
   tidegate demo
   tidegate torture --for 2m
+  tidegate dev
   tidegate enqueue --kind greet --key greet-ada --payload '{\"name\":\"Ada\"}'
   tidegate list
   tidegate explain msg_01jcz4t6q8000
@@ -95,6 +101,10 @@ const GLOBAL: &str = "Options of every command";
 enum Command {
     Demo(demo::DemoArgs),
     Torture(torture::TortureArgs),
+    Serve(serve::Args),
+    Dev(dev::Args),
+    Token(token::Args),
+    Config(config::Args),
     Enqueue(enqueue::Args),
     Get(get::Args),
     List(list::Args),
@@ -201,8 +211,8 @@ fn dressed(command: clap::Command) -> clap::Command {
 fn run(cli: Cli, store_was_typed: bool) -> ExitCode {
     let output = Output::new(cli.json, cli.color);
     log_to_stderr();
-    // It says itself what it leaves behind.
-    let listens = !matches!(cli.command, Command::Torture(_));
+    // They say themselves what they leave behind.
+    let listens = !matches!(cli.command, Command::Torture(_) | Command::Serve(_) | Command::Dev(_));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return ended(Err(Problem::new(Code::Failed, format!("cannot start: {error}"))), &output),
@@ -241,6 +251,10 @@ async fn command(cli: Cli, store_was_typed: bool, output: &Output) -> Result<Exi
         Command::Demo(args) => return demo::run(args, store_was_typed.then_some(store)).await,
         Command::Torture(args) => return Box::pin(torture::run(args, store_was_typed.then_some(store), output)).await,
         Command::Role(args) => return Ok(role::run(args).await?),
+        Command::Serve(args) => Box::pin(serve::run(args, store_was_typed.then_some(store), output)).await,
+        Command::Dev(args) => Box::pin(dev::run(args, store_was_typed.then_some(store), output)).await,
+        Command::Token(args) => token::run(args, store, output).await,
+        Command::Config(args) => config::run(args, store_was_typed.then_some(store), output),
         Command::Enqueue(args) => enqueue::run(args, store, output).await,
         Command::Get(args) => get::run(args, store, output).await,
         Command::List(args) => list::run(args, store, output).await,

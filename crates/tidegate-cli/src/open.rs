@@ -103,7 +103,7 @@ fn busy_timeout() -> Result<Option<Duration>, Problem> {
 }
 
 /// What can be known about the place without opening it.
-fn check(path: &Path, access: Access) -> Result<(), Problem> {
+pub(crate) fn check(path: &Path, access: Access) -> Result<(), Problem> {
     let shown = path.display();
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -5,12 +5,15 @@
 //! fraction or exponent that does not survive a double, a lone surrogate. Integers of any length are exact. (RFC 8785
 //! goes through doubles instead, which turns 9007199254740993 into …992 and so merges two payloads.)
 
+use std::collections::HashSet;
 use std::fmt;
 
 use crate::id::{Kind, digest16};
 
 /// The deepest nesting of arrays and objects that is read.
 pub const MAX_DEPTH: usize = 64;
+/// So many members of one object are compared one by one.
+const FEW_MEMBERS: usize = 16;
 
 /// Why a text is no canonicalisable JSON, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -176,6 +179,8 @@ impl Reader<'_> {
     fn object(&mut self, out: &mut String) -> Result<(), CanonicalError> {
         self.at += 1;
         let mut members: Vec<(String, String)> = Vec::new();
+        // Of a few members each is compared with each; of very many, that would be work for an attacker to order.
+        let mut many: HashSet<String> = HashSet::new();
         self.space();
         if !self.eat(b'}') {
             loop {
@@ -192,7 +197,15 @@ impl Reader<'_> {
                 self.space();
                 let mut value = String::new();
                 self.value(&mut value)?;
-                if members.iter().any(|(known, _)| *known == name) {
+                let known = match members.len() {
+                    0..FEW_MEMBERS => members.iter().any(|(known, _)| *known == name),
+                    FEW_MEMBERS => {
+                        many.extend(members.iter().map(|(known, _)| known.clone()));
+                        !many.insert(name.clone())
+                    }
+                    _ => !many.insert(name.clone()),
+                };
+                if known {
                     return Err(self.wrong(format!("member {name:?} appears twice")));
                 }
                 self.path.pop();
@@ -435,6 +448,20 @@ mod tests {
     fn a_member_that_appears_twice_is_refused_with_its_path() {
         refused(r#"{"x":{"a":1,"b":2,"a":1}}"#, "$.x.a", "\"a\" appears twice");
         refused(r#"{"a":1,"\u0061":2}"#, "$.a", "appears twice");
+        for members in [15, 16, 17, 18, 40] {
+            let all: Vec<String> = (0..members).map(|n| format!("\"m{n}\":0")).collect();
+            assert!(canonicalize(&format!("{{{}}}", all.join(","))).is_ok());
+            for doubled in 0..members {
+                let twice = format!("{{{},\"m{doubled}\":0}}", all.join(","));
+                refused(&twice, &format!("$.m{doubled}"), "appears twice");
+            }
+        }
+    }
+
+    #[test]
+    fn an_object_with_very_many_members_costs_no_more_than_its_length() {
+        let many: Vec<String> = (0..200_000).map(|n| format!("\"m{n}\":0")).collect();
+        assert!(canonicalize(&format!("{{{}}}", many.join(","))).is_ok());
     }
 
     #[test]

@@ -57,13 +57,22 @@ struct Inner {
     hint: Option<String>,
     retry_after: Option<Duration>,
     message_id: Option<MessageId>,
+    in_flight: bool,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl StoreError {
     /// An error of a kind. `what` is lowercase, without a full stop, with the value that was wrong.
     pub fn new(kind: StoreErrorKind, what: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, what: what.into(), hint: None, retry_after: None, message_id: None, source: None }))
+        Self(Box::new(Inner {
+            kind,
+            what: what.into(),
+            hint: None,
+            retry_after: None,
+            message_id: None,
+            in_flight: false,
+            source: None,
+        }))
     }
 
     /// Says what to do about it.
@@ -84,6 +93,13 @@ impl StoreError {
     #[must_use]
     pub fn message_id(mut self, id: MessageId) -> Self {
         self.0.message_id = Some(id);
+        self
+    }
+
+    /// Says that another transaction is at work on the same key or message, and that nothing else is wrong.
+    #[must_use]
+    pub fn in_flight(mut self) -> Self {
+        self.0.in_flight = true;
         self
     }
 
@@ -122,6 +138,12 @@ impl StoreError {
     #[must_use]
     pub fn conflicting_id(&self) -> Option<MessageId> {
         self.0.message_id
+    }
+
+    /// Whether all that is wrong is another transaction at work on the same key or message.
+    #[must_use]
+    pub fn is_in_flight(&self) -> bool {
+        self.0.in_flight
     }
 
     /// A write under a token that is not current.

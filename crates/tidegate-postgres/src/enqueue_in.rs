@@ -169,7 +169,8 @@ fn failed(error: tokio_postgres::Error) -> StoreError {
             "a key is being enqueued by another transaction that has not ended: it is in flight",
         )
         .hint("roll back, and repeat the transaction when the other one has ended")
-        .retry_after(FULL_RETRY),
+        .retry_after(FULL_RETRY)
+        .in_flight(),
         Some(code) if *code == SqlState::UNDEFINED_FUNCTION || *code == SqlState::INVALID_SCHEMA_NAME => {
             StoreError::invalid("this connection is on a database without this tidegate store")
                 .hint("begin the transaction in the database of this store")

@@ -103,6 +103,7 @@ pub(crate) fn store_error(error: tokio_postgres::Error) -> StoreError {
             StoreError::unavailable("another transaction is at work on the same key or message: it is in flight")
                 .hint("repeat the call; it is answered when that transaction has ended")
                 .retry_after(IN_FLIGHT)
+                .in_flight()
         }
         Some(code) if *code == SqlState::DISK_FULL => {
             StoreError::unavailable("the disk of the server is full; nothing of this call was stored")

@@ -259,7 +259,15 @@ impl Tidegate {
         if messages.is_empty() { Err(StoreError::not_found(root)) } else { Ok(Flow { messages }) }
     }
 
-    pub(crate) async fn wait_flow(&self, root: MessageId, timeout: Duration) -> Result<Flow, StoreError> {
+    /// Waits until nothing of the flow is ready or leased any more; when the time is up, says where it stands. Cancels
+    /// nothing.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    ///
+    /// # Cancel safety
+    /// Safe: it only waits.
+    pub async fn wait_flow(&self, root: MessageId, timeout: Duration) -> Result<Flow, StoreError> {
         let give_up = tokio::time::sleep(timeout);
         tokio::pin!(give_up);
         loop {

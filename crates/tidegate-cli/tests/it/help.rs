@@ -2,10 +2,21 @@
 
 use crate::desk::Desk;
 
-const COMMANDS: [&[&str]; 37] = [
+const COMMANDS: [&[&str]; 48] = [
     &[],
     &["demo"],
     &["torture"],
+    &["serve"],
+    &["dev"],
+    &["token"],
+    &["token", "create"],
+    &["token", "list"],
+    &["token", "rotate"],
+    &["token", "revoke"],
+    &["config"],
+    &["config", "print"],
+    &["config", "check"],
+    &["config", "list"],
     &["enqueue"],
     &["get"],
     &["list"],

@@ -1,0 +1,359 @@
+//! The server as a process: what it refuses to start with, how it stops, and that a restart under load loses nothing.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tidegate::{IdempotencyKey, QueueName, Tenant};
+
+use crate::desk::Desk;
+
+/// A running server.
+struct Server {
+    child: Child,
+    address: SocketAddr,
+    told: BufReader<std::process::ChildStderr>,
+}
+
+impl Server {
+    fn start(desk: &Desk, arguments: &[&str]) -> Self {
+        Self::of(desk.command(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat()))
+    }
+
+    fn of(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut told = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        loop {
+            let mut line = String::new();
+            if told.read_line(&mut line).unwrap() == 0 {
+                let ended = child.wait().unwrap();
+                panic!("the server ended with {ended}: {said}");
+            }
+            if let Some(address) = line.trim().strip_prefix("serving ").and_then(|line| line.rsplit_once("://")) {
+                return Self { child, address: address.1.parse().unwrap(), told };
+            }
+            said.push_str(&line);
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// How it ended, within this time.
+    fn ends(mut self, within: Duration) -> (Option<i32>, String) {
+        let until = Instant::now() + within;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < until, "it did not end within {within:?}");
+            std::thread::yield_now();
+        };
+        let mut said = String::new();
+        self.told.read_to_string(&mut said).unwrap();
+        (status.code(), said)
+    }
+
+    fn ask(&self, request: &str) -> String {
+        let mut connection = TcpStream::connect(self.address).unwrap();
+        connection.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+fn post(path: &str, key: &str, token: Option<&str>) -> String {
+    let body = "{\"kind\":\"k\",\"payload\":1}";
+    let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\n{token}Content-Type: application/json\r\nIdempotency-Key: {key}\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+const LIST: &str = "GET /v1/messages HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+
+#[test]
+fn nothing_insecure_is_started_unless_it_is_said_by_name() {
+    let desk = Desk::new();
+    let beyond = ["serve", "--listen", "0.0.0.0:0"];
+    desk.run(&beyond).ends(2).says("can be reached from other machines").says("--insecure-plaintext");
+    desk.run(&["serve", "--tls-cert", "cert.pem"]).ends(2).says("tls.key is not");
+    desk.run(&["serve", "--tls-cert", "cert.pem", "--tls-key", "key.pem"]).ends(2).says("cert.pem");
+    desk.run(&["serve", "--require-tokens", "--insecure-no-tokens"]).ends(2).says("both required and switched off");
+    desk.run(&["serve", "--set", "limits.bodi=1"]).ends(2).says("did you mean limits.body?");
+    desk.run(&["serve", "--drain", "soon"]).ends(2).says("drain is \"soon\", from --drain");
+    assert!(desk.files().is_empty(), "{:?}", desk.files());
+    // Said by name it starts, and everybody needs a token, also from here.
+    let mut open = Server::of(desk.command(&[&beyond[..], &["--insecure-plaintext"]].concat()));
+    open.address = ([127, 0, 0, 1], open.address.port()).into();
+    assert!(open.ask(LIST).starts_with("HTTP/1.1 401 "));
+}
+
+#[test]
+fn a_token_that_the_command_makes_is_let_in_and_one_it_revokes_is_not() {
+    let desk = Desk::new();
+    let server = Server::start(&desk, &["--require-tokens"]);
+    assert!(server.ask(LIST).starts_with("HTTP/1.1 401 "));
+    let made = desk.run(&["token", "create", "app", "--scope", "produce:q", "--scope", "read"]).ends(0);
+    made.says("the only time");
+    let token = desk.run(&["token", "rotate", "app", "--overlap", "0s", "--json"]).ends(0).out;
+    let token: Value = serde_json::from_str(&token).unwrap();
+    let token = token["token"].as_str().unwrap();
+    assert!(server.ask(&post("/v1/queues/q/messages", "a", Some(token))).starts_with("HTTP/1.1 202 "));
+    assert!(server.ask(&post("/v1/queues/other/messages", "a", Some(token))).starts_with("HTTP/1.1 403 "));
+    desk.run(&["token", "list"]).ends(0).shows("app\tproduce:q read:*");
+    desk.run(&["token", "create", "app", "--scope", "read"]).ends(4).says("rotate it");
+    desk.run(&["token", "revoke", "app"]).ends(0);
+    let until = Instant::now() + Duration::from_secs(5);
+    while !server.ask(&post("/v1/queues/q/messages", "a", Some(token))).starts_with("HTTP/1.1 401 ") {
+        assert!(Instant::now() < until, "it is still let in");
+    }
+    desk.run(&["token", "list"]).ends(0).prints("");
+    desk.run(&["token", "list", "--all"]).ends(0).shows("revoked");
+    desk.run(&["token", "revoke", "nobody"]).ends(3);
+    desk.run(&["token", "create", "x", "--scope", "paint"]).ends(2).says("produce, work, read");
+    let audit = desk.run(&["audit", "--json"]).ends(0).out;
+    assert!(!audit.contains(token), "{audit}");
+}
+
+#[test]
+fn told_to_stop_it_ends_well_and_told_twice_at_once() {
+    let desk = Desk::new();
+    let server = Server::start(&desk, &[]);
+    assert!(server.ask(&post("/v1/queues/q/messages", "a", None)).starts_with("HTTP/1.1 202 "));
+    server.signal(Signal::SIGTERM);
+    let (code, said) = server.ends(Duration::from_secs(10));
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(desk.files(), ["tidegate.db"], "the store is closed: its log is in it");
+
+    let server = Server::start(&desk, &["--drain", "1h"]);
+    let mut held = TcpStream::connect(server.address).unwrap();
+    held.write_all(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
+        .unwrap();
+    // A request that is under way: asked for after it, another one is answered.
+    assert!(server.ask(LIST).starts_with("HTTP/1.1 200 "));
+    server.signal(Signal::SIGTERM);
+    let until = Instant::now() + Duration::from_secs(10);
+    while TcpStream::connect(server.address).is_ok() {
+        assert!(Instant::now() < until, "it takes connections still");
+    }
+    server.signal(Signal::SIGTERM);
+    let (code, said) = server.ends(Duration::from_secs(10));
+    assert_eq!(code, Some(130), "{said}");
+}
+
+#[test]
+fn queues_and_limits_are_as_the_file_declares_them() {
+    let desk = Desk::new();
+    desk.write("tidegate.toml", "[limits]\nbatch = 2\n[queues.q]\nmax_depth = 1\n[queues.\"acme/r\"]\npaused = true\n");
+    let server = Server::start(&desk, &["--config", "tidegate.toml"]);
+    assert!(server.ask(&post("/v1/queues/q/messages", "a", None)).starts_with("HTTP/1.1 202 "));
+    let full = server.ask(&post("/v1/queues/q/messages", "b", None));
+    assert!(full.starts_with("HTTP/1.1 429 ") && full.to_lowercase().contains("retry-after:"), "{full}");
+    let stats: Value = serde_json::from_str(&desk.run(&["stats", "--json"]).ends(0).out).unwrap();
+    assert_eq!(stats["queues"][1]["paused"], true, "{stats}");
+    let audit = desk.run(&["audit"]).ends(0);
+    audit.shows("configuration\tlimit\tq\tas tidegate.toml says").shows("configuration\tpause\tr");
+    drop(server);
+    // What is so already is not done again.
+    drop(Server::start(&desk, &["--config", "tidegate.toml"]));
+    assert_eq!(desk.run(&["audit"]).ends(0).out.lines().count(), 2);
+}
+
+#[test]
+fn systemd_hears_that_it_is_ready_that_it_lives_and_that_it_stops() {
+    let desk = Desk::new();
+    let path = desk.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut command = desk.command(&["serve", "--listen", "127.0.0.1:0"]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+    let server = Server::of(command);
+    let hear = || {
+        let mut heard = [0; 1024];
+        let n = socket.recv(&mut heard).expect("it says something in time");
+        String::from_utf8_lossy(&heard[..n]).into_owned()
+    };
+    let first = hear();
+    assert!(first.contains("READY=1") && first.contains("STATUS=serving tidegate.db"), "{first}");
+    assert!(hear().contains("WATCHDOG=1"));
+    assert!(hear().contains("WATCHDOG=1"));
+    server.signal(Signal::SIGTERM);
+    let stopping = std::iter::repeat_with(hear).find(|heard| !heard.contains("WATCHDOG=1")).unwrap();
+    assert!(stopping.contains("STOPPING=1") && stopping.contains("EXTEND_TIMEOUT_USEC="), "{stopping}");
+    assert_eq!(server.ends(Duration::from_secs(10)).0, Some(0));
+}
+
+/// A server on a socket that this test holds, as systemd holds one.
+fn on_socket(desk: &Desk, listener: &TcpListener) -> Server {
+    let tidegate = desk.command(&["serve"]);
+    let mut command = Command::new("/bin/sh");
+    // Descriptor 3, and the number of the process that `exec` keeps.
+    command.args(["-c", "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\" 3<&0 0</dev/null"]);
+    command.arg(tidegate.get_program()).args(tidegate.get_args());
+    command.current_dir(tidegate.get_current_dir().unwrap()).env_clear();
+    command.stdin(Stdio::from(OwnedFd::from(listener.try_clone().unwrap())));
+    Server::of(command)
+}
+
+/// Enqueues under one key after the other until it is told to stop; which were acknowledged, and how often a connection
+/// was refused. What is not answered is sent again under the same key.
+fn produce(address: SocketAddr, producer: usize, stop: &AtomicBool) -> (Vec<String>, usize) {
+    let (mut acknowledged, mut refused, mut number) = (Vec::new(), 0, 0);
+    while !stop.load(Ordering::Relaxed) {
+        let key = format!("p{producer}-{number}");
+        let Ok(mut connection) = TcpStream::connect(address) else {
+            refused += 1;
+            continue;
+        };
+        connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut answer = String::new();
+        let sent = connection.write_all(post("/v1/queues/q/messages", &key, None).as_bytes());
+        let heard = sent.and_then(|()| connection.read_to_string(&mut answer));
+        if heard.is_ok() && answer.starts_with("HTTP/1.1 202 ") {
+            acknowledged.push(key);
+            number += 1;
+        } else {
+            // Draining, or cut off in the middle: nothing was promised.
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        }
+    }
+    (acknowledged, refused)
+}
+
+#[test]
+fn restarts_under_load_lose_no_acknowledged_request_and_refuse_no_connection() {
+    let desk = Desk::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = AtomicBool::new(false);
+    let (acknowledged, refused) = std::thread::scope(|scope| {
+        let producers: Vec<_> = (0..4)
+            .map(|n| {
+                scope.spawn({
+                    let stop = &stop;
+                    move || produce(address, n, stop)
+                })
+            })
+            .collect();
+        let mut server = on_socket(&desk, &listener);
+        let answered = || TcpStream::connect(address).is_ok();
+        for _ in 0..3 {
+            let until = Instant::now() + Duration::from_secs(1);
+            while Instant::now() < until && answered() {
+                std::thread::park_timeout(Duration::from_millis(50));
+            }
+            server.signal(Signal::SIGTERM);
+            let (code, said) = server.ends(Duration::from_secs(30));
+            assert_eq!(code, Some(0), "{said}");
+            server = on_socket(&desk, &listener);
+        }
+        stop.store(true, Ordering::Relaxed);
+        let mut all = BTreeMap::new();
+        let mut refused = 0;
+        for (producer, thread) in producers.into_iter().enumerate() {
+            let (acknowledged, times) = thread.join().unwrap();
+            all.insert(producer, acknowledged);
+            refused += times;
+        }
+        server.signal(Signal::SIGTERM);
+        assert_eq!(server.ends(Duration::from_secs(30)).0, Some(0));
+        (all, refused)
+    });
+    let keys: Vec<String> = acknowledged.into_values().flatten().collect();
+    assert!(keys.len() > 40, "only {} were acknowledged: was there a load?", keys.len());
+    assert_eq!(refused, 0, "of the connections");
+    desk.prepare(async |bench| {
+        for key in &keys {
+            let found =
+                bench.store.find(Tenant::default(), QueueName::new("q").unwrap(), IdempotencyKey::new(key).unwrap());
+            assert!(found.await.unwrap().is_some(), "{key} was acknowledged and is not there");
+        }
+    });
+}
+
+#[test]
+fn the_development_server_prints_a_request_that_works_as_it_stands() {
+    let desk = Desk::new();
+    let mut command = desk.command(&["dev", "--listen", "127.0.0.1:0"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut printed = BufReader::new(child.stdout.take().unwrap());
+    let mut text = String::new();
+    while !text.contains("-d '") {
+        assert!(printed.read_line(&mut text).unwrap() > 0, "{text}");
+    }
+    let curl = &text[text.find("curl ").unwrap()..];
+    let ran = Command::new("/bin/sh").args(["-c", curl]).output().unwrap();
+    let answer = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(ran.status.success(), "is curl installed? {}", String::from_utf8_lossy(&ran.stderr));
+    let answer: Value = serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer}"));
+    assert_eq!(answer["result"], "added", "{answer}");
+    let store = text.lines().find_map(|line| line.strip_prefix("store ")).unwrap().trim();
+    let store = std::path::PathBuf::from(store.split("  (").next().unwrap());
+    assert!(store.exists(), "{}", store.display());
+    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(!store.exists(), "it is gone with the server");
+    assert!(desk.files().is_empty(), "{:?}", desk.files());
+    desk.run(&["dev", "--listen", "0.0.0.0:0"]).ends(2).says("tidegate serve is for that");
+}
+
+// --- config ----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn settings_are_printed_with_where_they_come_from_and_read_back_as_a_file() {
+    let desk = Desk::new();
+    desk.write("a.toml", "drain = \"5s\"\n[limits]\nbatch = 7\n[queues.q]\nmax_depth = 3\n");
+    let mut command = desk.command(&["config", "print", "--origin", "--config", "a.toml", "--set", "limits.page=9"]);
+    command.env("TIDEGATE_LIMITS_WAIT", "3s").env("TIDEGATE_STORE", "postgres://u:secret@h/d");
+    let printed = crate::desk::Ran::of(command.output().unwrap()).ends(0);
+    for line in [
+        "drain = \"5s\"  # a.toml",
+        "batch = 7  # a.toml",
+        "page = 9  # --set limits.page",
+        "wait = \"3s\"  # TIDEGATE_LIMITS_WAIT",
+        "idle = \"60s\"  # default",
+        "[queues.\"q\"]",
+        "max_depth = 3",
+    ] {
+        assert!(printed.out.contains(line), "{line}: {}", printed.out);
+    }
+    assert!(!printed.out.contains("secret"), "{}", printed.out);
+    let plain = desk.run(&["config", "print", "--config", "a.toml"]).ends(0).out;
+    desk.write("b.toml", &plain);
+    assert_eq!(desk.run(&["config", "print", "--config", "b.toml"]).ends(0).out, plain);
+    desk.run(&["config", "check", "--config", "b.toml"]).ends(0).says("b.toml was read");
+}
+
+#[test]
+fn everything_that_is_wrong_with_the_settings_is_told_at_once() {
+    let desk = Desk::new();
+    desk.write("c.toml", "dran = \"5s\"\n[limits]\nbatch = \"many\"\n");
+    let checked = desk.run(&["config", "check", "--config", "c.toml"]).ends(1);
+    checked.says("there is no setting dran").says("did you mean drain?").says("limits.batch is \"many\"");
+    desk.run(&["config", "check", "--config", "no.toml"]).ends(1).says("no.toml cannot be read");
+    desk.run(&["serve", "--config", "c.toml"]).ends(2).says("1 more with: tidegate config check");
+    let listed = desk.run(&["config", "list", "--json"]).ends(0).out;
+    let first: Value = serde_json::from_str(listed.lines().next().unwrap()).unwrap();
+    assert_eq!((first["key"].as_str(), first["variable"].as_str()), (Some("store"), Some("TIDEGATE_STORE")));
+}
