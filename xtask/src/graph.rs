@@ -56,14 +56,7 @@ fn rule(member: &Member) -> Option<Rule> {
         // `deposits` is an example, and the one that is a load as well: the demo and the torture runs drive it.
         "tidegate-torture" => (&["tidegate", "deposits", "tidegate-pgcluster"], &[]),
         "tidegate-cli" => (
-            &[
-                "tidegate",
-                "tidegate-api",
-                "tidegate-bench",
-                "tidegate-server",
-                "tidegate-torture",
-                "deposits",
-            ],
+            &["tidegate", "tidegate-api", "tidegate-bench", "tidegate-server", "tidegate-torture", "deposits"],
             &["tidegate-pgcluster"],
         ),
         _ => return None,
