@@ -16,6 +16,8 @@
 //! # }
 //! ```
 
+#![expect(unused_qualifications, reason = "the macros of utoipa write them")]
+
 mod body;
 mod cloudevents;
 mod docs;

@@ -400,7 +400,7 @@ mod tests {
         #[test]
         fn whatever_serde_writes_is_taken_and_read_alike(value in json()) {
             let text = value.to_string();
-            prop_assert_eq!(read::<serde_json::Value>(text.as_bytes(), 64).unwrap(), value.clone());
+            prop_assert_eq!(&read::<serde_json::Value>(text.as_bytes(), 64).unwrap(), &value);
             let pretty = serde_json::to_string_pretty(&value).unwrap();
             prop_assert_eq!(read::<serde_json::Value>(pretty.as_bytes(), 64).unwrap(), value);
         }

@@ -1,5 +1,7 @@
 //! The server as a process: what it refuses to start with, how it stops, and that a restart under load loses nothing.
 
+#![expect(clippy::disallowed_methods, reason = "deadlines for tests that have to end")]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -28,6 +30,7 @@ impl Server {
         Self::of(desk.command(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat()))
     }
 
+    #[expect(clippy::zombie_processes, reason = "it is waited for by `ends`, or when it is dropped")]
     fn of(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut told = BufReader::new(child.stderr.take().unwrap());

@@ -91,7 +91,8 @@ async fn what_is_no_event_is_refused_and_nothing_is_stored() {
         assert_eq!(reply.status, 400);
         reply.problem("malformed");
     }
-    let cases: [(Vec<(&str, &str)>, &str, u16); 8] = [
+    type Case<'a> = (Vec<(&'a str, &'a str)>, &'a str, u16);
+    let cases: [Case<'_>; 8] = [
         (without("ce-specversion"), "1", 400),
         (without("content-type"), "1", 415),
         (vec![("content-type", "text/plain")], "1", 415),

@@ -1,5 +1,7 @@
 //! The API over real connections on loopback, on a real store in a directory of its own.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
+
 mod cloudevents;
 mod document;
 mod enqueue;

@@ -10,7 +10,7 @@ use crate::stage::Stage;
 
 #[tokio::test]
 async fn a_process_lives_begins_and_is_ready_until_it_is_told_to_stop() {
-    let seen: Arc<Mutex<Option<(Arc<Health>, Stopping)>>> = Arc::default();
+    let seen = Arc::new(Mutex::new(None::<(Arc<Health>, Stopping)>));
     let kept = Arc::clone(&seen);
     let stage = Stage::with(move |serving| {
         *kept.lock().unwrap() = Some((Arc::clone(&serving.health), serving.stopping.clone()));
