@@ -17,7 +17,6 @@ use crate::input::duration;
 /// What a value looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sort {
-    Text,
     /// May hold a password: never shown whole, and may be read from a file that a variable names.
     Store,
     Path,
@@ -34,7 +33,7 @@ pub(crate) enum Sort {
 impl Sort {
     pub(crate) fn example(self) -> &'static str {
         match self {
-            Self::Text | Self::Path => "a text",
+            Self::Path => "a text",
             Self::Store => "a path, sqlite://PATH, or postgres://HOST/DATABASE",
             Self::Listen => "an address and a port, such as 127.0.0.1:7401 or [::1]:7401",
             Self::Switch => "true or false",
@@ -46,8 +45,8 @@ impl Sort {
 
     fn check(self, text: &str) -> Result<(), String> {
         match self {
-            Self::Text | Self::Path if text.is_empty() => Err("it is empty".to_owned()),
-            Self::Text | Self::Path => Ok(()),
+            Self::Path if text.is_empty() => Err("it is empty".to_owned()),
+            Self::Path => Ok(()),
             Self::Store => text.parse::<Address>().map(drop).map_err(|error| error.what().to_owned()),
             Self::Listen => text.parse::<std::net::SocketAddr>().map(drop).map_err(|e| e.to_string()),
             Self::Switch => switch(text).map(drop),

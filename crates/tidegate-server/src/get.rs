@@ -10,7 +10,6 @@ use tidegate::lifecycle::State as MessageState;
 use tidegate::store::MessageView;
 use tidegate::{MessageId, Tidegate};
 use tidegate_api::{Message, Show, schema};
-use utoipa::IntoParams;
 
 use crate::principal::{Action, Caller};
 use crate::problem::{Common, Named, Problem};
@@ -19,7 +18,7 @@ use crate::url::{UrlPath, UrlQuery};
 use crate::wait::{self, Span};
 
 /// What may be asked for along with a message.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Asked {
     /// Answer when the message has ended or is parked, or after this time, whichever comes first. When the time is up, the

@@ -88,8 +88,6 @@ enum Needs {
     Nothing,
     /// One of these, on the queue that it is about.
     One(&'static [Action]),
-    /// This, on everything there is: no token for one queue has it.
-    All,
 }
 
 /// Where the queue, the id and the turn stand in a request.
@@ -247,7 +245,7 @@ async fn a_token_of_one_action_is_allowed_what_its_row_says_on_its_queue_and_not
                     Needs::One(actions) if row.operation == "GET /v1/tokens" && actions.contains(action) => {
                         Treated::Answered
                     }
-                    Needs::One(_) | Needs::All => Treated::Refused,
+                    Needs::One(_) => Treated::Refused,
                 };
                 let who = format!("{} by {action} of mine on {queue}", row.operation);
                 assert_eq!(treated(&reply), expected, "{who}: {} {}", reply.status, reply.text());

@@ -24,7 +24,7 @@ pub(crate) struct Stage {
     pub(crate) stopping: Stopping,
     address: SocketAddr,
     client: Client<HttpConnector, Full<Bytes>>,
-    serving: Server,
+    _serving: Server,
     /// Removed with the stage; none where the store has no file.
     _directory: Option<tempfile::TempDir>,
 }
@@ -54,7 +54,7 @@ impl Stage {
             serve(vec![listener], app, Serve::default(), told).await;
         });
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Self { tide, stopping, address, client, serving: Server(serving), _directory: None }
+        Self { tide, stopping, address, client, _serving: Server(serving), _directory: None }
     }
 
     /// Every message there is.
