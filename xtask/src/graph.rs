@@ -50,7 +50,6 @@ fn rule(member: &Member) -> Option<Rule> {
         }
         "tidegate-sim" => (&["tidegate", "tidegate-core", "tidegate-testkit"], &[]),
         "tidegate-api" => (&["tidegate"], &[]),
-        "tidegate-remote" => (&["tidegate", "tidegate-api"], &["tidegate-server", "tidegate-testkit"]),
         "tidegate-server" => (&["tidegate", "tidegate-api"], &["tidegate-pgcluster", "tidegate-testkit"]),
         "tidegate-bench" => (&["tidegate"], &["tidegate-pgcluster"]),
         "tidegate-canaries" => (&["tidegate-core"], &["tidegate-sqlite", "tidegate-testkit", "tidegate"]),
@@ -61,7 +60,6 @@ fn rule(member: &Member) -> Option<Rule> {
                 "tidegate",
                 "tidegate-api",
                 "tidegate-bench",
-                "tidegate-remote",
                 "tidegate-server",
                 "tidegate-torture",
                 "deposits",

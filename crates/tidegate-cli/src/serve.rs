@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tidegate::store::{Act, ChangeQueue, QueueChange};
 use tidegate::{Address, Store, Tidegate};
-use tidegate_server::{Demand, Guard, Limits, Pace, Serve, Serving, Stop, Tls, router, serve};
+use tidegate_server::{Demand, Guard, Health, Limits, Pace, Serve, Serving, Stop, Tls, router, serve};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -175,6 +175,8 @@ impl Running {
         let mut serving = Serving::new(tide.clone());
         serving.limits = limits(settings);
         serving.guard = Guard::new(Arc::clone(tide.store()), demand);
+        serving.health = Arc::new(Health::new(Some(address.clone())));
+        let health = Arc::clone(&serving.health);
         let stopping = serving.stopping.clone();
         let how = Serve {
             pace: pace(settings),
@@ -183,10 +185,12 @@ impl Running {
             request: settings.span("limits.wait") + Duration::from_secs(60),
             drain: settings.span("drain"),
             tls: tls.clone(),
+            http: Arc::clone(&serving.http),
         };
         let (stop, told) = watch::channel(Stop::No);
         let drain = how.drain;
         let task = tokio::spawn(serve(sockets, router(serving), how, told));
+        health.started();
         let store = address.to_string();
         tell_systemd(&[NotifyState::Ready, NotifyState::Status(&format!("serving {store}"))]);
         Ok(Self { addresses, store, demand, tide, tls, stopping, stop, serving: task, drain })

@@ -26,9 +26,12 @@ mod find;
 mod flow;
 mod get;
 mod guard;
+mod health;
 mod idempotency;
 mod limits;
 mod list;
+mod metrics;
+mod observe;
 mod openapi;
 mod pace;
 mod peers;
@@ -52,7 +55,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use guard::{Demand, Guard};
+pub use health::Health;
 pub use limits::Limits;
+pub use metrics::{Connection, HttpMetrics, Rejected};
 pub use openapi::openapi;
 pub use pace::{Pace, TooSlow};
 pub use principal::{Action, Caller, Principal};
@@ -68,13 +73,17 @@ pub fn router(serving: Serving) -> axum::Router {
     let (router, document) = routes().split_for_parts();
     let authenticate = axum::middleware::from_fn_with_state(Arc::clone(&serving), principal::authenticate);
     let head = axum::middleware::from_fn_with_state(Arc::clone(&serving), limits::head);
+    let observe = axum::middleware::from_fn_with_state(Arc::clone(&serving), observe::observe);
     router
+        .merge(health::routes())
+        .merge(metrics::routes())
         .layer(axum::Extension(openapi::Document::of(&document)))
         .layer(authenticate)
         .fallback(problem::no_such_address)
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(head)
         .layer(CatchPanicLayer::custom(problem::panicked))
+        .layer(observe)
         .with_state(serving)
 }
 

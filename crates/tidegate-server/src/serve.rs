@@ -30,6 +30,7 @@ use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
+use crate::metrics::{HttpMetrics, Rejected};
 use crate::pace::{Answering, Pace, Paced, PacedBody, Turn};
 use crate::peers::{Admitted, Peers, Refused};
 use crate::tls::Tls;
@@ -59,6 +60,8 @@ pub struct Serve {
     pub drain: Duration,
     /// With which certificate; without one nothing is encrypted.
     pub tls: Option<Arc<Tls>>,
+    /// Where connections are counted; the one of [`Serving`](crate::Serving), so that its metrics tell them.
+    pub http: Arc<HttpMetrics>,
 }
 
 impl Default for Serve {
@@ -70,6 +73,7 @@ impl Default for Serve {
             request: Duration::from_secs(120),
             drain: Duration::from_secs(25),
             tls: None,
+            http: Arc::default(),
         }
     }
 }
@@ -198,6 +202,7 @@ fn take(
         }
         Err(refused) => {
             debug!(peer = %address.ip(), ?refused, "a connection is one too many");
+            shared.settings.http.rejected(Rejected::TooManyConnections);
             // Over TLS it could be told only after a handshake, which is what there is no room for.
             if shared.settings.tls.is_none()
                 && let Ok(turn) = Arc::clone(&shared.farewells).try_acquire_owned()
@@ -261,11 +266,18 @@ async fn connection(
 ) {
     // An answer is one write: waiting for more to send would only delay it.
     let _delay = stream.set_nodelay(true);
+    let _open = shared.settings.http.connection();
     let Some(tls) = &shared.settings.tls else { return talk(stream, address, &shared, stop).await };
     match tokio::time::timeout(shared.settings.pace.head, tls.acceptor().accept(stream)).await {
         Ok(Ok(stream)) => talk(stream, address, &shared, stop).await,
-        Ok(Err(error)) => debug!(peer = %address.ip(), "no TLS with this client: {error}"),
-        Err(_) => debug!(peer = %address.ip(), "the client was too slow with TLS"),
+        Ok(Err(error)) => {
+            shared.settings.http.rejected(Rejected::Handshake);
+            debug!(peer = %address.ip(), "no TLS with this client: {error}");
+        }
+        Err(_) => {
+            shared.settings.http.rejected(Rejected::Handshake);
+            debug!(peer = %address.ip(), "the client was too slow with TLS");
+        }
     }
 }
 

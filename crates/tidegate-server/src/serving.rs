@@ -7,7 +7,9 @@ use tidegate::{Random, SystemRandom, Tidegate};
 use tokio::sync::watch;
 
 use crate::guard::{Demand, Guard};
+use crate::health::Health;
 use crate::limits::Limits;
+use crate::metrics::HttpMetrics;
 use crate::queues_made::QueuesMade;
 
 /// What every endpoint gets. Made with [`Serving::new`], and changed field by field.
@@ -26,6 +28,10 @@ pub struct Serving {
     pub stopping: Stopping,
     /// Which queues there are, as far as this server knows.
     pub queues: QueuesMade,
+    /// What a supervisor is told.
+    pub health: Arc<Health>,
+    /// What is measured of requests and connections.
+    pub http: Arc<HttpMetrics>,
 }
 
 impl Serving {
@@ -41,6 +47,8 @@ impl Serving {
             random: Arc::new(SystemRandom),
             prefix: String::new(),
             stopping: Stopping::default(),
+            health: Arc::default(),
+            http: Arc::default(),
         }
     }
 

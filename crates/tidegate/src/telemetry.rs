@@ -143,6 +143,15 @@ impl Metrics {
         }
     }
 
+    /// What this process measured, without what the store knows: for when the store cannot be asked.
+    #[must_use]
+    pub fn encode_own(&self) -> String {
+        let mut text = String::new();
+        let written = encode_registry(&mut text, &self.registry).and_then(|()| encode_eof(&mut text));
+        written.expect("a String takes whatever is written to it");
+        text
+    }
+
     /// All of it in the OpenMetrics text format.
     #[must_use]
     pub fn encode(&self, stats: &Stats) -> String {

@@ -6,6 +6,7 @@ mod enqueue;
 mod enqueue_many;
 mod hostile;
 mod limits;
+mod observe;
 mod open;
 mod read;
 mod scopes;

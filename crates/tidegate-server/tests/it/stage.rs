@@ -97,6 +97,18 @@ impl Stage {
         reply
     }
 
+    /// What is no part of the document, and so not held to it: for supervisors and scrapes.
+    pub(crate) async fn send_plain(&self, method: Method, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
+        let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let answer = self.client.request(request.body(Full::default()).unwrap()).await.unwrap();
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
     /// Bytes as they are, then the end of what this side says; and all that comes back.
     pub(crate) async fn half(&self, bytes: &[u8]) -> String {
         let mut connection = TcpStream::connect(self.address).await.unwrap();

@@ -1,1 +1,0 @@
-//! A store that is somebody else's to keep: the contract over Tidegate's HTTP API.

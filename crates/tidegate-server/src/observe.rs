@@ -1,0 +1,108 @@
+//! Around every request: its id, one line in the log, and its share of the metrics.
+//!
+//! Nothing of a request is logged but its method, the route as it stands in the code, status, duration and id: paths hold
+//! keys, headers hold tokens, bodies hold payloads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use tokio::time::Instant;
+use tracing::{Instrument, Span, debug, info, info_span, warn};
+
+use crate::metrics::{HttpMetrics, OTHER};
+use crate::serving::Serving;
+
+/// Names a request in the answer and in the log; a client may choose it.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The longest that is taken from a client.
+const LONGEST_ID: usize = 64;
+
+/// The middleware. It is laid over routes, so that it knows which one was found.
+pub(crate) async fn observe(State(serving): State<Arc<Serving>>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().map_or(OTHER, MatchedPath::as_str).to_owned();
+    let method = request.method().clone();
+    let id = request_id(&serving, &request);
+    let span = info_span!("request", request.id = id, http.request.method = %method, http.route = route);
+    let under_way = UnderWay {
+        http: Arc::clone(&serving.http),
+        route,
+        method,
+        begun: Instant::now(),
+        span: span.clone(),
+        is_answered: false,
+    };
+    let mut response = next.run(request).instrument(span).await;
+    under_way.answered(response.status());
+    let id = HeaderValue::from_str(&id).expect("made of characters that a header may have");
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// The client's, if it is one that can stand in a log as it is; otherwise a new one.
+fn request_id(serving: &Serving, request: &Request) -> String {
+    let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    let is_plain = |id: &&str| {
+        let is_fine = |c: u8| c.is_ascii_alphanumeric() || b"-_.".contains(&c);
+        (1..=LONGEST_ID).contains(&id.len()) && id.bytes().all(is_fine)
+    };
+    given.filter(is_plain).map_or_else(
+        || {
+            let mut bytes = [0; 8];
+            serving.random.fill(&mut bytes);
+            bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        },
+        str::to_owned,
+    )
+}
+
+/// A request between its head and its answer. Dropped before, its client has left.
+struct UnderWay {
+    http: Arc<HttpMetrics>,
+    route: String,
+    method: Method,
+    begun: Instant,
+    span: Span,
+    is_answered: bool,
+}
+
+impl UnderWay {
+    fn answered(mut self, status: StatusCode) {
+        self.is_answered = true;
+        self.tell(Some(status));
+    }
+
+    fn tell(&self, status: Option<StatusCode>) {
+        let took = self.begun.elapsed();
+        self.http.answered(&self.route, &self.method, status, took);
+        let _inside = self.span.enter();
+        let took = milliseconds(took);
+        match status.map(|status| status.as_u16()) {
+            None => info!(duration_ms = took, "the client left before the answer"),
+            // A 503 says that the store is away or the process drains: told where that is noticed.
+            Some(status) if status >= 500 && status != 503 => warn!(status, duration_ms = took, "answered"),
+            Some(status) if is_asked_all_the_time(&self.route) => debug!(status, duration_ms = took, "answered"),
+            Some(status) => info!(status, duration_ms = took, "answered"),
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.tell(None);
+        }
+    }
+}
+
+fn milliseconds(took: Duration) -> f64 {
+    (took.as_secs_f64() * 1_000_000.0).round() / 1000.0
+}
+
+/// Health and metrics: their lines would be most of a quiet log.
+fn is_asked_all_the_time(route: &str) -> bool {
+    ["/livez", "/readyz", "/startupz", "/metrics"].iter().any(|quiet| route.ends_with(quiet))
+}
