@@ -19,7 +19,7 @@ use crate::strict;
 
 /// A body of `application/json`, read strictly.
 #[derive(Debug)]
-pub(crate) struct JsonBody<T>(pub T);
+pub(crate) struct JsonBody<T>(pub(crate) T);
 
 impl<T: DeserializeOwned> FromRequest<Arc<Serving>> for JsonBody<T> {
     type Rejection = Problem;

@@ -7,7 +7,6 @@ use axum::extract::State;
 use serde::Deserialize;
 use tidegate::MessageId;
 use tidegate_api::{Flow, schema};
-use utoipa::IntoParams;
 
 use crate::get::visible;
 use crate::principal::{Action, Caller};
@@ -17,7 +16,7 @@ use crate::url::{UrlPath, UrlQuery};
 use crate::wait::{self, Span};
 
 /// What may be asked for along with a flow.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Asked {
     /// Answer when nothing of the flow is ready or leased any more, or after this time, whichever comes first. At most

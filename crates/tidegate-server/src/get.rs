@@ -7,10 +7,9 @@ use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
 use tidegate::lifecycle::State as MessageState;
-use tidegate::store::MessageView;
+use tidegate::store::{MessageView, Note};
 use tidegate::{MessageId, Tidegate};
 use tidegate_api::{Message, Show, schema};
-use utoipa::IntoParams;
 
 use crate::principal::{Action, Caller};
 use crate::problem::{Common, Named, Problem};
@@ -19,7 +18,7 @@ use crate::url::{UrlPath, UrlQuery};
 use crate::wait::{self, Span};
 
 /// What may be asked for along with a message.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Asked {
     /// Answer when the message has ended or is parked, or after this time, whichever comes first. When the time is up, the
@@ -77,7 +76,7 @@ pub(crate) async fn visible(tide: &Tidegate, caller: &Caller, id: MessageId) -> 
 
 /// What of a message this caller sees.
 pub(crate) async fn show(
-    _serving: &Serving,
+    serving: &Serving,
     caller: &Caller,
     view: &MessageView,
     reveal: Option<Reveal>,
@@ -87,6 +86,12 @@ pub(crate) async fn show(
         None => Ok(Show { contents: false, result: caller.sees(Action::Produce, tenant, queue) }),
         Some(Reveal::Payload) => {
             caller.may(Action::Reveal, tenant, queue)?;
+            // Written down before it is shown. Whoever needs no token could as well open the file.
+            if !caller.principal.is_anyone() {
+                let (messages, act) = (vec![view.message.id], caller.act("", None));
+                let note = Note { what: "reveal".to_owned(), messages, detail: String::new(), act };
+                serving.tide.store().note(note).await?;
+            }
             Ok(Show::ALL)
         }
     }

@@ -16,8 +16,6 @@
 //! # }
 //! ```
 
-#![expect(unused_qualifications, reason = "the macros of utoipa write them")]
-
 mod body;
 mod cloudevents;
 mod docs;

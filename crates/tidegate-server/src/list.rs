@@ -10,7 +10,6 @@ use tidegate::lifecycle::State as MessageState;
 use tidegate::store::Filter;
 use tidegate::{Kind, MessageId, QueueName};
 use tidegate_api::{Page, ProblemType, Summary, schema};
-use utoipa::IntoParams;
 
 use crate::principal::{Action, Caller};
 use crate::problem::{Common, Problem};
@@ -21,7 +20,7 @@ use crate::url::UrlQuery;
 const PAGE: u32 = 50;
 
 /// Which messages.
-#[derive(Debug, Default, Deserialize, IntoParams)]
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Asked {
     /// Only this queue.

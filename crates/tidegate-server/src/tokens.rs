@@ -14,7 +14,6 @@ use tidegate::store::ChangeToken;
 use tidegate::token::{Glob, Scope, Secret, TokenChange, TokenRecord};
 use tidegate::{StoreError, StoreErrorKind, TokenName};
 use tidegate_api::{MadeToken, NewToken, RotateToken, Tokens, schema};
-use utoipa::IntoParams;
 
 use crate::body::JsonBody;
 use crate::principal::{Action, Caller};
@@ -97,7 +96,7 @@ pub(crate) async fn rotate_token(
 }
 
 /// Why a token is revoked.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Why {
     /// Why.

@@ -9,7 +9,7 @@ use crate::problem::Problem;
 
 /// The names in a path.
 #[derive(Debug)]
-pub(crate) struct UrlPath<T>(pub T);
+pub(crate) struct UrlPath<T>(pub(crate) T);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for UrlPath<T> {
     type Rejection = Problem;
@@ -28,7 +28,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for UrlPath
 
 /// What comes after the question mark. Members that are not known are ignored, as those of bodies are.
 #[derive(Debug)]
-pub(crate) struct UrlQuery<T>(pub T);
+pub(crate) struct UrlQuery<T>(pub(crate) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for UrlQuery<T> {
     type Rejection = Problem;

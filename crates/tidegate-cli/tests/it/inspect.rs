@@ -76,10 +76,10 @@ pub(crate) fn a_list_is_filtered_and_paged() {
 pub(crate) fn a_list_in_json_is_an_object_a_line() {
     let desk = all_states();
     desk.run(&["list", "--state", "dead,ready", "--json"]).ends(0).prints(
-        "{\"id\":\"ID1\",\"queue\":\"deposit\",\"kind\":\"deposit\",\"key\":\"dep-3\",\"state\":\"dead\",\"attempt\":1,\
+        "{\"id\":\"ID1\",\"tenant\":\"\",\"queue\":\"deposit\",\"kind\":\"deposit\",\"key\":\"dep-3\",\"state\":\"dead\",\"attempt\":1,\
          \"due_at\":null,\"code\":\"exhausted\",\"detail\":\"timeout: gateway did not answer\",\"enqueued_at\":\"TIME\",\
          \"ended_at\":\"TIME\",\"flow\":\"ID1\"}\n\
-         {\"id\":\"ID2\",\"queue\":\"deposit\",\"kind\":\"deposit\",\"key\":\"dep-6\",\"state\":\"ready\",\"attempt\":0,\
+         {\"id\":\"ID2\",\"tenant\":\"\",\"queue\":\"deposit\",\"kind\":\"deposit\",\"key\":\"dep-6\",\"state\":\"ready\",\"attempt\":0,\
          \"due_at\":\"TIME\",\"code\":null,\"detail\":null,\"enqueued_at\":\"TIME\",\"ended_at\":null,\"flow\":\"ID2\"}\n",
     );
 }

@@ -292,6 +292,6 @@ pub(crate) fn every_act_is_kept_with_who_when_and_why() {
     assert_eq!(page.out.lines().count(), 1);
     let first: serde_json::Value = serde_json::from_str(&page.out).unwrap();
     let names: Vec<&String> = first.as_object().unwrap().keys().collect();
-    assert_eq!(names, ["act", "actor", "at", "detail", "message", "queue", "reason", "seq"]);
+    assert_eq!(names, ["act", "actor", "at", "detail", "message", "queue", "reason", "seq", "tenant"]);
     desk.run(&["audit", "--after", rows[0][0]]).ends(0).shows("certificate renewed");
 }

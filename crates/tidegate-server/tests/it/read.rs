@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use http::Method;
 use serde_json::{Value, json};
 
 use crate::enqueue::id;
+use crate::scopes::token;
 use crate::stage::{Stage, answer_next};
 
 const DEPOSITS: &str = "/v1/queues/deposits/messages";
@@ -192,4 +194,25 @@ async fn an_explanation_says_why_a_message_waits() {
     let next = explained["next"].as_str().unwrap();
     assert!(next.contains("none has ever served kind capture"), "{next}");
     assert!(explained["predicates"].as_array().unwrap().iter().any(|predicate| predicate["holds"] == false));
+}
+
+#[tokio::test]
+async fn a_payload_that_a_token_reveals_is_written_down_with_who_looked() {
+    let stage = Stage::new().await;
+    let sent = stage.post_under("k-1", "/v1/queues/pay/messages", r#"{"kind":"k","payload":{"card":"4711"}}"#).await;
+    let id = sent.of(202)["id"].as_str().unwrap().to_owned();
+    let token = token(&stage.tide, "support", &["read", "reveal"], "").await;
+    let bearer = format!("Bearer {token}");
+    let with = [("authorization", &*bearer)];
+    let audit = async || stage.tide.store().audit(0, 100).await.unwrap();
+    let before = audit().await.len();
+    stage.send(Method::GET, &format!("/v1/messages/{id}"), &with, "").await.of(200);
+    assert_eq!(audit().await.len(), before, "masked, it is no reveal");
+    let shown = stage.send(Method::GET, &format!("/v1/messages/{id}?reveal=payload"), &with, "").await.of(200);
+    assert!(shown.to_string().contains("4711"), "{shown}");
+    let rows = audit().await;
+    let row = rows.last().unwrap();
+    assert_eq!((rows.len(), row.act.as_str()), (before + 1, "reveal"));
+    assert!(row.actor.contains("support"), "{}", row.actor);
+    assert_eq!(row.message.map(|id| id.to_string()), Some(id));
 }

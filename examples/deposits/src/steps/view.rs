@@ -116,7 +116,7 @@ fn told(flow: &[Summary]) -> (Told, Option<String>) {
 
 #[cfg(test)]
 mod tests {
-    use tidegate::{IdempotencyKey, Kind, QueueName, Timestamp};
+    use tidegate::{IdempotencyKey, Kind, QueueName, Tenant, Timestamp};
 
     use super::*;
 
@@ -128,6 +128,7 @@ mod tests {
             .zip(steps)
             .map(|(id, (kind, state, code))| Summary {
                 id: MessageId::from_i64(id),
+                tenant: Tenant::default(),
                 queue: QueueName::new(kind).unwrap(),
                 kind: Kind::new(kind).unwrap(),
                 key: IdempotencyKey::new("dep-1").unwrap(),
