@@ -168,6 +168,12 @@ impl HttpMetrics {
         self.rejected.get_or_create(&vec![("reason", reason.as_str().to_owned())]).inc();
     }
 
+    /// How many were turned away for this reason since the process began.
+    #[must_use]
+    pub fn how_many_rejected(&self, reason: Rejected) -> u64 {
+        self.rejected.get_or_create(&vec![("reason", reason.as_str().to_owned())]).get()
+    }
+
     /// Counts a request that was answered, or whose client left (`None`).
     pub(crate) fn answered(&self, route: &str, method: &Method, status: Option<StatusCode>, took: Duration) {
         let labels = |more: Option<(&'static str, &str)>| -> Labels {

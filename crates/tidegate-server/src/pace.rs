@@ -8,6 +8,7 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -52,6 +53,17 @@ pub(crate) struct Turn {
     phase: Mutex<Phase>,
     /// The phase is another one.
     changed: Notify,
+    /// What was written was not taken in its time.
+    stalled: AtomicBool,
+}
+
+/// What a client let pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Overdue {
+    /// The head of a request did not come in its time.
+    Head,
+    /// Nothing more was asked: the usual end of a connection.
+    Idle,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +79,7 @@ enum Phase {
 impl Turn {
     pub(crate) fn new(pace: Pace) -> Arc<Self> {
         let phase = Mutex::new(Phase::Head(Instant::now()));
-        Arc::new(Self { pace, phase, changed: Notify::new() })
+        Arc::new(Self { pace, phase, changed: Notify::new(), stalled: AtomicBool::new(false) })
     }
 
     fn phase<T>(&self, change: impl FnOnce(&mut Phase) -> T) -> T {
@@ -100,13 +112,18 @@ impl Turn {
         }
     }
 
+    /// Whether the connection was given up because the client took nothing.
+    pub(crate) fn was_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed)
+    }
+
     /// Returns when the client should have sent more by now.
-    pub(crate) async fn overdue(&self) {
+    pub(crate) async fn overdue(&self) -> Overdue {
         loop {
             match self.deadline() {
                 None => self.changed.notified().await,
-                Some(deadline) if deadline <= Instant::now() => return,
-                Some(deadline) => tokio::select! {
+                Some((deadline, overdue)) if deadline <= Instant::now() => return overdue,
+                Some((deadline, _)) => tokio::select! {
                     () = self.changed.notified() => {}
                     () = tokio::time::sleep_until(deadline) => {}
                 },
@@ -115,10 +132,10 @@ impl Turn {
     }
 
     /// When the client has to have sent more.
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&self) -> Option<(Instant, Overdue)> {
         self.phase(|phase| match *phase {
-            Phase::Head(since) => Some(since + self.pace.head),
-            Phase::Idle(since) => Some(since + self.pace.idle),
+            Phase::Head(since) => Some((since + self.pace.head, Overdue::Head)),
+            Phase::Idle(since) => Some((since + self.pace.idle, Overdue::Idle)),
             Phase::Busy(_) => None,
         })
     }
@@ -176,7 +193,11 @@ impl<S> Paced<S> {
             return progress;
         }
         let since = *self.stalled.get_or_insert_with(Instant::now);
-        if self.writes.is_over(since + self.turn.pace.stall, cx) { Poll::Ready(Err(too_slow())) } else { Poll::Pending }
+        if self.writes.is_over(since + self.turn.pace.stall, cx) {
+            self.turn.stalled.store(true, Ordering::Relaxed);
+            return Poll::Ready(Err(too_slow()));
+        }
+        Poll::Pending
     }
 }
 

@@ -31,7 +31,7 @@ use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
 use crate::metrics::{HttpMetrics, Rejected};
-use crate::pace::{Answering, Pace, Paced, PacedBody, Turn};
+use crate::pace::{Answering, Overdue, Pace, Paced, PacedBody, Turn};
 use crate::peers::{Admitted, Peers, Refused};
 use crate::tls::Tls;
 
@@ -310,13 +310,19 @@ where
             // Before the conversation: an answer that is made now is to say that it is the last one.
             changed = stop.changed(), if !draining => if changed.is_err() { draining = true },
             ended = conversation.as_mut() => {
+                if turn.was_stalled() {
+                    shared.settings.http.rejected(Rejected::SlowClient);
+                }
                 if let Err(error) = ended {
                     debug!(peer = %address.ip(), "a connection ended: {error}");
                 }
                 return;
             }
-            () = turn.overdue() => {
-                debug!(peer = %address.ip(), "the client was too slow");
+            overdue = turn.overdue() => {
+                if overdue == Overdue::Head {
+                    shared.settings.http.rejected(Rejected::SlowClient);
+                    debug!(peer = %address.ip(), "the client was too slow");
+                }
                 return;
             }
         }

@@ -338,7 +338,8 @@ fn any_fate() -> impl Strategy<Value = Fate> {
 prop_compose! {
     fn any_facts()(
         claims in 1_u32..50, attempt in 0_u32..8, crashes in 0_u32..4, confirmed: bool, intents: bool, rejected: bool,
-        not_happened in proptest::option::of(0_u32..50), open in proptest::collection::vec(any_fate(), 0..3), cancel_requested: bool, reconciling: bool, suspect: bool,
+        not_happened in proptest::option::of(0_u32..50), open in proptest::collection::vec(any_fate(), 0..3),
+        cancel_requested: bool, reconciling: bool, suspect: bool,
         alone: bool, deadline in proptest::option::of(0_u64..400), expires in 0_u64..400,
     ) -> Facts {
         Facts {

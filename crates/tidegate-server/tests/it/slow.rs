@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tidegate::Tidegate;
-use tidegate_server::{Pace, Serve, Served, Serving, Stop, router, serve};
+use tidegate_server::{Pace, Rejected, Serve, Served, Serving, Stop, router, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 /// A server whose loop is in the test's hands.
 struct Loop {
     address: SocketAddr,
+    http: std::sync::Arc<tidegate_server::HttpMetrics>,
     stop: watch::Sender<Stop>,
     serving: tokio::task::JoinHandle<Served>,
     stopping: tidegate_server::Stopping,
@@ -26,11 +27,18 @@ impl Loop {
         let tide = Tidegate::open(directory.path().join("tidegate.db")).await.unwrap();
         let listener = listener();
         let address = listener.local_addr().unwrap();
-        let serving = Serving::new(tide.clone());
+        let mut serving = Serving::new(tide.clone());
+        serving.http = std::sync::Arc::clone(&how.http);
+        let http = std::sync::Arc::clone(&how.http);
         let stopping = serving.stopping.clone();
         let (stop, told) = watch::channel(Stop::No);
         let serving = tokio::spawn(serve(vec![listener], router(serving), how, told));
-        Self { address, stop, serving, stopping, tide, _directory: directory }
+        Self { address, http, stop, serving, stopping, tide, _directory: directory }
+    }
+
+    /// How many clients were cut off for being slow.
+    fn slow(&self) -> u64 {
+        self.http.how_many_rejected(Rejected::SlowClient)
     }
 
     async fn connect(&self) -> TcpStream {
@@ -110,6 +118,7 @@ async fn a_head_that_drips_is_cut_off_in_its_time_however_often_a_byte_comes() {
         assert!(began.elapsed() >= Duration::from_millis(190), "{:?} {beginning:?}", began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(5), "{:?} {beginning:?}", began.elapsed());
     }
+    assert_eq!(server.slow(), 2);
 }
 
 #[tokio::test]
@@ -125,6 +134,7 @@ async fn a_connection_is_kept_between_requests_and_closed_when_it_was_idle_for_l
     let (more, took) = until_closed(&mut connection).await;
     assert_eq!(more, "");
     assert!(took >= Duration::from_millis(200) && took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(server.slow(), 0, "whoever asks for nothing more is not slow");
 }
 
 #[tokio::test]
@@ -172,6 +182,7 @@ async fn a_client_that_takes_nothing_of_its_answers_is_cut_off() {
     };
     tokio::time::timeout(Duration::from_secs(20), ask).await.expect("it is cut off");
     assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
+    assert_eq!(server.slow(), 1);
 }
 
 #[tokio::test]
