@@ -25,12 +25,16 @@ mod groups;
 mod input;
 mod ledger;
 mod list;
+mod log;
 mod man;
+mod metrics;
 mod migrate;
 mod open;
+mod openapi;
 mod operations;
 mod output;
 mod parked;
+mod probe;
 mod queue;
 mod reconcile;
 mod redrive;
@@ -103,8 +107,11 @@ enum Command {
     Torture(torture::TortureArgs),
     Serve(serve::Args),
     Dev(dev::Args),
+    Probe(probe::Args),
     Token(token::Args),
     Config(config::Args),
+    Openapi(openapi::Args),
+    Metrics(metrics::Args),
     Enqueue(enqueue::Args),
     Get(get::Args),
     List(list::Args),
@@ -210,7 +217,10 @@ fn dressed(command: clap::Command) -> clap::Command {
 
 fn run(cli: Cli, store_was_typed: bool) -> ExitCode {
     let output = Output::new(cli.json, cli.color);
-    log_to_stderr();
+    // These two log as their settings say, which they read first.
+    if !matches!(cli.command, Command::Serve(_) | Command::Dev(_)) {
+        log::for_a_command(&output);
+    }
     // They say themselves what they leave behind.
     let listens = !matches!(cli.command, Command::Torture(_) | Command::Serve(_) | Command::Dev(_));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -253,8 +263,11 @@ async fn command(cli: Cli, store_was_typed: bool, output: &Output) -> Result<Exi
         Command::Role(args) => return Ok(role::run(args).await?),
         Command::Serve(args) => Box::pin(serve::run(args, store_was_typed.then_some(store), output)).await,
         Command::Dev(args) => Box::pin(dev::run(args, store_was_typed.then_some(store), output)).await,
+        Command::Probe(args) => probe::run(args, store_was_typed.then_some(store), output).await,
         Command::Token(args) => token::run(args, store, output).await,
         Command::Config(args) => config::run(args, store_was_typed.then_some(store), output),
+        Command::Openapi(args) => openapi::run(&args, output),
+        Command::Metrics(args) => metrics::run(&args, output),
         Command::Enqueue(args) => enqueue::run(args, store, output).await,
         Command::Get(args) => get::run(args, store, output).await,
         Command::List(args) => list::run(args, store, output).await,
@@ -276,15 +289,6 @@ async fn command(cli: Cli, store_was_typed: bool, output: &Output) -> Result<Exi
         Command::Bench(args) => bench::run(args, store_was_typed.then_some(store), output).await,
     };
     Ok(code?.into())
-}
-
-/// Warnings of the engine are for whoever looks; `TIDEGATE_LOG` says what else is.
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_env_var("TIDEGATE_LOG")
-        .with_default_directive(tracing_subscriber::filter::LevelFilter::WARN.into())
-        .from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }
 
 #[cfg(test)]

@@ -2,12 +2,13 @@
 
 use crate::desk::Desk;
 
-const COMMANDS: [&[&str]; 48] = [
+const COMMANDS: [&[&str]; 51] = [
     &[],
     &["demo"],
     &["torture"],
     &["serve"],
     &["dev"],
+    &["probe"],
     &["token"],
     &["token", "create"],
     &["token", "list"],
@@ -17,6 +18,8 @@ const COMMANDS: [&[&str]; 48] = [
     &["config", "print"],
     &["config", "check"],
     &["config", "list"],
+    &["openapi"],
+    &["metrics"],
     &["enqueue"],
     &["get"],
     &["list"],

@@ -18,6 +18,13 @@ use tidegate::{IdempotencyKey, QueueName, Tenant};
 
 use crate::desk::Desk;
 
+/// Where a server says that it listens, in a line for people or for programs.
+pub(crate) fn address_of(line: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once("serving ")?.1.split_once(" on http")?;
+    let address = rest.split_once("://")?.1.split(['"', '\n', '\r']).next()?;
+    address.parse().ok()
+}
+
 /// A running server.
 struct Server {
     child: Child,
@@ -41,8 +48,8 @@ impl Server {
                 let ended = child.wait().unwrap();
                 panic!("the server ended with {ended}: {said}");
             }
-            if let Some(address) = line.trim().strip_prefix("serving ").and_then(|line| line.rsplit_once("://")) {
-                return Self { child, address: address.1.parse().unwrap(), told };
+            if let Some(address) = address_of(&line) {
+                return Self { child, address, told };
             }
             said.push_str(&line);
         }
@@ -214,7 +221,7 @@ fn on_socket(desk: &Desk, listener: &TcpListener) -> Server {
     // Descriptor 3, and the number of the process that `exec` keeps.
     command.args(["-c", "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\" 3<&0 0</dev/null"]);
     command.arg(tidegate.get_program()).args(tidegate.get_args());
-    command.current_dir(tidegate.get_current_dir().unwrap()).env_clear();
+    command.current_dir(tidegate.get_current_dir().unwrap()).env_clear().env("TIDEGATE_LOG_FORMAT", "text");
     command.stdin(Stdio::from(OwnedFd::from(listener.try_clone().unwrap())));
     Server::of(command)
 }
