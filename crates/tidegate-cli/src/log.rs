@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_filter_is_a_level_or_levels_of_parts() {
-        for text in ["warn", "off", "info,tidegate_server::observe=warn", "tidegate=debug"] {
+        for text in ["warn", "off", "info,tidegate_server::requests=warn", "tidegate=debug"] {
             assert!(filter(text).is_ok(), "{text}");
         }
         for text in ["tidegate=loud", "a=b=c"] {

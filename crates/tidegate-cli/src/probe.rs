@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -66,17 +67,24 @@ pub(crate) async fn run(args: Args, store: Option<&str>, output: &Output) -> Res
         Err(_) => return Err(no_answer(format!("{address} did not answer within {:?}", args.within))),
     };
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    match head.split(' ').nth(1) {
-        Some("200") => {
-            output.data(body)?;
-            Ok(Code::Done)
-        }
-        Some("503") => {
-            output.data(body)?;
-            Err(Problem::new(Code::Later, format!("{address} is not ready")))
-        }
-        _ => Err(no_answer(format!("{address} answers {:?}", head.lines().next().unwrap_or_default()))),
+    let is_well = match head.split(' ').nth(1) {
+        Some("200") => true,
+        Some("503") => false,
+        _ => return Err(no_answer(format!("{address} answers {:?}", head.lines().next().unwrap_or_default()))),
+    };
+    if output.json {
+        output.object(&Probed { address, ok: is_well, said: body.lines().collect() })?;
+    } else {
+        output.data(body)?;
     }
+    if is_well { Ok(Code::Done) } else { Err(Problem::new(Code::Later, format!("{address} is not ready"))) }
+}
+
+#[derive(Serialize)]
+struct Probed<'a> {
+    address: SocketAddr,
+    ok: bool,
+    said: Vec<&'a str>,
 }
 
 /// What listens everywhere also listens on loopback.

@@ -133,7 +133,7 @@ pub(crate) const TABLE: &[Setting] = &[
     set(
         "log",
         Sort::Filter,
-        Some("info,tidegate_server::observe=warn"),
+        Some("info,tidegate_server::requests=warn"),
         "What is logged: a level, or levels by part of the program. Requests are logged with info.",
     ),
     set(

@@ -13,7 +13,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use tidegate::MessageId;
 use tokio::time::Instant;
 use tracing::field::{Empty, display};
-use tracing::{Instrument, Span, debug, info, info_span, warn};
+use tracing::{Instrument, Span, debug, error_span, info, warn};
 
 use crate::metrics::{HttpMetrics, OTHER, known as method_word};
 use crate::serving::Serving;
@@ -22,6 +22,8 @@ use crate::serving::Serving;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest that is taken from a client.
 const LONGEST_ID: usize = 64;
+/// The part of the log that has a line for each request: to be switched on and off by itself.
+const REQUESTS: &str = "tidegate_server::requests";
 /// The field of the log that says which message a request is about.
 const MESSAGE_ID: &str = "message.id";
 
@@ -30,7 +32,8 @@ pub(crate) async fn observe(State(serving): State<Arc<Serving>>, request: Reques
     let route = request.extensions().get::<MatchedPath>().map_or(OTHER, MatchedPath::as_str).to_owned();
     let method = request.method().clone();
     let id = request_id(&serving, &request);
-    let span = info_span!(
+    // At the highest level, so that whatever is told from within it has the ids, however little is told.
+    let span = error_span!(
         "request",
         request.id = id,
         http.request.method = method_word(&method),
@@ -106,11 +109,15 @@ impl UnderWay {
         let _inside = self.span.enter();
         let took = milliseconds(took);
         match status.map(|status| status.as_u16()) {
-            None => info!(duration_ms = took, "the client left before the answer"),
+            None => info!(target: REQUESTS, duration_ms = took, "the client left before the answer"),
             // A 503 says that the store is away or the process drains: told where that is noticed.
-            Some(status) if status >= 500 && status != 503 => warn!(status, duration_ms = took, "answered"),
-            Some(status) if is_asked_all_the_time(&self.route) => debug!(status, duration_ms = took, "answered"),
-            Some(status) => info!(status, duration_ms = took, "answered"),
+            Some(status) if status >= 500 && status != 503 => {
+                warn!(target: REQUESTS, status, duration_ms = took, "answered")
+            }
+            Some(status) if is_asked_all_the_time(&self.route) => {
+                debug!(target: REQUESTS, status, duration_ms = took, "answered")
+            }
+            Some(status) => info!(target: REQUESTS, status, duration_ms = took, "answered"),
         }
     }
 }
