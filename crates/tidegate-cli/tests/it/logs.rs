@@ -109,7 +109,7 @@ pub(crate) fn no_payload_key_or_token_is_in_a_log_however_much_of_it_is_asked_fo
         ("GET /v1/queues/q/keys/canary-key-9".to_owned(), "404"),
         (format!("GET /v1/messages/{id}?reveal=payload"), "200"),
         (format!("GET /v1/messages/{id}/explanation"), "200"),
-        ("GET /v1/messages/canary-key-8".to_owned(), "400"),
+        ("GET /v1/messages/canary-key-8".to_owned(), "404"),
         ("GET /v1/messages?kind=canary-key-7".to_owned(), "200"),
         ("GET /canary-key-6".to_owned(), "404"),
         ("CANARY-KEY-5 /v1/messages".to_owned(), "405"),
