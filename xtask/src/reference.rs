@@ -243,7 +243,13 @@ fn of_type(one: &str, schema: &Value) -> String {
         "object" if schema["additionalProperties"].is_object() => {
             format!("object of {}", sort(&schema["additionalProperties"]))
         }
-        "object" => "object".to_owned(),
+        "object" => match schema["properties"].as_object() {
+            Some(members) => {
+                let names: Vec<String> = members.keys().map(|name| format!("`{name}`")).collect();
+                format!("object with {}", names.join(", "))
+            }
+            None => "object".to_owned(),
+        },
         "string" => "text".to_owned(),
         "boolean" => "true or false".to_owned(),
         "integer" => "whole number".to_owned(),
