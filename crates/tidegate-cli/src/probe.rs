@@ -113,7 +113,7 @@ async fn ask(address: SocketAddr, path: &str, is_tls: bool) -> std::io::Result<S
     talk(TlsConnector::from(Arc::new(config)).connect(name, connection).await?, path).await
 }
 
-async fn talk(mut connection: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> std::io::Result<String> {
+async fn talk(mut connection: impl AsyncRead + AsyncWrite + Unpin + Send, path: &str) -> std::io::Result<String> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     connection.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
