@@ -213,9 +213,9 @@ fn sort(schema: &Value) -> String {
             .collect::<Vec<_>>()
             .join(", ");
     }
-    let types: Vec<&str> = match &schema["type"] {
-        Value::Array(types) => types.iter().filter_map(Value::as_str).collect(),
-        one => one.as_str().into_iter().collect(),
+    let types: Vec<&str> = match schema["type"].as_array() {
+        Some(types) => types.iter().filter_map(Value::as_str).collect(),
+        None => schema["type"].as_str().into_iter().collect(),
     };
     let mut words: Vec<String> = types.iter().map(|one| of_type(one, schema)).collect();
     if words.is_empty() {
