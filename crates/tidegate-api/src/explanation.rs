@@ -1,10 +1,14 @@
 //! Why a message is where it is, and what happens next.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use tidegate::lifecycle::State;
-use tidegate::{MessageId, explain};
+use tidegate::store::ExplainFacts;
+use tidegate::{Backoff, MessageId, Policy, StoreError, Timestamp, explain};
 use utoipa::ToSchema;
 
+use crate::message::{Message, Show};
 use crate::schema;
 
 /// Why a message is where it is, and what happens next.
@@ -24,6 +28,93 @@ pub struct Explanation {
     pub next: String,
     /// The conditions of a claim, in its order.
     pub predicates: Vec<Predicate>,
+    /// What all of this was concluded from, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Facts>,
+}
+
+/// What an explanation is concluded from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Facts {
+    /// The message, its contents masked.
+    pub message: Message,
+    /// The store's time.
+    #[schema(value_type = schema::Time)]
+    pub now: Timestamp,
+    /// Its queue is paused.
+    pub paused: bool,
+    /// Messages of its lane that are claimed before it; not counted beyond 10,000.
+    pub ahead: u32,
+    /// What a worker declared of its kind; null when no worker ever served it.
+    pub policy: Option<KindPolicy>,
+}
+
+/// What a kind allows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KindPolicy {
+    /// Runs that are counted before a message is a dead letter.
+    pub max_attempts: u32,
+    /// The longest delay after the first attempt.
+    pub backoff_base_ms: u64,
+    /// The longest delay of all.
+    pub backoff_cap_ms: u64,
+    /// How long a handler may run.
+    pub timeout_ms: u64,
+    /// Crashes while running alone before a message is a dead letter.
+    pub crash_limit: u32,
+}
+
+impl From<&Policy> for KindPolicy {
+    fn from(policy: &Policy) -> Self {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            max_attempts: policy.max_attempts,
+            backoff_base_ms: millis(policy.backoff.base),
+            backoff_cap_ms: millis(policy.backoff.cap),
+            timeout_ms: millis(policy.timeout),
+            crash_limit: policy.crash_limit,
+        }
+    }
+}
+
+impl From<KindPolicy> for Policy {
+    fn from(policy: KindPolicy) -> Self {
+        let millis = Duration::from_millis;
+        Self {
+            max_attempts: policy.max_attempts,
+            backoff: Backoff { base: millis(policy.backoff_base_ms), cap: millis(policy.backoff_cap_ms) },
+            timeout: millis(policy.timeout_ms),
+            crash_limit: policy.crash_limit,
+        }
+    }
+}
+
+impl Facts {
+    /// What a store knows, as far as it is shown to whoever may read.
+    #[must_use]
+    pub fn of(facts: &ExplainFacts) -> Self {
+        Self {
+            message: Message::of(&facts.view, Show::default()),
+            now: facts.now,
+            paused: facts.paused,
+            ahead: facts.ahead,
+            policy: facts.policy.as_ref().map(KindPolicy::from),
+        }
+    }
+
+    /// The same as a store tells it; what is masked stays so.
+    ///
+    /// # Errors
+    /// `Corrupt` when a word is not known.
+    pub fn into_facts(self) -> Result<ExplainFacts, StoreError> {
+        Ok(ExplainFacts {
+            view: self.message.into_view_as_shown()?,
+            now: self.now,
+            paused: self.paused,
+            ahead: self.ahead,
+            policy: self.policy.map(Policy::from),
+        })
+    }
 }
 
 /// One condition of a claim.
@@ -48,6 +139,7 @@ impl Explanation {
             why: explanation.why,
             next: explanation.next,
             predicates: explanation.predicates.into_iter().map(predicate).collect(),
+            facts: None,
         }
     }
 }

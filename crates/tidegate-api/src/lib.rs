@@ -15,9 +15,12 @@ pub mod schema;
 mod text;
 mod token;
 
+/// The header by which a server says of every answer which version of Tidegate gave it.
+pub const VERSION_HEADER: &str = "tidegate-version";
+
 pub use enqueue::{Enqueue, EnqueueMany, EnqueueResult, EnqueueResults, Enqueued, IntakeDefaults, NoMessage, Verdict};
 pub use event::Event;
-pub use explanation::{Explanation, Predicate};
+pub use explanation::{Explanation, Facts, Predicate};
 pub use flow::Flow;
 pub use list::{Page, Summary};
 pub use message::{Answer, Effect, Ending, Evidence, Failure, Lease, Message, Show};

@@ -30,6 +30,11 @@ impl Show {
     pub const ALL: Self = Self { contents: true, result: true };
 }
 
+/// Gives every masked text back as its mask. A text that was asked for with `reveal` may look like one, and is that then.
+fn unmasked(hidden: &Hidden) -> Hidden {
+    Hidden::Shown(Text::of(&hidden.as_shown()))
+}
+
 /// Why an attempt failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Failure {
@@ -79,6 +84,15 @@ impl Answer {
         match self {
             Self::Result(result) => Ok(message::Answer::Completed(revealed(&result, "the result")?.stored())),
             Self::Failure(failure) => Ok(message::Answer::Failed(failure.into())),
+        }
+    }
+
+    /// The answer as far as it is shown: a mask stands where its result does not.
+    #[must_use]
+    pub fn into_answer_as_shown(self) -> message::Answer {
+        match self {
+            Self::Result(result) => message::Answer::Completed(result.as_shown()),
+            Self::Failure(failure) => message::Answer::Failed(failure.into()),
         }
     }
 }
@@ -460,6 +474,22 @@ impl Message {
         }
     }
 
+    /// The message as a store shows it, as far as it is shown: where contents are masked stands their mask.
+    ///
+    /// # Errors
+    /// `Corrupt` when a word is not known.
+    pub fn into_view_as_shown(mut self) -> Result<MessageView, StoreError> {
+        self.payload = unmasked(&self.payload);
+        for effect in &mut self.journal {
+            effect.value = effect.value.as_ref().map(unmasked);
+        }
+        for evidence in &mut self.evidence {
+            evidence.value = unmasked(&evidence.value);
+        }
+        let answer = self.answer.take().map(Answer::into_answer_as_shown);
+        Ok(MessageView { answer, ..self.into_view()? })
+    }
+
     /// The message as a store shows it, but for the secret half of lease tokens, which does not travel.
     ///
     /// # Errors
@@ -602,6 +632,19 @@ mod tests {
         }
         let read: Message = serde_json::from_str(&sent).unwrap();
         assert_eq!(read.payload, Hidden::Masked { bytes: 16 });
-        assert!(read.into_view().is_err());
+        assert!(read.clone().into_view().is_err());
+        let shown = read.into_view_as_shown().unwrap();
+        assert_eq!(&*shown.message.payload, r#"{"masked":true,"bytes":16}"#);
+        assert_eq!(shown.answer, Some(message::Answer::Completed(r#"{"masked":true,"bytes":6}"#.into())));
+        assert_eq!(shown.history, view().history);
+    }
+
+    #[test]
+    fn a_payload_that_looks_like_a_mask_is_read_back_as_it_is() {
+        let mut odd = view();
+        odd.message.payload = r#"{"masked":true,"bytes":3}"#.into();
+        let sent = serde_json::to_string(&Message::of(&odd, Show::ALL)).unwrap();
+        let read: Message = serde_json::from_str(&sent).unwrap();
+        assert_eq!(read.into_view_as_shown().unwrap().message.payload, odd.message.payload);
     }
 }

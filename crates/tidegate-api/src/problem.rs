@@ -60,7 +60,15 @@ impl Problem {
     /// elsewhere.
     #[must_use]
     pub fn into_store_error(self) -> StoreError {
-        let mut error = StoreError::new(self.kind.store_kind(), self.detail).hint(self.fix);
+        let mut error = StoreError::new(self.kind.store_kind(), self.detail);
+        // What is said where a problem does not know better is said in words of HTTP; whoever has a store elsewhere never
+        // wrote a request.
+        if self.fix != self.kind.fix() || matches!(self.kind, ProblemType::Unauthorized | ProblemType::Forbidden) {
+            error = error.hint(self.fix);
+        }
+        if self.kind == ProblemType::InFlight {
+            error = error.in_flight();
+        }
         if let Some(seconds) = self.retry_after_s {
             error = error.retry_after(std::time::Duration::from_secs(seconds));
         }
@@ -271,5 +279,7 @@ mod tests {
         assert_eq!(error.what(), "the key d-1 is known with another payload");
         assert_eq!(error.hint_text(), Some("slow down"));
         assert_eq!(error.conflicting_id(), Some(MessageId::from_i64(7)));
+        let in_flight = Problem::new(ProblemType::InFlight, "another request has the key").into_store_error();
+        assert!(in_flight.is_in_flight() && in_flight.hint_text().is_none(), "{in_flight:?}");
     }
 }
