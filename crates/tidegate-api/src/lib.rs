@@ -24,6 +24,6 @@ pub use explanation::{Explanation, Facts, Predicate};
 pub use flow::Flow;
 pub use list::{Page, Summary};
 pub use message::{Answer, Effect, Ending, Evidence, Failure, Lease, Message, Show};
-pub use problem::{PROBLEM_JSON, Problem, ProblemType};
+pub use problem::{PROBLEM_JSON, Problem, ProblemType, Refusal};
 pub use text::{Hidden, Text};
 pub use token::{MadeToken, NewToken, RotateToken, Token, Tokens};

@@ -11,8 +11,7 @@ use serde::Serialize;
 use tidegate::postgres::tokio_postgres::{self, error::SqlState};
 use tidegate::sqlite::rusqlite;
 use tidegate::{StoreError, StoreErrorKind};
-use tidegate_api::ProblemType;
-use tidegate_remote::Refusal;
+use tidegate_api::{ProblemType, Refusal};
 
 /// Listed at the end of `tidegate --help`.
 pub(crate) const HELP: &str = "\
@@ -131,7 +130,7 @@ impl From<StoreError> for Problem {
         };
         let retry =
             error.retry_after_duration().map(|after| format!("try again in {}", tidegate::explain::span(after)));
-        let by_token = match refusal(&error).and_then(|refusal| refusal.kind) {
+        let by_token = match Refusal::of(&error).and_then(|refusal| refusal.kind) {
             Some(ProblemType::Unauthorized) => Some(
                 "give a token that lives: --token-file FILE, TIDEGATE_TOKEN, or tidegate context set; where the store is, \
                  tidegate token create makes one",
@@ -147,14 +146,9 @@ impl From<StoreError> for Problem {
     }
 }
 
-/// What a server said, if it was one that refused.
-fn refusal(error: &StoreError) -> Option<&Refusal> {
-    std::error::Error::source(error)?.downcast_ref()
-}
-
 /// To a store a forbidden write is one of many ways of being unavailable; a caller with other rights could do it at once.
 fn is_forbidden(error: &StoreError) -> bool {
-    if refusal(error).is_some_and(|refusal| matches!(refusal.status, 401 | 403)) {
+    if Refusal::of(error).is_some_and(|refusal| matches!(refusal.status, 401 | 403)) {
         return true;
     }
     let mut cause = std::error::Error::source(error);

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tidegate::clock::{Clock, Random};
 use tidegate::{StoreError, StoreErrorKind, Tenant};
-use tidegate_api::{PROBLEM_JSON, Problem, ProblemType, VERSION_HEADER};
+use tidegate_api::{PROBLEM_JSON, Problem, ProblemType, Refusal, VERSION_HEADER};
 
 use crate::transport::{NoAnswer, Transport};
 use crate::url::ServerUrl;
@@ -95,18 +95,6 @@ impl Ask {
     }
 }
 
-/// An answer of a server that is not what was asked for: the source of the error that it became.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("answered {status}: {title}")]
-pub struct Refusal {
-    /// The status.
-    pub status: u16,
-    /// The sort of problem, if this program knows it.
-    pub kind: Option<ProblemType>,
-    /// The sort in the server's words.
-    pub title: String,
-}
-
 /// Sends requests to one server.
 pub(crate) struct Exchange {
     pub(crate) transport: Arc<dyn Transport>,
@@ -135,11 +123,6 @@ impl Exchange {
     pub(crate) async fn ask<T: DeserializeOwned>(&self, ask: Ask) -> Result<T, StoreError> {
         let answer = self.answer(&ask).await?;
         serde_json::from_slice(answer.body()).map_err(|error| self.unreadable(&ask, &answer, &error))
-    }
-
-    /// The same where the answer says no more than that it is done.
-    pub(crate) async fn tell(&self, ask: Ask) -> Result<(), StoreError> {
-        self.answer(&ask).await.map(drop)
     }
 
     /// The same where the answer may be that it is not there.
@@ -349,7 +332,7 @@ fn problem(answer: &Response<Bytes>) -> Option<Told> {
 impl Told {
     fn into_store_error(self) -> StoreError {
         match self.problem {
-            Ok(problem) => store_error(problem),
+            Ok(problem) => problem.into_store_error(),
             Err(loose) => {
                 let kind = match loose.status {
                     404 => StoreErrorKind::NotFound,
@@ -369,12 +352,6 @@ impl Told {
             }
         }
     }
-}
-
-/// The error of a store that a problem stands for, of a whole request or of one item.
-pub(crate) fn store_error(problem: Problem) -> StoreError {
-    let refusal = Refusal { status: problem.status, kind: Some(problem.kind), title: problem.title.clone() };
-    problem.into_store_error().source(refusal)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 //! # }
 //! ```
 
+mod batch;
 mod enqueue;
 mod exchange;
 mod explain;
@@ -49,7 +50,6 @@ use tidegate::store::{
 use tidegate::token::TokenRecord;
 use tidegate::{IdempotencyKey, Kind, MessageId, Policy, QueueName, StoreError, Tenant};
 
-pub use exchange::Refusal;
 pub use transport::{NoAnswer, Transport};
 pub use url::ServerUrl;
 

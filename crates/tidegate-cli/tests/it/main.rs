@@ -15,6 +15,7 @@ mod help;
 mod inspect;
 mod operate;
 mod reconcile;
+mod remote;
 mod serve;
 mod server;
 mod terminal;

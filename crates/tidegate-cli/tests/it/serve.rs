@@ -19,19 +19,19 @@ use tidegate::{IdempotencyKey, QueueName, Tenant};
 use crate::desk::Desk;
 
 /// A running server.
-struct Server {
+pub(crate) struct Server {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     told: BufReader<std::process::ChildStderr>,
 }
 
 impl Server {
-    fn start(desk: &Desk, arguments: &[&str]) -> Self {
+    pub(crate) fn start(desk: &Desk, arguments: &[&str]) -> Self {
         Self::of(desk.command(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat()))
     }
 
     #[expect(clippy::zombie_processes, reason = "it is waited for by `ends`, or when it is dropped")]
-    fn of(mut command: Command) -> Self {
+    pub(crate) fn of(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut told = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();
@@ -46,6 +46,10 @@ impl Server {
             }
             said.push_str(&line);
         }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     fn signal(&self, signal: Signal) {
