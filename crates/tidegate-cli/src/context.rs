@@ -73,7 +73,7 @@ struct SetArgs {
     #[arg(long)]
     no_production: bool,
     /// Forget its token
-    #[arg(long, conflicts_with_all = ["token", "token_file"])]
+    #[arg(long)]
     no_token: bool,
     /// Work with it from now on
     #[arg(long = "use")]
@@ -173,6 +173,9 @@ fn use_one(mut contexts: Contexts, name: Option<String>, path: &Path, output: &O
 
 fn set(mut contexts: Contexts, args: SetArgs, typed: &Reach, path: &Path, output: &Output) -> Result<Code, Problem> {
     let name = checked(&args.name)?;
+    if args.no_token && typed.names_token() {
+        return Err(Problem::usage("a token is given, and --no-token forgets it").hint("leave out one of them"));
+    }
     let known = contexts.contexts.remove(&name);
     let is_new = known.is_none();
     let mut context = known.unwrap_or_default();

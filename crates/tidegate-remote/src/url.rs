@@ -70,7 +70,7 @@ impl FromStr for ServerUrl {
         }
         let path = parts.path_and_query.as_ref();
         if path.is_some_and(|path| path.query().is_some()) {
-            return Err(wrong(format!("{text:?} is no address of a server: it has a query")));
+            return Err(wrong("the address of a server has a query".to_owned()));
         }
         let prefix = path.map_or("", |path| path.path()).trim_end_matches('/').to_owned();
         Ok(Self { scheme, authority, prefix })

@@ -2,7 +2,7 @@
 
 use crate::desk::Desk;
 
-const COMMANDS: [&[&str]; 48] = [
+const COMMANDS: [&[&str]; 53] = [
     &[],
     &["demo"],
     &["torture"],
@@ -17,6 +17,11 @@ const COMMANDS: [&[&str]; 48] = [
     &["config", "print"],
     &["config", "check"],
     &["config", "list"],
+    &["context"],
+    &["context", "list"],
+    &["context", "use"],
+    &["context", "set"],
+    &["context", "remove"],
     &["enqueue"],
     &["get"],
     &["list"],

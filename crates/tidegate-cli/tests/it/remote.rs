@@ -12,6 +12,7 @@ use nix::pty::{OpenptyResult, openpty};
 use serde_json::Value;
 
 use crate::desk::{Bench, Desk, Ran, masked, over_http};
+use crate::documents::{commands, page};
 use crate::serve::Server;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -60,6 +61,28 @@ again! {
     reconcile::parked_effects_are_resolved_from_a_file_and_bad_lines_are_told_by_number,
     reconcile::a_ledger_that_agrees_with_the_journal_has_no_differences,
     reconcile::a_ledger_is_compared_with_the_journal_and_resolves_what_it_has,
+}
+
+/// Types the commands of a page in their order, with the addresses it names standing for a server of this test.
+pub(crate) fn in_their_order_against_a_server(path: &str) {
+    let (desk, ids) = laid();
+    let server = Server::start(&desk, &["--require-tokens"]);
+    let scopes = ["--scope", "read", "--scope", "operate", "--scope", "reveal"];
+    // What is asked for of all queues together is asked by one who may read all of them.
+    let token = desk.run(&[&["token", "create", "ada", "--tenant", "*"], &scopes[..]].concat()).ends(0).out;
+    desk.write("token", &token);
+    let dead = ids.iter().find(|(name, _)| *name == "DEAD").unwrap();
+    for command in commands(&page(path)) {
+        let word = |word: &String| match word.as_str() {
+            "ID" => dead.1.clone(),
+            word if word.starts_with("https://") => server.url(),
+            word => word.to_owned(),
+        };
+        let arguments: Vec<String> = command.iter().map(word).collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        run_with_home(&desk, &arguments).ends(0);
+    }
+    assert!(desk.run(&["audit"]).ends(0).out.contains("\ttoken:ada ("), "the token and the user are in the audit");
 }
 
 // --- here and there --------------------------------------------------------------------------------------------------
