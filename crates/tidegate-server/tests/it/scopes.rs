@@ -221,6 +221,8 @@ enum Treated {
 fn treated(reply: &Reply) -> Treated {
     match reply.status {
         StatusCode::UNAUTHORIZED => Treated::Unknown,
+        // Of a message that may be seen it is said that it has no such effect.
+        StatusCode::NOT_FOUND if reply.text().contains("has no effect") => Treated::Answered,
         StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => Treated::Refused,
         // A batch answers each of its items.
         StatusCode::OK if reply.header("content-type") == Some("application/json") => {
