@@ -300,6 +300,20 @@ pub struct Evidence {
     pub value: Hidden,
 }
 
+impl Evidence {
+    /// A late confirmation as far as it is shown.
+    #[must_use]
+    pub fn of(evidence: &store::Evidence, show: Show) -> Self {
+        let store::Evidence { at, effect, value } = evidence;
+        Self {
+            at: *at,
+            effect: effect.name.clone(),
+            item: effect.item.clone(),
+            value: Hidden::of(value, show.contents),
+        }
+    }
+}
+
 /// How one run ended, or what an operator did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Ending {
@@ -462,14 +476,7 @@ impl Message {
             headers: message.headers.clone(),
             payload: Hidden::of(&message.payload, show.contents),
             journal: view.journal.iter().map(|row| Effect::of(row, show)).collect(),
-            evidence: (view.evidence.iter())
-                .map(|evidence| Evidence {
-                    at: evidence.at,
-                    effect: evidence.effect.name.clone(),
-                    item: evidence.effect.item.clone(),
-                    value: Hidden::of(&evidence.value, show.contents),
-                })
-                .collect(),
+            evidence: view.evidence.iter().map(|evidence| Evidence::of(evidence, show)).collect(),
             history: view.history.iter().map(Ending::from).collect(),
         }
     }

@@ -54,7 +54,7 @@ pub(crate) struct Asked {
     limit: Option<u32>,
 }
 
-fn states<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<MessageState>, D::Error> {
+pub(crate) fn states<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<MessageState>, D::Error> {
     let list = String::deserialize(deserializer)?;
     let words = list.split(',').map(str::trim).filter(|word| !word.is_empty());
     words.map(|word| word.parse().map_err(serde::de::Error::custom)).collect()
