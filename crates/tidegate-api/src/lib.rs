@@ -15,6 +15,16 @@ pub mod schema;
 mod text;
 mod token;
 
+// Of workers.
+mod claim;
+mod extend;
+mod journal;
+mod lease;
+mod policy;
+mod reach;
+mod settle;
+mod sweep;
+
 pub use enqueue::{Enqueue, EnqueueMany, EnqueueResult, EnqueueResults, Enqueued, IntakeDefaults, NoMessage, Verdict};
 pub use event::Event;
 pub use explanation::{Explanation, Predicate};
@@ -24,3 +34,17 @@ pub use message::{Answer, Effect, Ending, Evidence, Failure, Lease, Message, Sho
 pub use problem::{PROBLEM_JSON, Problem, ProblemType};
 pub use text::{Hidden, Text};
 pub use token::{MadeToken, NewToken, RotateToken, Token, Tokens};
+
+pub use claim::{Claim, Claimed, ClaimedLease, ClaimedMessage, Counters};
+pub use extend::{ExtendLease, ExtendLeases, ExtendResult, ExtendResults};
+pub use journal::{
+    AnswerName, DEFAULT_SEND_WITHIN, JournalItem, JournalResult, JournalResults, PolicyName, Write, WriteJournal,
+    WriteName,
+};
+pub use lease::{ClaimNonce, Digest, LeaseProof};
+pub use policy::{KindBackoff, KindPolicy};
+pub use reach::{AnswerEffect, Do, Instruction, Reach, SettleWith};
+pub use settle::{
+    FollowUp, Needs, OutcomeName, ParkName, SettleFacts, SettleLeases, SettleResult, SettleResults, Settlement,
+};
+pub use sweep::{Sweep, Swept, TakenOver};

@@ -48,6 +48,18 @@ mod trace;
 mod url;
 mod wait;
 
+// Of workers.
+mod answer_effect;
+mod claim;
+mod declare;
+mod extend;
+mod items;
+mod journal;
+mod reach;
+mod settle;
+mod sweep;
+mod workers;
+
 use std::sync::Arc;
 
 use tower_http::catch_panic::CatchPanicLayer;
@@ -66,6 +78,7 @@ pub use queues_made::QueuesMade;
 pub use serve::{Serve, Served, Stop, serve};
 pub use serving::{Serving, Stopping};
 pub use tls::{Tls, TlsError};
+pub use workers::Workers;
 
 /// The whole API.
 pub fn router(serving: Serving) -> axum::Router {
@@ -106,6 +119,20 @@ fn routes() -> OpenApiRouter<Arc<Serving>> {
         .routes(routes!(docs::part))
         .routes(routes!(problems::index))
         .routes(routes!(problems::page))
+        .merge(of_workers())
+}
+
+/// What a worker asks for.
+fn of_workers() -> OpenApiRouter<Arc<Serving>> {
+    OpenApiRouter::new()
+        .routes(routes!(claim::claim))
+        .routes(routes!(extend::extend))
+        .routes(routes!(journal::journal))
+        .routes(routes!(settle::settle))
+        .routes(routes!(reach::reach))
+        .routes(routes!(answer_effect::answer_effect))
+        .routes(routes!(declare::declare))
+        .routes(routes!(sweep::sweep))
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ use utoipa::OpenApi;
     components(schemas(tidegate_api::Problem, tidegate_api::schema::Group, tidegate_api::schema::Wait)),
     tags(
         (name = "messages", description = "Enqueue messages, and read what became of them"),
+        (name = "workers", description = "Run messages elsewhere: claim them, make their effects, settle. A body with a member that is not \
+            known is refused here"),
         (name = "tokens", description = "Who may do what"),
         (name = "about", description = "This document, and what problems mean"),
     )

@@ -11,6 +11,7 @@ use crate::health::Health;
 use crate::limits::Limits;
 use crate::metrics::HttpMetrics;
 use crate::queues_made::QueuesMade;
+use crate::workers::Workers;
 
 /// What every endpoint gets. Made with [`Serving::new`], and changed field by field.
 pub struct Serving {
@@ -28,6 +29,8 @@ pub struct Serving {
     pub stopping: Stopping,
     /// Which queues there are, as far as this server knows.
     pub queues: QueuesMade,
+    /// What is remembered of messages that were handed out.
+    pub workers: Workers,
     /// What a supervisor is told.
     pub health: Arc<Health>,
     /// What is measured of requests and connections.
@@ -47,6 +50,7 @@ impl Serving {
             random: Arc::new(SystemRandom),
             prefix: String::new(),
             stopping: Stopping::default(),
+            workers: Workers::default(),
             health: Arc::default(),
             http: Arc::default(),
         }
