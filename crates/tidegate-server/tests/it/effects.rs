@@ -35,7 +35,10 @@ async fn a_keyed_effect_whose_reply_was_lost_is_sent_again_under_its_key_and_tak
     assert_eq!((&first.lease["reconciling"], &first.lease["counters"]["attempt"]), (&json!(false), &json!(1)));
     assert_eq!(first.lease["message"]["payload"], json!({"cents": 100}));
     let send = told(&first, keyed("charge"), "send").await;
-    assert_eq!((&send["seq"], &send["within_ms"], &send["effect"]["state"]), (&json!(0), &json!(30_000), &json!("intent")));
+    assert_eq!(
+        (&send["seq"], &send["within_ms"], &send["effect"]["state"]),
+        (&json!(0), &json!(30_000), &json!("intent"))
+    );
     // It is charged, and its reply is lost.
     let lost = first.answer(unknown("charge")).await.of(200);
     assert_eq!(lost["settle"]["outcome"], "unknown");
@@ -174,8 +177,16 @@ async fn a_look_up_that_is_not_answered_ends_the_run_and_one_that_finds_it_confi
 #[tokio::test]
 async fn a_look_up_that_finds_nothing_when_no_attempt_is_left_ends_the_message() {
     let still = Still::new().await;
-    still.stage.send(http::Method::PUT, "/v1/kinds/capture/policy", &[("content-type", "application/json")],
-        r#"{"max_attempts":1,"backoff":{"base_ms":1}}"#).await.of(200);
+    still
+        .stage
+        .send(
+            http::Method::PUT,
+            "/v1/kinds/capture/policy",
+            &[("content-type", "application/json")],
+            r#"{"max_attempts":1,"backoff":{"base_ms":1}}"#,
+        )
+        .await
+        .of(200);
     still.enqueue("capture", "dep-1").await;
     let lookup = || json!({"effect": "wire", "policy": "lookup", "quarantine_ms": 1000});
     let first = still.claim("capture").await;
@@ -206,7 +217,8 @@ async fn what_the_other_side_refused_is_told_again_and_what_it_did_not_do_counts
     let second = still.claim_when_due("capture").await;
     assert_eq!(second.lease["counters"]["attempt"], 1, "an attempt was counted");
     let send = told(&second, keyed("charge"), "send").await;
-    let declined = json!({"effect": "charge", "seq": send["seq"], "answer": "rejected", "code": "declined", "detail": "no funds"});
+    let declined =
+        json!({"effect": "charge", "seq": send["seq"], "answer": "rejected", "code": "declined", "detail": "no funds"});
     let rejected = second.answer(declined).await.of(200);
     for rejected in [rejected, told(&second, keyed("charge"), "rejected").await] {
         assert_eq!((&rejected["code"], &rejected["detail"]), (&json!("declined"), &json!("no funds")));
@@ -251,7 +263,8 @@ async fn an_answer_may_ride_the_next_reach_or_the_settlement() {
     // Beside an effect that may have happened nothing else begins.
     let beside = told(&held, keyed("charge"), "stop").await;
     assert_eq!(beside["settle"]["reason"], "effect_orphaned");
-    let answer = |effect: &str| json!({"write": "answer", "effect": effect, "seq": 0, "answer": "confirmed", "value": effect});
+    let answer =
+        |effect: &str| json!({"write": "answer", "effect": effect, "seq": 0, "answer": "confirmed", "value": effect});
     let mut charge = keyed("charge");
     charge["before"] = json!([answer("hold")]);
     told(&held, charge.clone(), "send").await;
@@ -263,7 +276,11 @@ async fn an_answer_may_ride_the_next_reach_or_the_settlement() {
     assert_eq!(told(&held, known, "value").await["value"], "hold");
     assert_eq!(told(&held, keyed("charge"), "rejected").await["code"], "no", "what rode along was not written");
     let settled = held.settle(json!({"outcome": "permanent", "code": "no", "journal": [answer("hold")]})).await;
-    assert_eq!((&settled["state"], &settled["reason"]), (&json!("dead"), &json!("permanent_after_effect")), "{settled}");
+    assert_eq!(
+        (&settled["state"], &settled["reason"]),
+        (&json!("dead"), &json!("permanent_after_effect")),
+        "{settled}"
+    );
     assert_eq!(still.message(&id).await["journal"].as_array().unwrap().len(), 3);
 }
 
@@ -317,7 +334,10 @@ async fn a_value_that_is_too_large_to_keep_waits_for_a_person() {
     told(&held, keyed("charge"), "send").await;
     let large = "x".repeat(2 << 20);
     let told_of = held.answer(confirmed("charge", 0, json!(large))).await.of(200);
-    assert_eq!((&told_of["settle"]["outcome"], &told_of["settle"]["reason"]), (&json!("park"), &json!("journal_decode")));
+    assert_eq!(
+        (&told_of["settle"]["outcome"], &told_of["settle"]["reason"]),
+        (&json!("park"), &json!("journal_decode"))
+    );
     assert_eq!(held.stop(&told_of).await["state"], "parked");
 }
 
@@ -334,7 +354,11 @@ async fn what_is_not_an_effect_is_refused_with_what_is_wrong() {
         (json!({"effect": "charge", "policy": "natural", "or_look_up": true}), "malformed", "or_look_up"),
         (json!({"effect": "cha rge", "policy": "natural"}), "malformed", "cha rge"),
         (json!({"effect": "charge", "policy": "natural", "item": "x".repeat(256)}), "invalid", "256 bytes"),
-        (json!({"effect": "charge", "policy": "natural", "request": 1, "request_hash": "0".repeat(32)}), "invalid", "both"),
+        (
+            json!({"effect": "charge", "policy": "natural", "request": 1, "request_hash": "0".repeat(32)}),
+            "invalid",
+            "both",
+        ),
     ] {
         let problem = held.reach(body).await.problem(slug);
         assert!(problem["detail"].as_str().unwrap().contains(says), "{problem}");

@@ -15,3 +15,10 @@ mod scopes;
 mod slow;
 mod stage;
 mod tls;
+
+// Of workers.
+mod claims;
+mod effects;
+mod guide;
+mod settlements;
+mod thin;
