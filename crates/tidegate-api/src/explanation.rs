@@ -1,14 +1,13 @@
 //! Why a message is where it is, and what happens next.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 use tidegate::lifecycle::State;
 use tidegate::store::ExplainFacts;
-use tidegate::{Backoff, MessageId, Policy, StoreError, Timestamp, explain};
+use tidegate::{MessageId, Policy, StoreError, Timestamp, explain};
 use utoipa::ToSchema;
 
 use crate::message::{Message, Show};
+use crate::policy::KindPolicy;
 use crate::schema;
 
 /// Why a message is where it is, and what happens next.
@@ -47,46 +46,6 @@ pub struct Facts {
     pub ahead: u32,
     /// What a worker declared of its kind; null when no worker ever served it.
     pub policy: Option<KindPolicy>,
-}
-
-/// What a kind allows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct KindPolicy {
-    /// Runs that are counted before a message is a dead letter.
-    pub max_attempts: u32,
-    /// The longest delay after the first attempt.
-    pub backoff_base_ms: u64,
-    /// The longest delay of all.
-    pub backoff_cap_ms: u64,
-    /// How long a handler may run.
-    pub timeout_ms: u64,
-    /// Crashes while running alone before a message is a dead letter.
-    pub crash_limit: u32,
-}
-
-impl From<&Policy> for KindPolicy {
-    fn from(policy: &Policy) -> Self {
-        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        Self {
-            max_attempts: policy.max_attempts,
-            backoff_base_ms: millis(policy.backoff.base),
-            backoff_cap_ms: millis(policy.backoff.cap),
-            timeout_ms: millis(policy.timeout),
-            crash_limit: policy.crash_limit,
-        }
-    }
-}
-
-impl From<KindPolicy> for Policy {
-    fn from(policy: KindPolicy) -> Self {
-        let millis = Duration::from_millis;
-        Self {
-            max_attempts: policy.max_attempts,
-            backoff: Backoff { base: millis(policy.backoff_base_ms), cap: millis(policy.backoff_cap_ms) },
-            timeout: millis(policy.timeout_ms),
-            crash_limit: policy.crash_limit,
-        }
-    }
 }
 
 impl Facts {

@@ -171,7 +171,8 @@ pub struct Effect {
     pub detail: Option<String>,
 }
 
-fn millis(duration: Duration) -> u64 {
+/// Whole milliseconds, and no more than a number holds.
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -269,16 +270,35 @@ impl Effect {
     }
 }
 
+impl Effect {
+    /// The row of a lease's own journal, as the worker that holds the lease keeps it: a row that was written under it has its
+    /// whole token. What is shown there is the value, also where it looks like a mask.
+    ///
+    /// # Errors
+    /// `Corrupt` when a word is not known.
+    pub fn into_row_under(mut self, token: LeaseToken) -> Result<EffectRow, StoreError> {
+        if let Some(value @ Hidden::Masked { .. }) = &self.value {
+            let text = serde_json::to_string(value).expect("a mask is plain data");
+            self.value = Some(Hidden::of(&text, true));
+        }
+        let row = self.into_row()?;
+        let nonce = if row.token.claims == token.claims { token.nonce } else { row.token.nonce };
+        Ok(EffectRow { token: LeaseToken { nonce, ..row.token }, ..row })
+    }
+}
+
 fn odd(member: &str, value: &str) -> StoreError {
     StoreError::new(StoreErrorKind::Corrupt, format!("the server sent an effect whose {member} is {value:?}"))
         .hint("server and client are of different versions")
 }
 
-fn hex(digits: &str) -> Option<[u8; 16]> {
-    let mut bytes = [0; 16];
-    if digits.len() != 32 || !digits.is_ascii() {
+/// Sixteen bytes from 32 lowercase hexadecimal digits.
+pub(crate) fn hex(digits: &str) -> Option<[u8; 16]> {
+    let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    if digits.len() != 32 || !digits.bytes().all(is_hex) {
         return None;
     }
+    let mut bytes = [0; 16];
     for (byte, at) in bytes.iter_mut().zip((0..32).step_by(2)) {
         *byte = u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()?;
     }

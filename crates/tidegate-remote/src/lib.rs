@@ -17,15 +17,31 @@
 //! # }
 //! ```
 
+mod audit;
 mod batch;
+mod cancel;
+mod claim;
+mod discard;
+mod edit;
 mod enqueue;
 mod exchange;
 mod explain;
+mod extend;
 mod find;
 mod flow;
+mod groups;
 mod inspect;
+mod journal;
 mod list;
 mod news;
+mod operate;
+mod pause;
+mod policy;
+mod redrive;
+mod resolve;
+mod settle;
+mod stats;
+mod sweep;
 mod token;
 mod transport;
 mod url;
@@ -175,60 +191,60 @@ impl Store for RemoteStore {
         self.enqueue_all(batch).await
     }
 
-    async fn claim(&self, _: ClaimRequest) -> Result<Claimed, StoreError> {
-        Err(not_yet("claim"))
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StoreError> {
+        self.claim_some(&request).await
     }
 
-    async fn declare(&self, _: Vec<(Kind, Policy)>) -> Result<(), StoreError> {
-        Err(not_yet("declare"))
+    async fn declare(&self, policies: Vec<(Kind, Policy)>) -> Result<(), StoreError> {
+        self.declare_all(policies).await
     }
 
-    async fn extend(&self, _: Vec<Extend>) -> Result<Verdicts<Extended>, StoreError> {
-        Err(not_yet("extend"))
+    async fn extend(&self, batch: Vec<Extend>) -> Result<Verdicts<Extended>, StoreError> {
+        self.extend_all(batch).await
     }
 
-    async fn journal(&self, _: Vec<Journal>) -> Result<Verdicts<EffectRow>, StoreError> {
-        Err(not_yet("journal"))
+    async fn journal(&self, batch: Vec<Journal>) -> Result<Verdicts<EffectRow>, StoreError> {
+        self.journal_all(batch).await
     }
 
-    async fn settle(&self, _: Vec<Settle>) -> Result<Verdicts<Settled>, StoreError> {
-        Err(not_yet("settle"))
+    async fn settle(&self, batch: Vec<Settle>) -> Result<Verdicts<Settled>, StoreError> {
+        self.settle_all(batch).await
     }
 
-    async fn sweep(&self, _: SweepRequest) -> Result<Swept, StoreError> {
-        Err(not_yet("sweep"))
+    async fn sweep(&self, request: SweepRequest) -> Result<Swept, StoreError> {
+        self.sweep_once(&request).await
     }
 
-    async fn redrive(&self, _: Redrive) -> Result<Verdicts<MessageId>, StoreError> {
-        Err(not_yet("redrive"))
+    async fn redrive(&self, request: Redrive) -> Result<Verdicts<MessageId>, StoreError> {
+        self.redrive_all(request).await
     }
 
-    async fn operate(&self, _: Operate) -> Result<Stepped, StoreError> {
-        Err(not_yet("operate"))
+    async fn operate(&self, request: Operate) -> Result<Stepped, StoreError> {
+        self.operate_one(request).await
     }
 
-    async fn operations(&self, _: Option<String>, _: u32) -> Result<Vec<Operation>, StoreError> {
-        Err(not_yet("operations"))
+    async fn operations(&self, name: Option<String>, limit: u32) -> Result<Vec<Operation>, StoreError> {
+        self.operations_of(name, limit).await
     }
 
-    async fn edit(&self, _: Edit) -> Result<Edited, StoreError> {
-        Err(not_yet("edit"))
+    async fn edit(&self, request: Edit) -> Result<Edited, StoreError> {
+        self.edit_one(request).await
     }
 
-    async fn discard(&self, _: Discard) -> Result<Verdicts<MessageId>, StoreError> {
-        Err(not_yet("discard"))
+    async fn discard(&self, request: Discard) -> Result<Verdicts<MessageId>, StoreError> {
+        self.discard_all(request).await
     }
 
-    async fn cancel(&self, _: Cancel) -> Result<Verdicts<Cancellation>, StoreError> {
-        Err(not_yet("cancel"))
+    async fn cancel(&self, request: Cancel) -> Result<Verdicts<Cancellation>, StoreError> {
+        self.cancel_all(request).await
     }
 
-    async fn pause(&self, _: ChangeQueue) -> Result<(), StoreError> {
-        Err(not_yet("pause"))
+    async fn pause(&self, request: ChangeQueue) -> Result<(), StoreError> {
+        self.change_queue(request).await
     }
 
-    async fn resolve(&self, _: Resolve) -> Result<Resolved, StoreError> {
-        Err(not_yet("resolve"))
+    async fn resolve(&self, request: Resolve) -> Result<Resolved, StoreError> {
+        self.resolve_one(request).await
     }
 
     async fn inspect(&self, ids: Vec<MessageId>) -> Result<Vec<Option<MessageView>>, StoreError> {
@@ -244,8 +260,8 @@ impl Store for RemoteStore {
         self.find_key(&tenant, &queue, &key).await
     }
 
-    async fn progress(&self, _: Vec<MessageId>) -> Result<Vec<Option<Progress>>, StoreError> {
-        Err(not_yet("progress"))
+    async fn progress(&self, ids: Vec<MessageId>) -> Result<Vec<Option<Progress>>, StoreError> {
+        self.progress_of(ids).await
     }
 
     async fn flow(&self, root: MessageId) -> Result<Vec<Summary>, StoreError> {
@@ -256,20 +272,20 @@ impl Store for RemoteStore {
         self.list_all(filter).await
     }
 
-    async fn groups(&self, _: Filter) -> Result<Vec<FailureGroup>, StoreError> {
-        Err(not_yet("groups"))
+    async fn groups(&self, filter: Filter) -> Result<Vec<FailureGroup>, StoreError> {
+        self.groups_of(filter).await
     }
 
     async fn explain(&self, id: MessageId) -> Result<Option<ExplainFacts>, StoreError> {
         self.facts(id).await
     }
 
-    async fn audit(&self, _: u64, _: u32) -> Result<Vec<AuditEntry>, StoreError> {
-        Err(not_yet("audit"))
+    async fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
+        self.audit_after(after, limit).await
     }
 
-    async fn note(&self, _: Note) -> Result<(), StoreError> {
-        Err(not_yet("note"))
+    async fn note(&self, note: Note) -> Result<(), StoreError> {
+        self.note_one(note).await
     }
 
     async fn tokens(&self) -> Result<Vec<TokenRecord>, StoreError> {
@@ -281,16 +297,12 @@ impl Store for RemoteStore {
     }
 
     async fn stats(&self) -> Result<Stats, StoreError> {
-        Err(not_yet("stats"))
+        self.figures().await
     }
 
     fn on_commit(&self, listener: Weak<dyn CommitListener>) {
         self.listeners.add(listener);
     }
-}
-
-fn not_yet(verb: &str) -> StoreError {
-    StoreError::invalid(format!("{verb} cannot be asked of a server")).hint("use the store itself: --store")
 }
 
 #[cfg(test)]

@@ -41,8 +41,7 @@ impl RemoteStore {
                 Err(error) => Err(error),
             });
         }
-        let queues: Vec<_> =
-            written.iter().map(|one| (one.id, one.then.clone(), one.compensate.clone())).collect();
+        let queues: Vec<_> = written.iter().map(|one| (one.id, one.then.clone(), one.compensate.clone())).collect();
         let verdicts = self.exchange.batch(&SETTLE, written).await?;
         self.tell_settled(queues, &verdicts);
         let mut verdicts = verdicts.into_iter();

@@ -23,7 +23,7 @@ use crate::engine::{Engine, Opening};
 use crate::handler::Message;
 use crate::instrumented::Instrumented;
 use crate::maintenance::{self, Housekeeping, Maintenance};
-use crate::news::Newsroom;
+use crate::news::{Newsroom, Wakeups};
 use crate::options::Options;
 use crate::payload;
 use crate::process::Host;
@@ -398,8 +398,16 @@ impl Tidegate {
         &self.0.metrics
     }
 
-    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+    /// Where the time comes from.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.0.clock
+    }
+
+    /// Wakes one who claims from these queues by its own hand, as a worker is woken.
+    #[must_use]
+    pub fn wakeups(&self, queues: Vec<QueueName>) -> Wakeups {
+        Wakeups(self.0.news.subscribe(queues))
     }
 
     pub(crate) fn random(&self) -> &Arc<dyn Random> {

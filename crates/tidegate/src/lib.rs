@@ -72,6 +72,7 @@ pub use effect::{Effect, EffectAnswer, EffectBuilder, Found};
 pub use engine::Engine;
 pub use handler::{Handled, HandlerError, Message, Rejection};
 pub use maintenance::Housekeeping;
+pub use news::Wakeups;
 pub use options::Options;
 pub use telemetry::Metrics;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]

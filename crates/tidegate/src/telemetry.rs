@@ -96,15 +96,18 @@ impl Metrics {
         metrics
     }
 
-    pub(crate) fn started(&self, message: &Message, wait: Duration) {
+    /// A run starts; its message had waited so long.
+    pub fn started(&self, message: &Message, wait: Duration) {
         self.wait.get_or_create(&of_message(message)).observe(wait.as_secs_f64());
     }
 
-    pub(crate) fn ran(&self, message: &Message, run: Duration) {
+    /// A handler was at work for so long.
+    pub fn ran(&self, message: &Message, run: Duration) {
         self.run.get_or_create(&of_message(message)).observe(run.as_secs_f64());
     }
 
-    pub(crate) fn settled(&self, _message: &Message, settled: &Settled) {
+    /// A run was settled.
+    pub fn settled(&self, _message: &Message, settled: &Settled) {
         if let Some(took) = settled.flow_took.filter(|_| !settled.repeated) {
             self.end_to_end.observe(took.as_secs_f64());
         }

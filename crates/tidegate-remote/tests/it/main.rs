@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
 
+mod conformance;
 mod lost;
 mod network;
 mod refused;
