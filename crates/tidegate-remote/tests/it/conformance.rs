@@ -46,4 +46,4 @@ async fn open(path: &str, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>, Store
     Ok(Arc::new(RemoteStore::over(Arc::new(InProcess(served(&tide, Demand::Never))), &url(), options)?))
 }
 
-tidegate_testkit::conformance!(super::Remote);
+tidegate_testkit::conformance!(Remote);
