@@ -35,7 +35,7 @@ pub struct Explanation {
 /// What an explanation is concluded from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Facts {
-    /// The message, its contents masked.
+    /// The message, as far as it is shown.
     pub message: Message,
     /// The store's time.
     #[schema(value_type = schema::Time)]
@@ -49,11 +49,11 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// What a store knows, as far as it is shown to whoever may read.
+    /// What a store knows, as far as it is shown.
     #[must_use]
-    pub fn of(facts: &ExplainFacts) -> Self {
+    pub fn of(facts: &ExplainFacts, show: Show) -> Self {
         Self {
-            message: Message::of(&facts.view, Show::default()),
+            message: Message::of(&facts.view, show),
             now: facts.now,
             paused: facts.paused,
             ahead: facts.ahead,

@@ -450,6 +450,9 @@ pub struct Message {
     pub headers: BTreeMap<String, String>,
     /// What its handler gets.
     pub payload: Hidden,
+    /// The same in a string, where it is shown and there is white space around it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_text: Option<String>,
     /// Its effects.
     pub journal: Vec<Effect>,
     /// Confirmations that came too late to be applied.
@@ -495,6 +498,8 @@ impl Message {
             parent: message.parent,
             headers: message.headers.clone(),
             payload: Hidden::of(&message.payload, show.contents),
+            payload_text: (show.contents && Text::of(&message.payload).get() != &*message.payload)
+                .then(|| message.payload.to_string()),
             journal: view.journal.iter().map(|row| Effect::of(row, show)).collect(),
             evidence: view.evidence.iter().map(|evidence| Evidence::of(evidence, show)).collect(),
             history: view.history.iter().map(Ending::from).collect(),
@@ -537,7 +542,10 @@ impl Message {
                 kind: self.kind,
                 version: self.version,
                 key: self.key,
-                payload: revealed(&self.payload, "the payload")?.stored(),
+                payload: match self.payload_text {
+                    Some(text) => text.into(),
+                    None => revealed(&self.payload, "the payload")?.stored(),
+                },
                 priority: self.priority,
                 enqueued_at: self.enqueued_at,
                 first_due_at: self.first_due_at,
@@ -667,11 +675,14 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_looks_like_a_mask_is_read_back_as_it_is() {
+    fn a_payload_that_is_odd_is_read_back_as_it_is() {
         let mut odd = view();
-        odd.message.payload = r#"{"masked":true,"bytes":3}"#.into();
-        let sent = serde_json::to_string(&Message::of(&odd, Show::ALL)).unwrap();
-        let read: Message = serde_json::from_str(&sent).unwrap();
-        assert_eq!(read.into_view_as_shown().unwrap().message.payload, odd.message.payload);
+        for payload in [r#"{"masked":true,"bytes":3}"#, " 1.50\n", "null"] {
+            odd.message.payload = payload.into();
+            let sent = serde_json::to_string(&Message::of(&odd, Show::ALL)).unwrap();
+            let read: Message = serde_json::from_str(&sent).unwrap();
+            assert_eq!(read.into_view_as_shown().unwrap().message.payload, odd.message.payload);
+            assert!(!serde_json::to_string(&Message::of(&odd, Show::default())).unwrap().contains("1.50"));
+        }
     }
 }

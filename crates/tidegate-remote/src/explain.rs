@@ -5,11 +5,14 @@ use tidegate::{MessageId, StoreError};
 use tidegate_api::Explanation;
 
 use crate::RemoteStore;
-use crate::exchange::Ask;
+use crate::exchange::{Ask, Query};
 
 impl RemoteStore {
     pub(crate) async fn facts(&self, id: MessageId) -> Result<Option<ExplainFacts>, StoreError> {
-        let path = format!("/v1/messages/{id}/explanation?facts=true");
+        let mut query = Query::default();
+        query.add("facts", true);
+        query.add_some("reveal", self.reveal());
+        let path = format!("/v1/messages/{id}/explanation{query}");
         let found = self.exchange.find::<Explanation>(Ask::get("explain", path)).await?;
         found.and_then(|explanation| explanation.facts).map(tidegate_api::Facts::into_facts).transpose()
     }

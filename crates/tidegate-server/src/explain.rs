@@ -9,6 +9,7 @@ use tidegate::MessageId;
 use tidegate::explain::explain as explained;
 use tidegate_api::{Explanation, Facts, schema};
 
+use crate::get::{Reveal, show};
 use crate::principal::{Action, Caller};
 use crate::problem::{Common, Named, Problem};
 use crate::serving::Serving;
@@ -18,10 +19,13 @@ use crate::url::{UrlPath, UrlQuery};
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Asked {
-    /// Also what it was concluded from: the message with its contents masked, the policy of its kind.
+    /// Also what it was concluded from: the message, the policy of its kind.
     #[serde(default)]
     #[param(value_type = Option<bool>)]
     facts: bool,
+    /// `payload` shows the contents of the message of the facts. Needs the right to reveal, and is written down.
+    #[param(value_type = Option<Reveal>, inline)]
+    reveal: Option<Reveal>,
 }
 
 /// Say why a message is where it is, and what happens next
@@ -43,5 +47,9 @@ pub(crate) async fn explain(
         .filter(|facts| caller.sees(Action::Read, &facts.view.message.tenant, &facts.view.message.queue))
         .ok_or_else(|| Problem::no_message(id))?;
     let explanation = Explanation::of(id, facts.view.state, explained(&facts));
-    Ok(Json(Explanation { facts: asked.facts.then(|| Facts::of(&facts)), ..explanation }))
+    if !asked.facts {
+        return Ok(Json(explanation));
+    }
+    let show = show(&serving, &caller, &facts.view, asked.reveal).await?;
+    Ok(Json(Explanation { facts: Some(Facts::of(&facts, show)), ..explanation }))
 }

@@ -84,7 +84,7 @@ pub(crate) async fn list(
     }
     match &asked.queue {
         // Which tenants it may read is asked of each message.
-        _ if asked.all_tenants => {}
+        queue if asked.all_tenants => caller.may_anywhere(Action::Read, queue.as_ref())?,
         Some(queue) => caller.may(Action::Read, &caller.tenant, queue)?,
         None => caller.may_somewhere(Action::Read)?,
     }

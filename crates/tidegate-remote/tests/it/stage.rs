@@ -43,6 +43,8 @@ pub(crate) enum Fate {
     NotSent,
     /// It arrives, and its answer does not.
     ReplyLost,
+    /// Neither it nor its answer arrives, and nobody can know that.
+    Swallowed,
     /// Something else answers.
     Answered(u16, &'static [(&'static str, &'static str)], &'static str),
 }
@@ -79,6 +81,7 @@ impl Transport for Fateful {
                 self.inner.send(request).await.unwrap();
                 Err(NoAnswer { not_sent: false, why: "connection reset".to_owned() })
             }
+            Some(Fate::Swallowed) => Err(NoAnswer { not_sent: false, why: "connection reset".to_owned() }),
             Some(Fate::Answered(status, headers, body)) => {
                 let mut answer = Response::builder().status(status);
                 for (name, value) in headers {
