@@ -2,8 +2,8 @@
 //! itself with what nobody steps any more.
 
 use http::Method;
-use tidegate::StoreError;
 use tidegate::store::{NewOperation, Operate, Operation, Stepped};
+use tidegate::{StoreError, StoreErrorKind};
 use tidegate_api::{self as api, ActOnOperation, OperationAct, Operations};
 
 use crate::RemoteStore;
@@ -37,7 +37,12 @@ impl RemoteStore {
             Operate::Cancel { name, act } => on(&name, OperationAct::Cancel, act.reason, Some(act.actor)),
             Operate::Resume { name, act } => on(&name, OperationAct::Resume, act.reason, Some(act.actor)),
         };
-        Ok(self.exchange.ask::<api::Stepped>(ask).await?.into())
+        let stepped = self.exchange.ask::<api::Stepped>(ask).await.map_err(|error| {
+            // The server says it in words of HTTP.
+            let is_unknown = error.kind() == StoreErrorKind::NotFound;
+            if is_unknown { error.hint("operations are listed by: tidegate dead operations") } else { error }
+        })?;
+        Ok(stepped.into())
     }
 
     pub(crate) async fn operations_of(&self, name: Option<String>, limit: u32) -> Result<Vec<Operation>, StoreError> {

@@ -393,7 +393,7 @@ fn contexts_are_set_listed_used_and_removed() {
     let file = desk.path("token").display().to_string();
     assert_eq!(
         listed,
-        format!("-\there\t{}\t{file}\t-\n-\tprod\thttps://example.com\tkept here\tproduction\n", server.url())
+        format!("\there\t{}\t{file}\t\n\tprod\thttps://example.com\tkept here\tproduction\n", server.url())
     );
     let json = run(&["context", "list", "--json"]).ends(0).out;
     assert!(!json.contains("tg_"), "{json}");
