@@ -288,6 +288,10 @@ async fn an_operation_belongs_to_the_messages_it_selects() {
         listed["operations"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
     names.sort_unstable();
     assert_eq!(names, ["named", "sort"]);
+    let whole = token(&stage.tide, "whole", &["read"], "*").await;
+    let listed = stage.ask(&whole, Method::GET, "/v1/operations?all_tenants=true&limit=200", "").await.of(200);
+    assert_eq!(listed["operations"].as_array().unwrap().len(), 5);
+    stage.ask(&whole, Method::GET, "/v1/operations?limit=201", "").await.problem("invalid");
     // Whoever reads alone sees it, and does nothing with it.
     let reader = token(&stage.tide, "reader", &["read:pay"], "").await;
     stage.ask(&reader, Method::GET, "/v1/operations/sort", "").await.of(200);

@@ -161,11 +161,13 @@ async fn figures_are_told_as_the_store_has_them_and_no_sum_tells_of_another_tena
     kill(&stage.tide, "", "shared", 1, "x").await;
     kill(&stage.tide, "acme", "shared", 5, "x").await;
     let all = token(&stage.tide, "all", &["read"], "*").await;
-    let figures = stage.ask(&all, Method::GET, "/v1/stats", "").await.of(200);
+    let figures = stage.ask(&all, Method::GET, "/v1/stats?all_tenants=true", "").await.of(200);
     let stats = stage.tide.store().stats().await.unwrap();
     assert_eq!(figures["queues"].as_array().unwrap().len(), 3);
     assert_eq!(figures["tallies"], serde_json::to_value(&stats.tallies).unwrap());
     assert_eq!(figures["open_effects"], 0);
+    let of_one = stage.ask(&all, Method::GET, "/v1/stats", "").await.of(200);
+    assert_eq!((of_one["queues"].as_array().unwrap().len(), &of_one["open_effects"]), (2, &Value::Null));
     // Of one tenant: `shared` counts for both, and so its sums are left out.
     let one = token(&stage.tide, "one", &["read"], "").await;
     let figures = stage.ask(&one, Method::GET, "/v1/stats", "").await.of(200);
