@@ -182,7 +182,7 @@ fn address(name: &str) -> String {
 }
 
 /// A name that stands in a log and a list as it is.
-fn checked(name: String) -> Result<String, Problem> {
+pub(crate) fn checked(name: String) -> Result<String, Problem> {
     let length = name.chars().count();
     if (1..=LONGEST_NAME).contains(&length) && !name.chars().any(char::is_control) {
         return Ok(name);
@@ -278,7 +278,12 @@ pub(crate) async fn get_operation(
 
 /// The operation of a name, if this caller may read or operate its messages.
 async fn visible(serving: &Serving, caller: &Caller, name: &str) -> Result<store::Operation, Problem> {
-    if let Some(operation) = serving.tide.store().operations(Some(name.to_owned()), 1).await?.pop() {
+    // What cannot be a name is the name of nothing.
+    let found = match checked(name.to_owned()) {
+        Ok(name) => serving.tide.store().operations(Some(name), 1).await?.pop(),
+        Err(_) => None,
+    };
+    if let Some(operation) = found {
         for action in [Action::Read, Action::Operate] {
             if may(serving, caller, action, &operation).await? {
                 return Ok(operation);

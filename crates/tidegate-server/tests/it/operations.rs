@@ -186,7 +186,9 @@ async fn an_operation_is_called_off_and_what_it_redrove_stays_redriven() {
         stage.patch("/v1/operations/op", body).await.problem(slug);
     }
     stage.patch("/v1/operations/none", r#"{"act":"step"}"#).await.problem("not-found");
-    stage.get("/v1/operations/none").await.problem("not-found");
+    for name in ["none", "%00", "a%0Ab", &"x".repeat(201)] {
+        stage.get(&format!("/v1/operations/{name}")).await.problem("not-found");
+    }
 }
 
 #[tokio::test]
