@@ -2,7 +2,7 @@
 //! put together in the order of the request.
 
 use tidegate::store::MessageView;
-use tidegate::{MessageId, StoreError};
+use tidegate::{MessageId, QueueName, StoreError, Tenant};
 use tidegate_api::ActResult;
 
 use crate::principal::{Action, Caller};
@@ -21,9 +21,9 @@ impl Batch {
         if caller.principal.may_all(Action::Operate) {
             return Ok(Self { places: ids.into_iter().map(|id| (id, Ok(()))).collect() });
         }
-        let views = serving.tide.store().inspect(ids.clone()).await?;
-        let place = |(id, view): (MessageId, Option<MessageView>)| (id, operable(caller, id, view.as_ref()));
-        Ok(Self { places: ids.into_iter().zip(views).map(place).collect() })
+        let found = whereabouts(serving, &ids).await?;
+        let place = |(id, found): (MessageId, Option<Whereabouts>)| (id, operable(caller, id, found.as_ref()));
+        Ok(Self { places: ids.into_iter().zip(found).map(place).collect() })
     }
 
     /// Those that the store is asked to act on.
@@ -56,10 +56,25 @@ impl Batch {
     }
 }
 
+/// The tenant and the queue of a message.
+pub(crate) type Whereabouts = (Tenant, QueueName);
+
+/// Messages are looked at so many at once: each is read with all its contents.
+pub(crate) const AT_ONCE: usize = 100;
+
+/// Where messages are; none for one that is not there.
+pub(crate) async fn whereabouts(serving: &Serving, ids: &[MessageId]) -> Result<Vec<Option<Whereabouts>>, Problem> {
+    let mut found = Vec::with_capacity(ids.len());
+    for chunk in ids.chunks(AT_ONCE) {
+        let views = serving.tide.store().inspect(chunk.to_vec()).await?;
+        found.extend(views.into_iter().map(|view| view.map(|view| (view.message.tenant, view.message.queue))));
+    }
+    Ok(found)
+}
+
 /// Whether a caller may act on a message. One that it may not even read is told as one that is not there.
-pub(crate) fn operable(caller: &Caller, id: MessageId, view: Option<&MessageView>) -> Result<(), Problem> {
-    let Some(view) = view else { return Err(Problem::no_message(id)) };
-    let (tenant, queue) = (&view.message.tenant, &view.message.queue);
+pub(crate) fn operable(caller: &Caller, id: MessageId, found: Option<&Whereabouts>) -> Result<(), Problem> {
+    let Some((tenant, queue)) = found else { return Err(Problem::no_message(id)) };
     if caller.sees(Action::Operate, tenant, queue) {
         Ok(())
     } else if caller.sees(Action::Read, tenant, queue) {
@@ -72,6 +87,7 @@ pub(crate) fn operable(caller: &Caller, id: MessageId, view: Option<&MessageView
 /// The message of an id, if this caller may act on it.
 pub(crate) async fn one(serving: &Serving, caller: &Caller, id: MessageId) -> Result<MessageView, Problem> {
     let view = serving.tide.store().inspect(vec![id]).await?.pop().flatten();
-    operable(caller, id, view.as_ref())?;
-    view.ok_or_else(|| Problem::no_message(id))
+    let view = view.ok_or_else(|| Problem::no_message(id))?;
+    operable(caller, id, Some(&(view.message.tenant.clone(), view.message.queue.clone())))?;
+    Ok(view)
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
+use tidegate::MessageId;
 use tidegate::store::{self, AuditEntry};
-use tidegate::{MessageId, QueueName, Tenant};
 use tidegate_api::{AuditPage, Note, Noted, ProblemType, schema};
 
-use crate::acting::Batch;
+use crate::acting::{Batch, Whereabouts, whereabouts};
 use crate::body::JsonBody;
 use crate::enqueue_many::enough;
 use crate::paging;
@@ -80,16 +80,13 @@ pub(crate) async fn audit(
 }
 
 /// Where the messages are of acts that do not say on which queue they were.
-async fn places(serving: &Serving, entries: &[AuditEntry]) -> Result<HashMap<MessageId, (Tenant, QueueName)>, Problem> {
+async fn places(serving: &Serving, entries: &[AuditEntry]) -> Result<HashMap<MessageId, Whereabouts>, Problem> {
     let mut ids: Vec<MessageId> =
         entries.iter().filter(|entry| entry.queue.is_none()).filter_map(|entry| entry.message).collect();
     ids.sort_unstable();
     ids.dedup();
-    if ids.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let views = serving.tide.store().inspect(ids).await?.into_iter().flatten();
-    Ok(views.map(|view| (view.message.id, (view.message.tenant, view.message.queue))).collect())
+    let found = whereabouts(serving, &ids).await?;
+    Ok(ids.into_iter().zip(found).filter_map(|(id, found)| Some((id, found?))).collect())
 }
 
 /// What the store writes itself when it is done: nobody says of himself that he did it.

@@ -15,17 +15,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tidegate::store::{Operate, Operation, OperationState, Stepped, Waits};
-use tidegate::{Clock as _, MessageId, QueueName, Store, StoreError, StoreErrorKind, SystemClock, Tenant};
+use tidegate::{Clock as _, MessageId, Store, StoreError, StoreErrorKind, SystemClock};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use crate::acting::Whereabouts;
 use crate::serving::{Serving, Stopping};
 
 /// How often the store is asked for operations that nobody drives.
 const LOOK: Duration = Duration::from_secs(15);
-/// How many operations it is asked for, the newest first.
-const LOOKED_AT: u32 = 1000;
+/// How many operations it is asked for, the newest first: when the task starts, and later.
+const LOOKED_AT: (u32, u32) = (1000, 100);
 /// How long an operation is left to a client that took its last step itself.
 const LEFT_ALONE: Duration = Duration::from_secs(10);
 /// Between two looks after a canary: at first, and at most.
@@ -44,7 +45,7 @@ const REFUSED: usize = 1000;
 const REMEMBERED: usize = 1000;
 
 /// Where the messages of an operation are that it names by their ids.
-pub(crate) type Places = Arc<BTreeSet<(Tenant, QueueName)>>;
+pub(crate) type Places = Arc<BTreeSet<Whereabouts>>;
 
 /// What a server knows of operations beyond what the store keeps.
 #[derive(Default)]
@@ -218,7 +219,8 @@ impl Driver {
 
     /// Looks for operations that run and that nobody drives.
     async fn take_up(&self, store: &dyn Store, looks: &mut Looks) {
-        let operations = match store.operations(None, LOOKED_AT).await {
+        let limit = if looks.looked { LOOKED_AT.1 } else { LOOKED_AT.0 };
+        let operations = match store.operations(None, limit).await {
             Ok(operations) => operations,
             Err(error) => {
                 debug!("operations cannot be looked for: {error}");

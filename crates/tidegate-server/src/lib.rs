@@ -10,8 +10,16 @@
 //! use tidegate_server::{Serving, router};
 //!
 //! let tide = tidegate::Tidegate::open("tidegate.db").await?;
-//! let app = axum::Router::new().nest("/queues", router(Serving { prefix: "/queues".to_owned(), ..Serving::new(tide) }));
+//! let serving = Serving { prefix: "/queues".to_owned(), ..Serving::new(tide.clone()) };
+//! let stopping = serving.stopping.clone();
+//! // Drives the operations on that somebody begins: redrives of many dead letters.
+//! let driving = tokio::spawn(serving.drive());
+//! let app = axum::Router::new().nest("/queues", router(serving));
 //! # let _: axum::Router = app;
+//! // … and when the application ends:
+//! stopping.stop();
+//! driving.await?;
+//! tide.close().await;
 //! # Ok(())
 //! # }
 //! ```

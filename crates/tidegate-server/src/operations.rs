@@ -19,10 +19,10 @@ use tidegate::store::{self, Filter, MessageView, Operate, OperationState};
 use tidegate::{Clock as _, MessageId, QueueName, StoreError, StoreErrorKind, SystemClock, Tenant};
 use tidegate_api::{
     ActOnOperation, NewOperation, OperationAct, Operations, Preview, PreviewOperation, ProblemType, QueueCount,
-    RefusedMessage, Stepped,
+    RefusedMessage, Stepped, schema,
 };
 
-use crate::acting::operable;
+use crate::acting::{AT_ONCE, operable, whereabouts};
 use crate::body::JsonBody;
 use crate::drive::Places;
 use crate::enqueue_many::enough;
@@ -34,10 +34,10 @@ use crate::{groups, paging};
 
 /// So many are listed where nothing else is asked for.
 const USUAL: u32 = 20;
+/// The most that are listed: an operation may name thousands of messages.
+const MOST: u32 = 200;
 /// The longest name that is taken, in characters.
 const LONGEST_NAME: usize = 200;
-/// Messages are looked at so many at once.
-const LOOKED_AT_AT_ONCE: usize = 100;
 /// A preview looks at so many, and counts so many.
 const PREVIEWED: (usize, usize) = (10_000, 100_000);
 /// A preview names so many of those that would be refused.
@@ -80,7 +80,7 @@ pub(crate) async fn preview_operation(
     };
     let mut queues: BTreeMap<(Tenant, QueueName), u64> = BTreeMap::new();
     let mut redriven: BTreeSet<MessageId> = BTreeSet::new();
-    for chunk in ids.get(..ids.len().min(PREVIEWED.0)).unwrap_or_default().chunks(LOOKED_AT_AT_ONCE) {
+    for chunk in ids.get(..ids.len().min(PREVIEWED.0)).unwrap_or_default().chunks(AT_ONCE) {
         for (id, view) in chunk.iter().zip(serving.tide.store().inspect(chunk.to_vec()).await?) {
             preview.looked_at += 1;
             if let Some(view) = &view {
@@ -182,7 +182,7 @@ fn address(name: &str) -> String {
 }
 
 /// A name that stands in a log and a list as it is.
-fn checked(name: String) -> Result<String, Problem> {
+pub(crate) fn checked(name: String) -> Result<String, Problem> {
     let length = name.chars().count();
     if (1..=LONGEST_NAME).contains(&length) && !name.chars().any(char::is_control) {
         return Ok(name);
@@ -215,8 +215,12 @@ fn wire(serving: &Serving, stepped: store::Stepped) -> Stepped {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Asked {
-    /// At most so many, and at most 1000; 20 where it is left out.
-    #[param(minimum = 1, maximum = 1000)]
+    /// Also operations on messages of other tenants that this token may read.
+    #[serde(default)]
+    #[param(value_type = Option<bool>)]
+    all_tenants: bool,
+    /// At most so many; 20 where it is left out.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
 }
 
@@ -227,7 +231,7 @@ pub(crate) struct Asked {
     get,
     path = "/v1/operations",
     tag = "operators",
-    params(Asked),
+    params(Asked, ("Tidegate-Tenant" = Option<schema::TenantName>, Header, description = "On whose messages")),
     responses((status = 200, description = "Operations, the newest first", body = Operations), Common),
 )]
 pub(crate) async fn list_operations(
@@ -235,11 +239,15 @@ pub(crate) async fn list_operations(
     caller: Caller,
     UrlQuery(asked): UrlQuery<Asked>,
 ) -> Result<Json<Operations>, Problem> {
-    let limit = paging::limit(asked.limit, USUAL, serving.limits.page)?;
-    caller.may_somewhere(Action::Read)?;
+    let limit = paging::limit(asked.limit, USUAL, MOST.min(serving.limits.page))?;
+    if !asked.all_tenants {
+        caller.may_somewhere(Action::Read)?;
+    }
     let mut operations = Vec::new();
     for operation in serving.tide.store().operations(None, limit).await? {
-        if may(&serving, &caller, Action::Read, &operation).await? {
+        let of = operation.selection.tenant.as_ref();
+        let is_asked_for = asked.all_tenants || of.is_none_or(|of| *of == caller.tenant);
+        if is_asked_for && may(&serving, &caller, Action::Read, &operation).await? {
             operations.push(operation.into());
         }
     }
@@ -270,7 +278,12 @@ pub(crate) async fn get_operation(
 
 /// The operation of a name, if this caller may read or operate its messages.
 async fn visible(serving: &Serving, caller: &Caller, name: &str) -> Result<store::Operation, Problem> {
-    if let Some(operation) = serving.tide.store().operations(Some(name.to_owned()), 1).await?.pop() {
+    // What cannot be a name is the name of nothing.
+    let found = match checked(name.to_owned()) {
+        Ok(name) => serving.tide.store().operations(Some(name), 1).await?.pop(),
+        Err(_) => None,
+    };
+    if let Some(operation) = found {
         for action in [Action::Read, Action::Operate] {
             if may(serving, caller, action, &operation).await? {
                 return Ok(operation);
@@ -340,12 +353,8 @@ async fn may_select(serving: &Serving, caller: &Caller, selection: &store::Selec
     }
     // Each has to be looked at.
     enough(selection.ids.len(), serving.limits.batch)?;
-    for chunk in selection.ids.chunks(LOOKED_AT_AT_ONCE) {
-        for (id, view) in chunk.iter().zip(serving.tide.store().inspect(chunk.to_vec()).await?) {
-            operable(caller, *id, view.as_ref())?;
-        }
-    }
-    Ok(())
+    let found = whereabouts(serving, &selection.ids).await?;
+    selection.ids.iter().zip(found).try_for_each(|(id, found)| operable(caller, *id, found.as_ref()))
 }
 
 /// Whether a caller may do this with all messages of an operation.
@@ -375,13 +384,7 @@ async fn places(serving: &Serving, operation: &store::Operation) -> Result<Optio
     if ids.len() > serving.limits.batch {
         return Ok(None);
     }
-    let mut found = BTreeSet::new();
-    for chunk in ids.chunks(LOOKED_AT_AT_ONCE) {
-        for view in serving.tide.store().inspect(chunk.to_vec()).await?.into_iter().flatten() {
-            found.insert((view.message.tenant, view.message.queue));
-        }
-    }
-    let places = Arc::new(found);
+    let places: Places = Arc::new(whereabouts(serving, ids).await?.into_iter().flatten().collect());
     serving.driver.set_places(&operation.name, &places);
     Ok(Some(places))
 }

@@ -8,6 +8,7 @@ use tidegate::MessageId;
 use tidegate::message::Answer;
 use tidegate_api::{Inspect, Progress, ProgressList, Revealed};
 
+use crate::acting::{Whereabouts, whereabouts};
 use crate::body::JsonBody;
 use crate::enqueue_many::enough;
 use crate::inspect::note;
@@ -82,11 +83,8 @@ async fn sights(
             return Ok(vec![one; ids.len()]);
         }
     }
-    let views = serving.tide.store().inspect(ids.to_vec()).await?.into_iter();
-    let of = |view: Option<tidegate::store::MessageView>| {
-        view.map_or(Sight::Nothing, |view| {
-            sight(&|action| caller.sees(action, &view.message.tenant, &view.message.queue))
-        })
+    let of = |found: Option<Whereabouts>| {
+        found.map_or(Sight::Nothing, |(tenant, queue)| sight(&|action| caller.sees(action, &tenant, &queue)))
     };
-    Ok(views.map(of).collect())
+    Ok(whereabouts(serving, ids).await?.into_iter().map(of).collect())
 }

@@ -10,7 +10,7 @@ use tidegate_api::{ActResult, Redrive, Redriven};
 use crate::acting::Batch;
 use crate::body::JsonBody;
 use crate::enqueue_many::enough;
-use crate::operations::made_name;
+use crate::operations::{checked, made_name};
 use crate::principal::Caller;
 use crate::problem::{Bodied, Common, Problem};
 use crate::serving::Serving;
@@ -34,7 +34,10 @@ pub(crate) async fn redrive(
 ) -> Result<Json<Redriven>, Problem> {
     enough(asked.ids.len(), REDRIVE_CHUNK.min(serving.limits.batch))?;
     let act = caller.act(asked.reason, asked.actor.as_deref());
-    let operation = asked.operation.unwrap_or_else(|| made_name(&serving));
+    let operation = match asked.operation {
+        Some(name) => checked(name)?,
+        None => made_name(&serving),
+    };
     let batch = Batch::of(&serving, &caller, asked.ids).await?;
     let ids = batch.allowed();
     let verdicts = if ids.is_empty() {

@@ -8,29 +8,50 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use serde::Deserialize;
 use tidegate::store;
 use tidegate::{QueueName, Tenant};
-use tidegate_api::Stats;
+use tidegate_api::{Stats, schema};
 
 use crate::principal::{Action, Caller};
 use crate::problem::{Common, Problem};
 use crate::serving::Serving;
+use crate::url::UrlQuery;
+
+/// Whose figures.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Asked {
+    /// Of every tenant that this token may read, and not only of the one that the request is about.
+    #[serde(default)]
+    #[param(value_type = Option<bool>)]
+    all_tenants: bool,
+}
 
 /// Read depths, ages and counters
 ///
-/// Exact as of one moment; of every queue of every tenant that this token may read. Counters and lanes are told by the name
-/// of their queue for all tenants together, and so only where this token may read every queue of that name; open effects
-/// only where it may read every queue there is.
+/// Exact as of one moment. Counters and lanes are told by the name of their queue for all tenants together, and so only
+/// where every queue of that name was asked for and may be read; open effects only where that is so of every queue there is.
 #[utoipa::path(
     get,
     path = "/v1/stats",
     tag = "operators",
+    params(Asked, ("Tidegate-Tenant" = Option<schema::TenantName>, Header, description = "Whose figures")),
     responses((status = 200, description = "The figures", body = Stats), Common),
 )]
-pub(crate) async fn stats(State(serving): State<Arc<Serving>>, caller: Caller) -> Result<Json<Stats>, Problem> {
-    caller.may_somewhere(Action::Read)?;
+pub(crate) async fn stats(
+    State(serving): State<Arc<Serving>>,
+    caller: Caller,
+    UrlQuery(asked): UrlQuery<Asked>,
+) -> Result<Json<Stats>, Problem> {
+    if !asked.all_tenants {
+        caller.may_somewhere(Action::Read)?;
+    }
     let stats = serving.tide.store().stats().await?;
-    Ok(Json(visible(stats, |tenant, queue| caller.sees(Action::Read, tenant, queue))))
+    let sees = |tenant: &Tenant, queue: &QueueName| {
+        (asked.all_tenants || *tenant == caller.tenant) && caller.sees(Action::Read, tenant, queue)
+    };
+    Ok(Json(visible(stats, sees)))
 }
 
 /// As much of the figures as somebody may see who sees these queues.

@@ -186,7 +186,9 @@ async fn an_operation_is_called_off_and_what_it_redrove_stays_redriven() {
         stage.patch("/v1/operations/op", body).await.problem(slug);
     }
     stage.patch("/v1/operations/none", r#"{"act":"step"}"#).await.problem("not-found");
-    stage.get("/v1/operations/none").await.problem("not-found");
+    for name in ["none", "%00", "a%0Ab", &"x".repeat(201)] {
+        stage.get(&format!("/v1/operations/{name}")).await.problem("not-found");
+    }
 }
 
 #[tokio::test]
@@ -288,6 +290,10 @@ async fn an_operation_belongs_to_the_messages_it_selects() {
         listed["operations"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
     names.sort_unstable();
     assert_eq!(names, ["named", "sort"]);
+    let whole = token(&stage.tide, "whole", &["read"], "*").await;
+    let listed = stage.ask(&whole, Method::GET, "/v1/operations?all_tenants=true&limit=200", "").await.of(200);
+    assert_eq!(listed["operations"].as_array().unwrap().len(), 5);
+    stage.ask(&whole, Method::GET, "/v1/operations?limit=201", "").await.problem("invalid");
     // Whoever reads alone sees it, and does nothing with it.
     let reader = token(&stage.tide, "reader", &["read:pay"], "").await;
     stage.ask(&reader, Method::GET, "/v1/operations/sort", "").await.of(200);

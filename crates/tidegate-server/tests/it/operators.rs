@@ -2,12 +2,13 @@
 
 use http::Method;
 use serde_json::{Value, json};
+use tidegate::journal::{self, EffectId, EffectPolicy, IntentTimes, Reached};
 use tidegate::lifecycle::Outcome;
 use tidegate::message::{NewMessage, Payload};
-use tidegate::store::{ClaimRequest, Enqueued, QueueSlots, Settle};
+use tidegate::store::{ClaimRequest, Enqueued, Journal, JournalWrite, Lease, QueueSlots, Settle};
 use tidegate::{
-    Backoff, Context, EffectAnswer, Failure, HandlerError, IdempotencyKey, Kind, Message, MessageId, Nonce, Policy,
-    QueueName, SystemRandom, Tenant, Tidegate, WorkerId,
+    Backoff, Context, EffectAnswer, EffectName, Failure, HandlerError, IdempotencyKey, Kind, Message, MessageId, Nonce,
+    Policy, QueueName, SystemRandom, Tenant, Tidegate, WorkerId,
 };
 use tidegate_server::Serving;
 
@@ -37,6 +38,17 @@ pub(crate) async fn put(tide: &Tidegate, tenant: &str, queue: &str, count: usize
 /// Enqueues so many and has them die of what was said.
 pub(crate) async fn kill(tide: &Tidegate, tenant: &str, queue: &str, count: usize, said: &str) -> Vec<MessageId> {
     let ids = put(tide, tenant, queue, count).await;
+    let leases = lease(tide, tenant, queue, count).await;
+    assert_eq!(leases.len(), count, "others were waiting on queue {queue}");
+    let ends = |lease: &Lease| ends(lease, Outcome::Undecodable { failure: Failure::new("decode", said) });
+    for settled in tide.store().settle(leases.iter().map(ends).collect()).await.unwrap() {
+        assert_eq!(settled.unwrap().state, tidegate::State::Dead);
+    }
+    ids
+}
+
+/// Claims so many messages of a queue.
+async fn lease(tide: &Tidegate, tenant: &str, queue: &str, count: usize) -> Vec<Lease> {
     let claim = ClaimRequest {
         worker: WorkerId::new("test").unwrap(),
         tenant: Tenant::new(tenant).unwrap(),
@@ -45,21 +57,12 @@ pub(crate) async fn kill(tide: &Tidegate, tenant: &str, queue: &str, count: usiz
         nonce: Nonce::new(&SystemRandom),
         lease: std::time::Duration::from_secs(60),
     };
-    let leases = tide.store().claim(claim).await.unwrap().leases;
-    assert_eq!(leases.len(), count, "others were waiting on queue {queue}");
-    let settle = |lease: tidegate::store::Lease| Settle {
-        id: lease.message.id,
-        token: lease.token,
-        outcome: Outcome::Undecodable { failure: Failure::new("decode", said) },
-        journal: Vec::new(),
-        then: Vec::new(),
-        compensate: Vec::new(),
-        unit: 0.5,
-    };
-    for settled in tide.store().settle(leases.into_iter().map(settle).collect()).await.unwrap() {
-        assert_eq!(settled.unwrap().state, tidegate::State::Dead);
-    }
-    ids
+    tide.store().claim(claim).await.unwrap().leases
+}
+
+fn ends(lease: &Lease, outcome: Outcome) -> Settle {
+    let (id, token) = (lease.message.id, lease.token);
+    Settle { id, token, outcome, journal: Vec::new(), then: Vec::new(), compensate: Vec::new(), unit: 0.5 }
 }
 
 /// A message of kind `work` on the queue of that name.
@@ -161,11 +164,13 @@ async fn figures_are_told_as_the_store_has_them_and_no_sum_tells_of_another_tena
     kill(&stage.tide, "", "shared", 1, "x").await;
     kill(&stage.tide, "acme", "shared", 5, "x").await;
     let all = token(&stage.tide, "all", &["read"], "*").await;
-    let figures = stage.ask(&all, Method::GET, "/v1/stats", "").await.of(200);
+    let figures = stage.ask(&all, Method::GET, "/v1/stats?all_tenants=true", "").await.of(200);
     let stats = stage.tide.store().stats().await.unwrap();
     assert_eq!(figures["queues"].as_array().unwrap().len(), 3);
     assert_eq!(figures["tallies"], serde_json::to_value(&stats.tallies).unwrap());
     assert_eq!(figures["open_effects"], 0);
+    let of_one = stage.ask(&all, Method::GET, "/v1/stats", "").await.of(200);
+    assert_eq!((of_one["queues"].as_array().unwrap().len(), &of_one["open_effects"]), (2, &Value::Null));
     // Of one tenant: `shared` counts for both, and so its sums are left out.
     let one = token(&stage.tide, "one", &["read"], "").await;
     let figures = stage.ask(&one, Method::GET, "/v1/stats", "").await.of(200);
@@ -267,6 +272,45 @@ async fn parked_messages_are_listed_with_what_has_to_be_found_out_and_resolved_w
     assert!(format!("{:?}", view.journal).contains("Confirmed"), "{:?}", view.journal);
     // It is parked no more.
     assert_eq!(stage.get("/v1/parked").await.of(200)["messages"], json!([]));
+}
+
+#[tokio::test]
+async fn a_confirmation_that_came_too_late_is_listed_as_evidence_and_masked() {
+    let stage = guarded().await;
+    put(&stage.tide, "", "pay", 1).await;
+    let lease = lease(&stage.tide, "", "pay", 1).await.pop().unwrap();
+    let id = lease.message.id;
+    let effect = EffectId { name: EffectName::new("capture").unwrap(), item: Some("2".to_owned()) };
+    let quarantine = std::time::Duration::from_secs(3600);
+    let policy = EffectPolicy::AtMostOnce;
+    let reached = Reached { effect: effect.clone(), policy, request_hash: [1; 16], quarantine };
+    let times = IntentTimes { send_within: std::time::Duration::ZERO, reconcile_for: quarantine };
+    let journal = async |write| {
+        let journal = Journal { id, token: lease.token, before: Vec::new(), write };
+        stage.tide.store().journal(vec![journal]).await.unwrap().pop().unwrap()
+    };
+    journal(JournalWrite::Intent { reached, times }).await.unwrap();
+    let unknown = Outcome::Unknown { failure: Failure::new("timeout", "no reply") };
+    let parked = stage.tide.store().settle(vec![ends(&lease, unknown)]).await.unwrap().pop().unwrap().unwrap();
+    assert_eq!(parked.state, tidegate::State::Parked);
+    let answer = journal::EffectAnswer::Confirmed { value: r#"{"charge":"ch_4242"}"#.into() };
+    journal(JournalWrite::Answer { effect, seq: 0, answer }).await.unwrap_err();
+
+    let reader = token(&stage.tide, "reader", &["read", "operate"], "").await;
+    let page = stage.ask(&reader, Method::GET, "/v1/parked", "").await;
+    let evidence = &page.of(200)["messages"][0]["evidence"][0];
+    assert_eq!((&evidence["effect"], &evidence["item"]), (&json!("capture"), &json!("2")));
+    assert_eq!(evidence["value"], json!({"masked": true, "bytes": 20}));
+    assert!(!page.text().contains("4242"), "{}", page.text());
+    // That it did not happen is not believed yet; that it did needs no waiting, and twice is once.
+    let path = format!("/v1/messages/{id}/effects/resolve");
+    let body = r#"{"effect":"capture","item":"2","resolution":"did_not_happen","reason":"not in the ledger"}"#;
+    stage.ask(&reader, Method::POST, &path, body).await.problem("conflict");
+    let body =
+        r#"{"effect":"capture","item":"2","resolution":"happened","result":{"charge":"ch_4242"},"reason":"late"}"#;
+    for _ in 0..2 {
+        assert_eq!(stage.ask(&reader, Method::POST, &path, body).await.of(200)["state"], "ready");
+    }
 }
 
 #[tokio::test]
@@ -420,6 +464,7 @@ async fn dead_letters_are_redriven_once_under_an_operation_each_with_its_own_ver
     for (body, slug) in [
         (json!({"ids": [ready], "again": true}), "invalid"),
         (json!({"ids": [ready], "operation": ""}), "invalid"),
+        (json!({"ids": [ready], "operation": "a\u{0}b"}), "invalid"),
         (json!({"ids": ["nonsense"]}), "malformed"),
         (json!({"ids": vec![ready; 1001]}), "too-large"),
         (json!({"ids": [ready], "agian": true}), "malformed"),
@@ -471,15 +516,7 @@ async fn dead_letters_are_discarded_with_a_reason() {
 async fn a_message_is_called_off_at_once_or_when_its_run_ends() {
     let stage = Stage::new().await;
     let ids = put(&stage.tide, "", "pay", 2).await;
-    let claim = ClaimRequest {
-        worker: WorkerId::new("test").unwrap(),
-        tenant: Tenant::default(),
-        queues: vec![QueueSlots { queue: QueueName::new("pay").unwrap(), slots: 1 }],
-        kinds: vec![(Kind::new("work").unwrap(), 1)],
-        nonce: Nonce::new(&SystemRandom),
-        lease: std::time::Duration::from_secs(60),
-    };
-    let running = stage.tide.store().claim(claim).await.unwrap().leases.pop().unwrap().message.id;
+    let running = lease(&stage.tide, "", "pay", 1).await.pop().unwrap().message.id;
     let waiting = ids.iter().copied().find(|id| *id != running).unwrap();
     let body = json!({"ids": [running, waiting], "release_key": true, "reason": "withdrawn"}).to_string();
     let reply = stage.post("/v1/messages/cancel", &body).await.of(200);
