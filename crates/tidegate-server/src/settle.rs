@@ -69,12 +69,15 @@ pub(crate) async fn settle(
     Ok(Json(SettleResults { results: results.into_iter().map(result).collect() }))
 }
 
+/// What is known of the message of a settlement, where it had to be asked for.
+type Found = Result<Option<Arc<Known>>, Problem>;
+
 /// What is known of the message of each settlement; nothing, of one that says all by itself by a caller that may do all.
 async fn known(
     serving: &Serving,
     caller: &Caller,
     read: &[Result<Settlement, Problem>],
-) -> Result<Vec<Result<Option<Arc<Known>>, Problem>>, Problem> {
+) -> Result<Vec<Found>, Problem> {
     let may_all = caller.principal.may_all(Action::Work);
     let asked = |item: &Settlement| {
         let needs = item.needs();
