@@ -25,6 +25,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tidegate::StoreError;
 use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -58,9 +59,14 @@ pub trait Transport: Send + Sync + fmt::Debug {
 }
 
 /// Connections to one server.
+///
+/// They live in a small runtime of their own: leases are extended from a thread that has no I/O, and a handler that blocks
+/// the runtime of its worker must not keep an extension from being sent.
 pub(crate) struct Http {
     client: Client<Connector, Full<Bytes>>,
     timeout: Duration,
+    /// Taken when this is dropped, which may be inside of a runtime, where none may be waited for.
+    runtime: Option<Runtime>,
 }
 
 impl Http {
@@ -78,7 +84,21 @@ impl Http {
         let connector = Connector { tcp, tls, timeout: connect_timeout };
         let mut builder = Client::builder(TokioExecutor::new());
         builder.pool_idle_timeout(IDLE).pool_timer(TokioTimer::new());
-        Ok(Self { client: builder.build(connector), timeout })
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("tidegate-remote")
+            .enable_all()
+            .build()
+            .map_err(|error| StoreError::unavailable("cannot start the runtime of the connections").source(error))?;
+        Ok(Self { client: builder.build(connector), timeout, runtime: Some(runtime) })
+    }
+}
+
+impl Drop for Http {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -91,8 +111,9 @@ impl fmt::Debug for Http {
 #[async_trait]
 impl Transport for Http {
     async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, NoAnswer> {
-        let exchange = async {
-            let answer = self.client.request(request.map(Full::new)).await;
+        let (client, timeout) = (self.client.clone(), self.timeout);
+        let exchange = async move {
+            let answer = client.request(request.map(Full::new)).await;
             let answer = answer.map_err(|error| NoAnswer { not_sent: error.is_connect(), why: chain(&error) })?;
             let (head, body) = answer.into_parts();
             // From here on the request has arrived, whatever becomes of the answer.
@@ -103,8 +124,13 @@ impl Transport for Http {
             let body = Limited::new(body, LARGEST_ANSWER).collect().await.map_err(cut)?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
-        let late = || NoAnswer { not_sent: false, why: format!("no answer within {} s", self.timeout.as_secs_f64()) };
-        tokio::time::timeout(self.timeout, exchange).await.unwrap_or_else(|_| Err(late()))
+        let exchange = async move {
+            let late = || NoAnswer { not_sent: false, why: format!("no answer within {} s", timeout.as_secs_f64()) };
+            tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| Err(late()))
+        };
+        let cut_off = |why: String| NoAnswer { not_sent: false, why };
+        let Some(runtime) = &self.runtime else { return Err(cut_off("the connections are closed".to_owned())) };
+        runtime.spawn(exchange).await.unwrap_or_else(|ended| Err(cut_off(format!("the request was cut off: {ended}"))))
     }
 }
 

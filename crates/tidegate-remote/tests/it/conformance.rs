@@ -30,7 +30,7 @@ type Nonces = Arc<Mutex<HashMap<(MessageId, u32), Nonce>>>;
 
 /// A server's store on a file, each handle with a server of its own.
 #[derive(Debug, Default)]
-struct Remote {
+pub(crate) struct Remote {
     nonces: Mutex<HashMap<String, Nonces>>,
 }
 

@@ -5,7 +5,9 @@
 
 mod conformance;
 mod lost;
+mod model_check;
 mod network;
 mod refused;
 mod stage;
 mod verbs;
+mod worker;

@@ -17,19 +17,19 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::stage::{message, served};
 
 /// A server on a port of its own, and a proxy in front of it that counts connections and loses replies.
-struct Net {
-    tide: Tidegate,
+pub(crate) struct Net {
+    pub(crate) tide: Tidegate,
     server: SocketAddr,
-    proxy: SocketAddr,
+    pub(crate) proxy: SocketAddr,
     connections: Arc<AtomicUsize>,
     /// So many replies are lost from now on.
-    lose: Arc<AtomicUsize>,
+    pub(crate) lose: Arc<AtomicUsize>,
     directory: tempfile::TempDir,
     _stop: tokio::sync::watch::Sender<Stop>,
 }
 
 impl Net {
-    async fn new(tls: Option<&str>) -> Self {
+    pub(crate) async fn new(tls: Option<&str>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let tls = tls.map(|name| certificate(&directory, name));
         let tide = Tidegate::open(directory.path().join("tidegate.db")).await.unwrap();
@@ -44,7 +44,7 @@ impl Net {
         Self { tide, server, proxy, connections, lose, directory, _stop: stop }
     }
 
-    fn store(&self, url: &str, change: impl FnOnce(&mut Options)) -> RemoteStore {
+    pub(crate) fn store(&self, url: &str, change: impl FnOnce(&mut Options)) -> RemoteStore {
         let mut options = Options::default();
         change(&mut options);
         RemoteStore::new(&url.parse().unwrap(), options).unwrap()
