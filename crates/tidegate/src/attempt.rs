@@ -299,14 +299,15 @@ fn report(worker: &Shared, lease: &Lease, outcome: &Outcome, settled: &Settled) 
     worker.metrics.settled(&lease.message, settled);
     let reason = settled.reason.unwrap_or_default();
     let (state, word) = (settled.state, outcome.as_str());
-    let failure = outcome.failure().map(ToString::to_string).unwrap_or_default();
+    // Not what the handler said: it may hold what a payload does. Operators find it with the message.
+    let code = outcome.failure().map(|failure| failure.code.as_str()).unwrap_or_default();
     match state {
         // A handler that says never states a fact of the business: nothing for an operator to do.
         State::Completed | State::Ready | State::Leased | State::Cancelled | State::Failed => {
-            debug!(outcome = word, %state, failure, "message {} is {state} after {word}", lease.message.id);
+            debug!(outcome = word, %state, code, "message {} is {state} after {word}", lease.message.id);
         }
         State::Dead | State::Parked => {
-            warn!(outcome = word, %state, reason, failure, "message {} is {state}", lease.message.id);
+            warn!(outcome = word, %state, reason, code, "message {} is {state}", lease.message.id);
         }
     }
 }

@@ -27,6 +27,7 @@ again! {
     enqueue::refusals_are_in_the_summary_for_programs,
     enqueue::malformed_lines_are_named_and_the_rest_is_taken,
     enqueue::what_was_decided_by_the_first_enqueue_is_said_to_be_ignored,
+    logs::no_payload_key_or_token_is_in_a_log_however_much_of_it_is_asked_for,
     inspect::a_list_in_json_is_an_object_a_line,
     inspect::a_list_is_filtered_and_paged,
     inspect::a_parked_message_has_not_ended,
