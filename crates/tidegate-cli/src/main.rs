@@ -35,6 +35,7 @@ mod queue;
 mod reconcile;
 mod redrive;
 mod resolve;
+mod restored;
 mod role;
 mod serve;
 mod settings;
@@ -119,6 +120,7 @@ enum Command {
     Top(top::Args),
     Doctor(doctor::Args),
     Backup(backup::Args),
+    Restored(restored::Args),
     Migrate(migrate::Args),
     Erase(erase::Args),
     Bench(bench::Args),
@@ -269,6 +271,7 @@ async fn command(cli: Cli, store_was_typed: bool, output: &Output) -> Result<Exi
         Command::Top(args) => top::run(args, store, output).await,
         Command::Doctor(args) => doctor::run(args, store, output).await,
         Command::Backup(args) => backup::run(args, store, output).await,
+        Command::Restored(args) => restored::run(args, store, output).await,
         Command::Migrate(args) => migrate::run(args, store, output).await,
         Command::Erase(args) => erase::run(args, store, output).await,
         Command::Completions(args) => completions::run(&args, &dressed(Cli::command()), output),

@@ -44,6 +44,7 @@ const COMMANDS: [&[&str]; 48] = [
     &["top"],
     &["doctor"],
     &["backup"],
+    &["restored"],
     &["migrate"],
     &["migrate", "status"],
     &["migrate", "up"],

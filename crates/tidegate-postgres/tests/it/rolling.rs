@@ -54,6 +54,10 @@ fn pages(place: &Place) -> u64 {
 fn a_backlog_of_another_kind_or_a_newer_version_costs_the_claims_of_others_nothing() {
     run(async {
         let place = Place::new().await;
+        for table in ["ready", "sched", "lane"] {
+            // What it looks at would be counted with what claims do.
+            sql(&format!("alter table {} set (autovacuum_enabled = off)", place.name(table)));
+        }
         let alone = pages_of_claims(&place, "alone").await;
 
         let other_kind = |n: usize| NewMessage { kind: Kind::new("fresh").unwrap(), ..message(&format!("fresh-{n}")) };
@@ -65,7 +69,8 @@ fn a_backlog_of_another_kind_or_a_newer_version_costs_the_claims_of_others_nothi
         }
         place.store.close().await;
         let beside = pages_of_claims(&place, "beside").await;
-        // A page more or less: the index of a larger table is a level deeper.
-        assert!(beside <= alone + alone / 2 + CLAIMS as u64 * 4, "{beside} pages beside a backlog, {alone} without");
+        println!("{CLAIMS} claims looked at {alone} pages alone, and at {beside} beside a backlog");
+        // Two pages more for each: the index of a larger table is a level deeper, and so may be that of its keys.
+        assert!(beside <= alone + alone / 10 + 2 * CLAIMS as u64, "{beside} pages beside a backlog, {alone} without");
     });
 }
