@@ -23,14 +23,15 @@ use crate::shared::Shared;
 /// How long a caller waits before it tries a full queue again.
 const FULL_RETRY: Duration = Duration::from_secs(1);
 
-/// Messages, ready to be enqueued by a statement in the caller's own transaction.
+/// Messages, ready to be enqueued by a statement in the caller's own transaction. tokio-postgres and sqlx have adapters:
+/// [`PostgresStore::enqueue_in`](crate::PostgresStore::enqueue_in) and, with the feature `sqlx`, `enqueue_in_sqlx`.
 ///
 /// Send [`EnqueueSql::statement`] with [`EnqueueSql::parameter`] as its one parameter, a text; it returns one row with one
 /// column, a text, which [`EnqueueSql::verdicts`] reads:
 ///
 /// ```text
 /// let enqueue = store.enqueue_sql(vec![message]);
-/// let answer: String = sqlx::query_scalar(enqueue.statement()).bind(enqueue.parameter()).fetch_one(&mut *tx).await?;
+/// let answer: String = tx.query_one(enqueue.statement(), &[enqueue.parameter()])?.get(0);    // by any driver
 /// let verdicts = enqueue.verdicts(&answer)?;
 /// tx.commit().await?;
 /// ```

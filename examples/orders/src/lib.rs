@@ -1,5 +1,6 @@
 //! An order and the message that ships it, stored together or not at all: one way for each driver.
 
+#[cfg(feature = "sqlx")]
 pub mod with_sqlx;
 pub mod with_tokio_postgres;
 
