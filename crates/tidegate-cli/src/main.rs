@@ -42,6 +42,7 @@ mod queue;
 mod reconcile;
 mod redrive;
 mod resolve;
+mod restored;
 mod role;
 mod serve;
 mod settings;
@@ -139,6 +140,7 @@ enum Command {
     Top(top::Args),
     Doctor(doctor::Args),
     Backup(backup::Args),
+    Restored(restored::Args),
     Migrate(migrate::Args),
     Erase(erase::Args),
     Bench(bench::Args),
@@ -335,6 +337,7 @@ async fn command(cli: Cli, sources: Sources, output: &Output) -> Result<ExitCode
         Command::Top(args) => top::run(args, &ask()?, output).await,
         Command::Doctor(args) => doctor::run(args, target()?.store("doctor", WHERE_IT_IS)?, output).await,
         Command::Backup(args) => backup::run(args, target()?.store("backup", WHERE_IT_IS)?, output).await,
+        Command::Restored(args) => restored::run(args, target()?.store("restored", WHERE_IT_IS)?, output).await,
         Command::Migrate(args) => migrate::run(args, target()?.store("migrate", WHERE_IT_IS)?, output).await,
         Command::Erase(args) => erase::run(args, target()?.store("erase", WHERE_IT_IS)?, output).await,
         Command::Completions(args) => completions::run(&args, &dressed(Cli::command()), output),

@@ -2,7 +2,7 @@
 
 use crate::desk::Desk;
 
-const COMMANDS: [&[&str]; 56] = [
+const COMMANDS: [&[&str]; 57] = [
     &[],
     &["demo"],
     &["torture"],
@@ -52,6 +52,7 @@ const COMMANDS: [&[&str]; 56] = [
     &["top"],
     &["doctor"],
     &["backup"],
+    &["restored"],
     &["migrate"],
     &["migrate", "status"],
     &["migrate", "up"],

@@ -86,6 +86,28 @@ fn a_password_may_come_from_the_environment() {
 }
 
 #[test]
+fn a_store_that_does_not_show_that_it_was_restored_is_told() {
+    on_a_server(|| {
+        let desk = Desk::new();
+        desk.prepare(async |bench| {
+            bench.lease("dep-1").await;
+            bench.enqueue("dep-2").await;
+        });
+        desk.run(&["restored"]).ends(2);
+        desk.run(&["restored", "--reason", "snapshot of Monday"])
+            .ends(0)
+            .prints("incarnation  2\nreleased     1\nunsure       2\n");
+        let again: Value =
+            serde_json::from_str(&desk.run(&["restored", "--reason", "again", "--json"]).ends(0).out).unwrap();
+        assert_eq!((&again["incarnation"], &again["released"], &again["unsure"]), (&3.into(), &0.into(), &2.into()));
+        desk.run(&["audit"]).ends(0).shows("snapshot of Monday");
+        desk.run(&["doctor"]).ends(0);
+    });
+    let desk = Desk::new();
+    desk.run(&["restored", "--reason", "a copy"]).ends(4).says("tidegate backup");
+}
+
+#[test]
 fn only_what_stores_something_makes_a_store() {
     on_a_server(|| {
         let desk = Desk::new();
