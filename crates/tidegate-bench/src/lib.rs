@@ -39,6 +39,8 @@ pub struct Parameters {
     pub preload: u32,
     /// Rounds of the engine and of the raw writes, by turns.
     pub rounds: u32,
+    /// Rounds of the engine's verbs without the library's worker, at the end.
+    pub verb_rounds: u32,
     /// Messages a second while the pick-up is measured.
     pub rate: u32,
     /// Messages of which the pick-up is measured.
@@ -74,6 +76,7 @@ impl Default for Parameters {
             messages: 50_000,
             preload: 1_000_000,
             rounds: 5,
+            verb_rounds: 3,
             rate: 200,
             pickups: 1000,
             producers: 8,
@@ -522,7 +525,7 @@ async fn measure(
     let pickups = pickup::measure(&engine, parameters, &mut keys).await?;
     tell(&format!("{} keys: {} pick-ups measured", order.as_str(), pickups.len()));
     let store = engine.stop().await?;
-    for _ in 0..parameters.rounds.min(3) {
+    for _ in 0..parameters.rounds.min(parameters.verb_rounds) {
         verbs.push(verbs::round(&store.store(), &keys.take(parameters.messages), parameters).await?);
     }
     store.close().await;
