@@ -23,6 +23,7 @@ mod group;
 mod inspect;
 mod journal;
 mod log;
+mod many;
 mod migrate;
 mod note;
 mod open;
