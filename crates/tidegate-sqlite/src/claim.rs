@@ -335,7 +335,7 @@ fn put_firsts(group: &mut Group<'_>, request: &ClaimRequest, firsts: &[First]) -
     static FIRSTS: Many<4, 4> = Many {
         sealed: seal::LEASE,
         sql: "-- claim: the attempt is counted and the token given before the handler starts; for first runs
-            insert into tide_lease
+            insert or fail into tide_lease
             values (?5, ?1, ?6, 1, 1, 0, 0, 0, 0, null, ?2, ?3, ?4, ?7, null, null, null, ?8, ?9)",
         shared: [1, 10, 11, 12],
         each: [0, 2, 13, 17],

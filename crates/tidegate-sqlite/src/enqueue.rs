@@ -63,11 +63,11 @@ pub(crate) enum Origin {
 /// Stores a batch; what was refused while it was prepared keeps its place among the verdicts.
 pub(crate) fn enqueue(
     group: &mut Group<'_>,
-    batch: Vec<Result<Prepared, StoreError>>,
+    batch: &[Result<Prepared, StoreError>],
 ) -> Result<Verdicts<Enqueued>, Trouble> {
     group.items += batch.len();
     let mut verdicts = Vec::with_capacity(batch.len());
-    let mut left = batch.as_slice();
+    let mut left = batch;
     while let Some((first, others)) = left.split_first() {
         let run = run(group, left)?;
         if let Some(Run { lane, messages, needed }) = run.filter(|run| run.messages.len() > 1) {
@@ -131,7 +131,7 @@ fn several(
     static KEYS: Many<1, 3> = Many {
         sealed: seal::KEY,
         sql: "-- enqueue: the keys are the gate, one row for as long as its message is kept
-            insert into tide_key values (?1, ?2, ?3, ?4, ?5)
+            insert or fail into tide_key values (?1, ?2, ?3, ?4, ?5)
             on conflict (queue, hash) do nothing",
         shared: [0],
         each: [1, 2, 3],
@@ -141,7 +141,7 @@ fn several(
     static BODIES: Many<3, 3> = Many {
         sealed: seal::MESSAGE,
         sql: "-- enqueue: bodies of what is due at once, has no deadline, and follows from nothing
-            insert into tide_message values (?4, ?1, ?5, ?6, ?2, null, null, ?3, null, null, null, ?7)",
+            insert or fail into tide_message values (?4, ?1, ?5, ?6, ?2, null, null, ?3, null, null, null, ?7)",
         shared: [1, 4, 7],
         each: [0, 2, 3],
         literal: &[(5, Cell::Null), (6, Cell::Null), (8, Cell::Null), (9, Cell::Null), (10, Cell::Null)],

@@ -389,7 +389,7 @@ pub(crate) fn put_all_ready(
     static UNBEGUN: Many<2, 1> = Many {
         sealed: seal::READY,
         sql: "-- messages that nothing has happened to yet
-            insert into tide_ready (lane, due_at, id, seal) values (?1, ?2, ?3, ?4)",
+            insert or fail into tide_ready (lane, due_at, id, seal) values (?1, ?2, ?3, ?4)",
         shared: [0, 1],
         each: [2],
         literal: &[

@@ -76,7 +76,7 @@ pub(crate) fn enqueue_in(
     group.allowance = allowance;
     let savepoint = "savepoint tidegate_enqueue_in";
     conn.execute_batch(savepoint).map_err(crate::trouble::store_error)?;
-    let stored = enqueue::enqueue(&mut group, batch).and_then(|verdicts| {
+    let stored = enqueue::enqueue(&mut group, &batch).and_then(|verdicts| {
         group.finish()?;
         conn.execute_batch("release tidegate_enqueue_in")?;
         Ok(verdicts)

@@ -130,3 +130,68 @@ impl Drop for Turn<'_> {
 fn gone() -> StoreError {
     StoreError::unavailable("the attempt whose call would have carried this settlement is gone; it may not be stored")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
+    use tidegate_core::clock::{Clock, SystemClock};
+    use tidegate_core::error::StoreErrorKind;
+    use tidegate_core::id::{LeaseToken, MessageId, Nonce};
+    use tidegate_core::lifecycle::Outcome;
+    use tidegate_testkit::model::Model;
+
+    use super::*;
+    use crate::instrumented::Instrumented;
+    use crate::telemetry::Metrics;
+
+    /// A settlement of a message that nobody has.
+    fn settlement(id: i64) -> Settle {
+        Settle {
+            id: MessageId::from_i64(id),
+            token: LeaseToken { claims: 1, nonce: Nonce::from_bytes([7; 16]) },
+            outcome: Outcome::Completed { result: "0".into(), orphans: false },
+            journal: Vec::new(),
+            then: Vec::new(),
+            compensate: Vec::new(),
+            unit: 0.5,
+        }
+    }
+
+    fn settler() -> (Settler, Arc<Metrics>) {
+        let (clock, metrics): (Arc<dyn Clock>, _) = (Arc::new(SystemClock::new()), Arc::new(Metrics::new()));
+        let store = Arc::new(Model::new(Arc::clone(&clock)));
+        (Settler::new(Arc::new(Instrumented::new(store, clock, Arc::clone(&metrics)))), metrics)
+    }
+
+    fn has_begun(settling: Pin<&mut impl Future<Output = Verdict>>) -> bool {
+        matches!(settling.poll(&mut Context::from_waker(Waker::noop())), Poll::Pending)
+    }
+
+    #[tokio::test]
+    async fn what_is_ready_together_is_one_call_and_each_gets_its_own_verdict() {
+        let (settler, metrics) = settler();
+        let settling = (1..=3).map(|id| settler.settle(settlement(id)));
+        let mut settling: Vec<_> = settling.map(Box::pin).collect();
+        assert!(settling.iter_mut().all(|settling| has_begun(settling.as_mut())));
+        for (settling, id) in settling.into_iter().zip(1..) {
+            let error = settling.await.unwrap_err();
+            assert!(error.what().contains(&MessageId::from_i64(id).to_string()), "{error}");
+        }
+        let text = metrics.encode_own();
+        assert!(text.contains("store_call_seconds_count{verb=\"settle\"} 1\n"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn what_waited_for_an_attempt_that_is_gone_is_told_to_settle_again() {
+        let (settler, metrics) = settler();
+        let mut gone = Box::pin(settler.settle(settlement(1)));
+        let mut waits = Box::pin(settler.settle(settlement(2)));
+        assert!(has_begun(gone.as_mut()) && has_begun(waits.as_mut()));
+        drop(gone);
+        assert_eq!(waits.await.unwrap_err().kind(), StoreErrorKind::Unavailable);
+        assert!(!metrics.encode_own().contains("verb=\"settle\""));
+        assert_ne!(settler.settle(settlement(2)).await.unwrap_err().kind(), StoreErrorKind::Unavailable);
+    }
+}

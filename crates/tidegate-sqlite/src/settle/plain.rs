@@ -132,7 +132,7 @@ fn put_results(group: &mut Group<'_>, completions: &[Completion<'_>]) -> Result<
     static RESULTS: Many<2, 4> = Many {
         sealed: seal::RESULT,
         sql: "-- settle: as every result, in the commit that removes what could be claimed; for first runs
-            insert into tide_result
+            insert or fail into tide_result
             values (?3, 'completed', ?1, ?2, 1, 1, 0, 0, 0, 0, null, ?4, ?5, ?6, null, ?7)",
         shared: [2, 3],
         each: [0, 11, 12, 13],
