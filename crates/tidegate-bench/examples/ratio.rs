@@ -32,10 +32,13 @@ async fn main() -> anyhow::Result<()> {
     let report = tidegate_bench::run(&parameters, &mut |what| println!("{what}")).await?;
     let measured = report.first;
     println!(
-        "ratio {:.3}: {:.0}/s, raw {:.0}/s; {:.1} µs of processor a message, the writer {:.1}, raw {:.1}; {:.0} to a commit",
+        "ratio {:.3} ({:.3} of several rows): {:.0}/s, raw {:.0}/s ({:.0}/s); {:.1} µs of processor a message, the writer {:.1}, \
+         raw {:.1}; {:.0} to a commit",
         measured.ratio,
+        measured.ratio_several.unwrap_or_default(),
         measured.lifecycles_per_s,
         measured.raw_bound_per_s,
+        measured.raw_several_per_s.unwrap_or_default(),
         measured.cpu_us_per_message,
         measured.writer_cpu_us_per_message.unwrap_or_default(),
         measured.raw_cpu_us_per_message,
