@@ -54,7 +54,10 @@ fn rule(member: &Member) -> Option<Rule> {
         // Its tests put it in front of the server's own router.
         "tidegate-remote" => (&["tidegate", "tidegate-api"], &["tidegate-server", "tidegate-testkit"]),
         "tidegate-bench" => (&["tidegate"], &["tidegate-pgcluster"]),
-        "tidegate-canaries" => (&["tidegate-core"], &["tidegate-sqlite", "tidegate-testkit", "tidegate"]),
+        "tidegate-canaries" => (
+            &["tidegate-core"],
+            &["tidegate-sqlite", "tidegate-postgres", "tidegate-pgcluster", "tidegate-testkit", "tidegate"],
+        ),
         // `deposits` is an example, and the one that is a load as well: the demo and the torture runs drive it.
         "tidegate-torture" => (&["tidegate", "deposits", "tidegate-pgcluster"], &[]),
         "tidegate-cli" => (

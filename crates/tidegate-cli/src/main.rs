@@ -27,17 +27,22 @@ mod groups;
 mod input;
 mod ledger;
 mod list;
+mod log;
 mod man;
+mod metrics;
 mod migrate;
 mod open;
+mod openapi;
 mod operations;
 mod output;
 mod parked;
+mod probe;
 mod production;
 mod queue;
 mod reconcile;
 mod redrive;
 mod resolve;
+mod restored;
 mod role;
 mod serve;
 mod settings;
@@ -115,8 +120,11 @@ enum Command {
     Torture(torture::TortureArgs),
     Serve(serve::Args),
     Dev(dev::Args),
+    Probe(probe::Args),
     Token(token::Args),
     Config(config::Args),
+    Openapi(openapi::Args),
+    Metrics(metrics::Args),
     Context(context::Args),
     Enqueue(enqueue::Args),
     Get(get::Args),
@@ -132,6 +140,7 @@ enum Command {
     Top(top::Args),
     Doctor(doctor::Args),
     Backup(backup::Args),
+    Restored(restored::Args),
     Migrate(migrate::Args),
     Erase(erase::Args),
     Bench(bench::Args),
@@ -231,7 +240,10 @@ fn dressed(command: clap::Command) -> clap::Command {
 
 fn run(cli: Cli, sources: Sources) -> ExitCode {
     let output = Output::new(cli.json, cli.color);
-    log_to_stderr();
+    // These two log as their settings say, which they read first.
+    if !matches!(cli.command, Command::Serve(_) | Command::Dev(_)) {
+        log::for_a_command(&output);
+    }
     // They say themselves what they leave behind.
     let listens = !matches!(cli.command, Command::Torture(_) | Command::Serve(_) | Command::Dev(_));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -293,10 +305,22 @@ async fn command(cli: Cli, sources: Sources, output: &Output) -> Result<ExitCode
             of_none("dev")?;
             Box::pin(dev::run(args, typed, output)).await
         }
+        Command::Probe(args) => {
+            of_none("probe")?;
+            probe::run(args, typed, output).await
+        }
         Command::Token(args) => token::run(args, &ask()?, output).await,
         Command::Config(args) => {
             of_none("config")?;
             config::run(args, typed, output)
+        }
+        Command::Openapi(args) => {
+            of_none("openapi")?;
+            openapi::run(&args, output)
+        }
+        Command::Metrics(args) => {
+            of_none("metrics")?;
+            metrics::run(&args, output)
         }
         Command::Context(args) => context::run(args, &sources.typed, context::file(), output),
         Command::Enqueue(args) => enqueue::run(args, &ask()?, output).await,
@@ -313,6 +337,7 @@ async fn command(cli: Cli, sources: Sources, output: &Output) -> Result<ExitCode
         Command::Top(args) => top::run(args, &ask()?, output).await,
         Command::Doctor(args) => doctor::run(args, target()?.store("doctor", WHERE_IT_IS)?, output).await,
         Command::Backup(args) => backup::run(args, target()?.store("backup", WHERE_IT_IS)?, output).await,
+        Command::Restored(args) => restored::run(args, target()?.store("restored", WHERE_IT_IS)?, output).await,
         Command::Migrate(args) => migrate::run(args, target()?.store("migrate", WHERE_IT_IS)?, output).await,
         Command::Erase(args) => erase::run(args, target()?.store("erase", WHERE_IT_IS)?, output).await,
         Command::Completions(args) => completions::run(&args, &dressed(Cli::command()), output),
@@ -336,15 +361,6 @@ fn no_server(command: &str, typed: &Reach) -> Result<(), Problem> {
         Some(named) => Err(Problem::usage(format!("{command} asks no server, and {named} was named"))
             .hint(format!("leave out --url and --context; tidegate {command} --help says what it works on"))),
     }
-}
-
-/// Warnings of the engine are for whoever looks; `TIDEGATE_LOG` says what else is.
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_env_var("TIDEGATE_LOG")
-        .with_default_directive(tracing_subscriber::filter::LevelFilter::WARN.into())
-        .from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ pub use drive::Driver;
 pub use guard::{Demand, Guard};
 pub use health::Health;
 pub use limits::Limits;
-pub use metrics::{Connection, HttpMetrics, Rejected};
+pub use metrics::{Connection, HttpMetrics, Rejected, metrics_specimen, prometheus_text};
 pub use openapi::openapi;
 pub use pace::{Pace, TooSlow};
 pub use principal::{Action, Caller, Principal};

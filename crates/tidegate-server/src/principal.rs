@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::request::Parts;
@@ -217,7 +217,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let Some(Asked(asked)) = parts.extensions.get::<Asked>().cloned() else {
-            tracing::error!("a request for {} came through without a principal", parts.uri.path());
+            // Its path may hold a key, which no log may.
+            let route = parts.extensions.get::<MatchedPath>().map_or("no route", MatchedPath::as_str);
+            tracing::error!(http.route = route, "a request came through without a principal");
             return Err(Problem::new(ProblemType::Internal, "nobody asked who asks"));
         };
         let principal = asked?;

@@ -120,6 +120,12 @@ impl Desk {
         std::fs::write(self.path(name), content).unwrap();
     }
 
+    /// The password of its store's server, if it has one.
+    pub(crate) fn password(&self) -> Option<String> {
+        let (user, _) = self.server.as_deref()?.strip_prefix("postgres://")?.split_once('@')?;
+        Some(user.split_once(':')?.1.to_owned())
+    }
+
     /// Names of the files that are there.
     pub(crate) fn files(&self) -> Vec<String> {
         let mut names: Vec<String> = (std::fs::read_dir(self.dir.path()).unwrap())
@@ -136,10 +142,11 @@ impl Desk {
         self.at_home(&[&["--url", &url, "--reveal"], arguments].concat())
     }
 
-    /// The program in this directory, with an empty environment.
+    /// The program in this directory, with nothing in its environment but that it talks to people though no terminal is there.
     pub(crate) fn at_home(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
         command.args(arguments).current_dir(self.dir.path()).env_clear().stdin(Stdio::null());
+        command.env("TIDEGATE_LOG_FORMAT", "text");
         if let Some(server) = &self.server {
             command.env("TIDEGATE_STORE", server);
         }

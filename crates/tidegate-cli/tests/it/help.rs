@@ -2,12 +2,13 @@
 
 use crate::desk::Desk;
 
-const COMMANDS: [&[&str]; 53] = [
+const COMMANDS: [&[&str]; 57] = [
     &[],
     &["demo"],
     &["torture"],
     &["serve"],
     &["dev"],
+    &["probe"],
     &["token"],
     &["token", "create"],
     &["token", "list"],
@@ -22,6 +23,8 @@ const COMMANDS: [&[&str]; 53] = [
     &["context", "use"],
     &["context", "set"],
     &["context", "remove"],
+    &["openapi"],
+    &["metrics"],
     &["enqueue"],
     &["get"],
     &["list"],
@@ -49,6 +52,7 @@ const COMMANDS: [&[&str]; 53] = [
     &["top"],
     &["doctor"],
     &["backup"],
+    &["restored"],
     &["migrate"],
     &["migrate", "status"],
     &["migrate", "up"],
