@@ -21,7 +21,7 @@ pub struct Redrive {
     /// Names the operation over all its requests: under it a message is redriven at most once, so that the request may be
     /// sent again. One is made up where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1)]
+    #[schema(min_length = 1, max_length = 200)]
     pub operation: Option<String>,
     /// Why.
     #[serde(default)]

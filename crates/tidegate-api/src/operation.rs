@@ -52,9 +52,14 @@ impl Selection {
     /// The selection as a store takes it, in a request of this tenant.
     ///
     /// # Errors
-    /// `Invalid` when it names a tenant and every tenant.
+    /// `Invalid` when it names a tenant and every tenant, or a code that no store can hold.
     pub fn into_selection(self, of: &Tenant) -> Result<store::Selection, StoreError> {
         let Self { ids, tenant, all_tenants, queue, kind, code, group } = self;
+        if code.as_ref().is_some_and(|code| code.contains('\0')) {
+            return Err(
+                StoreError::invalid("the code of the selection has a NUL in it").hint("no failure has such a code")
+            );
+        }
         let tenant = match (tenant, all_tenants) {
             (Some(tenant), true) => {
                 let what = format!("both tenant {:?} and all_tenants say whose messages", tenant.as_str());
@@ -109,7 +114,7 @@ fn yes() -> bool {
 pub struct NewOperation {
     /// Its name, so that the request may be sent again; one is made up where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1)]
+    #[schema(min_length = 1, max_length = 200)]
     pub name: Option<String>,
     /// Which messages. Of a sort, those that are dead when it begins.
     pub selection: Selection,

@@ -66,6 +66,8 @@ impl fmt::Debug for Driver {
 struct Known {
     /// When its next step is; none when there is nothing more to do.
     due: Option<Instant>,
+    /// Counts what clients do with it: a step that was under way meanwhile does not say when the next one is.
+    told: u64,
     /// How long it was waited for the last time.
     pause: Duration,
     /// So many had ended when it was last looked at.
@@ -78,13 +80,19 @@ struct Known {
 
 impl Known {
     fn due_at(due: Instant) -> Self {
-        Self { due: Some(due), pause: Duration::ZERO, ended: 0, done: None, refused: Vec::new(), waits: None }
+        Self { due: Some(due), told: 0, pause: Duration::ZERO, ended: 0, done: None, refused: Vec::new(), waits: None }
     }
 
     /// The next pause of a sort: the first one, or twice the last one.
     fn longer(&mut self, (first, most): (Duration, Duration)) -> Duration {
         self.pause = (self.pause * 2).clamp(first, most);
         self.pause
+    }
+
+    /// A client says when the next step is.
+    fn tell(&mut self, due: Option<Instant>) {
+        self.due = due;
+        self.told += 1;
     }
 
     fn remember(&mut self, stepped: &Stepped) {
@@ -128,7 +136,7 @@ impl Driver {
         }
         let due = if at_once { Instant::now() } else { Instant::now() + LEFT_ALONE };
         let mut known = lock(&self.known);
-        known.entry(name.to_owned()).or_insert_with(|| Known::due_at(due)).due = Some(due);
+        known.entry(name.to_owned()).or_insert_with(|| Known::due_at(due)).tell(Some(due));
         Self::bound(&mut known);
         drop(known);
         self.wake.notify_one();
@@ -140,18 +148,19 @@ impl Driver {
         let mut known = lock(&self.known);
         let one = known.entry(stepped.operation.name.clone()).or_insert_with(|| Known::due_at(due));
         one.remember(stepped);
-        one.due = match stepped.operation.state {
+        one.tell(match stepped.operation.state {
             OperationState::Running => Some(due),
             OperationState::Done if stepped.operation.under_way() > 0 => Some(due),
             OperationState::Stopped | OperationState::Done | OperationState::Cancelled => None,
-        };
+        });
         Self::bound(&mut known);
     }
 
     /// An operation was called off.
     pub(crate) fn ended(&self, name: &str) {
         if let Some(known) = lock(&self.known).get_mut(name) {
-            (known.due, known.waits) = (None, None);
+            known.tell(None);
+            known.waits = None;
         }
     }
 
@@ -244,34 +253,39 @@ impl Driver {
     }
 
     async fn step(&self, store: &dyn Store, name: &str, looks: &mut Looks) {
+        let told = lock(&self.known).get(name).map(|known| known.told);
         let stepped = store.operate(Operate::Step { name: name.to_owned() }).await;
         let mut known = lock(&self.known);
         let Some(one) = known.get_mut(name) else { return };
-        match stepped {
+        let due = match stepped {
             Ok(stepped) => {
                 one.remember(&stepped);
-                one.due = one.next(&stepped.operation, stepped.waits).map(|pause| Instant::now() + pause);
+                let due = one.next(&stepped.operation, stepped.waits).map(|pause| Instant::now() + pause);
                 let Operation { state, redriven, refused, ended_well, ended_badly, .. } = &stepped.operation;
                 if !stepped.refused.is_empty() {
                     info!(operation = name, n = stepped.refused.len(), "an operation could not redrive messages");
                 }
-                if *state != OperationState::Running && one.due.is_none() {
+                if *state != OperationState::Running && due.is_none() {
                     let state = state.as_str();
                     info!(
                         operation = name,
                         state, redriven, refused, ended_well, ended_badly, "an operation has ended"
                     );
                 }
+                due
             }
             Err(error) if error.kind() == StoreErrorKind::Unavailable => {
                 debug!(operation = name, "a step of an operation has to wait: {error}");
-                one.due = Some(Instant::now() + one.longer(AWAY));
+                Some(Instant::now() + one.longer(AWAY))
             }
             Err(error) => {
                 warn!(operation = name, "an operation is not driven on: {error:?}");
-                one.due = None;
                 looks.given_up.insert(name.to_owned());
+                None
             }
+        };
+        if Some(one.told) == told {
+            one.due = due;
         }
     }
 }
@@ -303,5 +317,66 @@ impl Serving {
         let (driver, store, stopping) =
             (Arc::clone(&self.driver), Arc::clone(self.tide.store()), self.stopping.clone());
         async move { driver.drive(store, stopping).await }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate::Timestamp;
+    use tidegate::store::{Pace, Selection};
+
+    use super::*;
+
+    fn operation(state: OperationState, redriven: u64, ended_well: u64) -> Operation {
+        Operation {
+            name: "op".to_owned(),
+            selection: Selection::default(),
+            again: false,
+            pace: Pace::default(),
+            state,
+            selected: 9,
+            redriven,
+            refused: 0,
+            ended_well,
+            ended_badly: 0,
+            actor: String::new(),
+            reason: String::new(),
+            created_at: Timestamp::from_millis(0),
+        }
+    }
+
+    #[test]
+    fn the_next_step_is_when_it_is_worth_it() {
+        let ms = Duration::from_millis;
+        let mut known = Known::due_at(Instant::now());
+        let mut next = |state, ended, waits| known.next(&operation(state, 5, ended), waits);
+        let canary = Some(Waits::Canary);
+        assert_eq!(next(OperationState::Running, 0, None), Some(ms(0)));
+        let waited: Vec<_> = (0..7).map(|_| next(OperationState::Running, 0, canary).unwrap()).collect();
+        assert_eq!(waited, [50, 100, 200, 400, 800, 1000, 1000].map(ms), "less and less often");
+        assert_eq!(next(OperationState::Running, 1, canary), Some(ms(50)), "one has ended: others may soon");
+        let rate = Some(Waits::Until(Timestamp::from_millis(0)));
+        assert_eq!(next(OperationState::Running, 1, rate), Some(ms(5)), "its time has come");
+        let waited: Vec<_> = (0..7).map(|_| next(OperationState::Done, 2, None).unwrap()).collect();
+        assert_eq!(waited, [1, 2, 4, 8, 16, 30, 30].map(Duration::from_secs), "what is under way is watched");
+        assert_eq!(next(OperationState::Done, 5, None), None);
+        assert_eq!(next(OperationState::Stopped, 2, None), None);
+        assert_eq!(next(OperationState::Cancelled, 2, None), None);
+    }
+
+    #[tokio::test]
+    async fn only_so_much_is_remembered_of_what_was_refused() {
+        let driver = Driver::default();
+        let refused = vec![(MessageId::from_i64(1), StoreError::conflict("it is ready")); REFUSED / 2 + 1];
+        let stepped =
+            Stepped { operation: operation(OperationState::Running, 0, 0), refused, waits: Some(Waits::Canary) };
+        for _ in 0..3 {
+            driver.stepped(&stepped);
+        }
+        let (refused, waits) = driver.told("op");
+        assert_eq!((refused.len(), waits), (REFUSED, Some(Waits::Canary)));
+        assert_eq!(driver.told("another"), (Vec::new(), None));
+        driver.ended("op");
+        assert_eq!((driver.told("op").1, driver.first_due()), (None, None));
     }
 }

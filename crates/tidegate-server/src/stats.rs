@@ -51,11 +51,11 @@ pub(crate) async fn stats(
     let sees = |tenant: &Tenant, queue: &QueueName| {
         (asked.all_tenants || *tenant == caller.tenant) && caller.sees(Action::Read, tenant, queue)
     };
-    Ok(Json(visible(stats, sees)))
+    Ok(Json(visible(&stats, sees)))
 }
 
 /// As much of the figures as somebody may see who sees these queues.
-fn visible(stats: store::Stats, sees: impl Fn(&Tenant, &QueueName) -> bool) -> Stats {
+fn visible(stats: &store::Stats, sees: impl Fn(&Tenant, &QueueName) -> bool) -> Stats {
     let mut by_name: HashMap<&QueueName, bool> = HashMap::new();
     for queue in &stats.queues {
         *by_name.entry(&queue.queue).or_insert(true) &= sees(&queue.tenant, &queue.queue);
@@ -121,14 +121,14 @@ mod tests {
             open_effects: 3,
             lanes: vec![lane("mine"), lane("own")],
         };
-        let seen = visible(stats(), |_, _| true);
+        let seen = visible(&stats(), |_, _| true);
         assert_eq!((seen.queues.len(), seen.tallies.len(), seen.lanes.len(), seen.open_effects), (3, 2, 2, Some(3)));
         // Of the tenant acme: what the queue `mine` counts is partly another tenant's.
-        let seen = visible(stats(), |tenant, _| tenant.as_str() == "acme");
+        let seen = visible(&stats(), |tenant, _| tenant.as_str() == "acme");
         assert_eq!((seen.queues.len(), seen.open_effects), (2, None));
         assert_eq!(seen.tallies.iter().map(|tally| tally.queue.as_str()).collect::<Vec<_>>(), ["own"]);
         assert_eq!(seen.lanes.iter().map(|lane| lane.queue.as_str()).collect::<Vec<_>>(), ["own"]);
-        let seen = visible(stats(), |_, _| false);
+        let seen = visible(&stats(), |_, _| false);
         assert_eq!((seen.queues.len(), seen.tallies.len(), seen.lanes.len(), seen.open_effects), (0, 0, 0, None));
     }
 }

@@ -380,7 +380,7 @@ fn the_development_server_prints_a_request_that_works_as_it_stands() {
 }
 
 #[test]
-fn an_operation_that_nobody_drives_is_taken_up_by_a_server_that_starts_and_holds_up_none_that_stops() {
+pub(crate) fn an_operation_that_nobody_drives_is_taken_up_by_a_server_that_starts_and_holds_up_none_that_stops() {
     let desk = Desk::new();
     desk.prepare(async |bench| {
         for key in ["dep-1", "dep-2", "dep-3"] {

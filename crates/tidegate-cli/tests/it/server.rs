@@ -56,6 +56,7 @@ again! {
     reconcile::parked_effects_are_resolved_from_a_file_and_bad_lines_are_told_by_number,
     reconcile::a_ledger_that_agrees_with_the_journal_has_no_differences,
     reconcile::a_ledger_is_compared_with_the_journal_and_resolves_what_it_has,
+    serve::an_operation_that_nobody_drives_is_taken_up_by_a_server_that_starts_and_holds_up_none_that_stops,
 }
 
 #[test]

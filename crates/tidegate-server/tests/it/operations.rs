@@ -13,7 +13,7 @@ use crate::scopes::{guarded, token};
 use crate::stage::Stage;
 
 /// The operation when it is as it should become; the test ends here if it does not in half a minute.
-async fn until(tide: &Tidegate, name: &str, is: impl Fn(&Operation) -> bool) -> Operation {
+async fn until(tide: &Tidegate, name: &str, is: impl Fn(&Operation) -> bool + Send + Sync) -> Operation {
     let mut last = None;
     let wait = async {
         loop {
@@ -28,7 +28,7 @@ async fn until(tide: &Tidegate, name: &str, is: impl Fn(&Operation) -> bool) -> 
     found.unwrap_or_else(|_| panic!("it came to {last:?}"))
 }
 
-fn state(is: OperationState) -> impl Fn(&Operation) -> bool {
+fn state(is: OperationState) -> impl Fn(&Operation) -> bool + Send + Sync {
     move |operation| operation.state == is
 }
 
@@ -229,6 +229,7 @@ async fn a_request_for_an_operation_that_cannot_be_is_refused_and_nothing_is_beg
         (json!({"name": "a\nb", "selection": selection}), "invalid"),
         (json!({"name": "x".repeat(201), "selection": selection}), "invalid"),
         (json!({"selection": {"tenant": "", "all_tenants": true}}), "invalid"),
+        (json!({"selection": {"code": "\u{0}"}}), "invalid"),
         (json!({"selection": {"queue": "work", "groop": "x"}}), "malformed"),
         (json!({"selection": selection, "pace": {"stop_over": 10}}), "malformed"),
         (json!({"selection": selection, "pace": {"per_second": 0}}), "invalid"),

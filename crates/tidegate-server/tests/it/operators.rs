@@ -204,9 +204,13 @@ async fn dead_letters_are_told_by_what_they_have_in_common() {
         async |query: &str| stage.get(&format!("/v1/groups?{query}")).await.of(200)["groups"].as_array().unwrap().len();
     assert_eq!((count("queue=pay").await, count("queue=mail").await, count("limit=1").await), (1, 2, 1));
     assert_eq!((count("state=parked").await, count("kind=other").await, count("code=decode").await), (0, 0, 2));
-    for (query, slug) in
-        [("state=ready", "invalid"), ("limit=0", "invalid"), ("limit=10001", "invalid"), ("queue=a%20b", "malformed")]
-    {
+    for (query, slug) in [
+        ("state=ready", "invalid"),
+        ("limit=0", "invalid"),
+        ("limit=10001", "invalid"),
+        ("code=%00", "invalid"),
+        ("queue=a%20b", "malformed"),
+    ] {
         stage.get(&format!("/v1/groups?{query}")).await.problem(slug);
     }
 }
