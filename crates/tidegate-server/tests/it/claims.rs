@@ -79,6 +79,27 @@ async fn a_claim_that_waits_is_answered_by_the_enqueue_it_waited_for() {
     assert!(began.elapsed() < Duration::from_secs(20));
 }
 
+#[tokio::test]
+async fn of_many_that_wait_each_gets_a_message_of_its_own() {
+    const WORKERS: usize = 12;
+    let stage = Arc::new(Stage::new().await);
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..WORKERS {
+        let stage = Arc::clone(&stage);
+        waiting.spawn(async move {
+            let mut body = claim("capture", &nonce());
+            body["wait_ms"] = json!(60_000);
+            claimed(&stage, &body).await[0]["message"]["id"].to_string()
+        });
+    }
+    for n in 0..WORKERS {
+        enqueue(&stage, "capture", &format!("dep-{n}")).await;
+    }
+    let all = tokio::time::timeout(Duration::from_secs(20), waiting.join_all()).await.unwrap();
+    let different: std::collections::BTreeSet<String> = all.into_iter().collect();
+    assert_eq!(different.len(), WORKERS);
+}
+
 /// Returns when the metrics have this line.
 async fn measured(stage: &Stage, line: &str) {
     let began = tokio::time::Instant::now();
