@@ -54,7 +54,7 @@ impl RemoteStore {
             let found = self.exchange.find::<api::Stepped>(Ask::get(VERB, format!("/v1/operations/{}", part(&name))));
             return Ok(found.await?.map(|stepped| stepped.operation.into()).into_iter().collect());
         }
-        let ask = Ask::get(VERB, format!("/v1/operations?limit={}", limit.min(MOST)));
+        let ask = Ask::get(VERB, format!("/v1/operations?all_tenants=true&limit={}", limit.min(MOST)));
         let told: Operations = self.exchange.ask(ask).await?;
         Ok(told.operations.into_iter().map(Operation::from).collect())
     }
