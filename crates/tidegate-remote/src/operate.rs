@@ -10,7 +10,7 @@ use crate::RemoteStore;
 use crate::exchange::{Ask, part};
 
 /// The most operations that a server lists at once.
-const MOST: u32 = 1000;
+const MOST: u32 = 200;
 
 impl RemoteStore {
     pub(crate) async fn operate_one(&self, request: Operate) -> Result<Stepped, StoreError> {
