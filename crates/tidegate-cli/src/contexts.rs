@@ -67,9 +67,10 @@ impl Contexts {
         };
         let read: Self = toml::from_str(&text).map_err(|error| {
             // Not the text around the place: it may be a token.
-            let line = error.span().map(|span| text[..span.start].lines().count().max(1));
+            let before = error.span().and_then(|span| text.get(..span.start));
+            let line = before.map(|before| before.matches('\n').count() + 1);
             let place = line.map_or_else(String::new, |line| format!(", line {line}"));
-            Problem::usage(format!("{shown}{place} is no file of contexts: {}", error.message()))
+            Problem::usage(format!("{shown}{place} is no file of contexts: {}", unquoted(error.message())))
                 .hint("repair it, or remove it and begin anew: tidegate context set NAME --url URL")
         })?;
         let mode = fs::metadata(path)?.permissions().mode();
@@ -124,6 +125,12 @@ impl Contexts {
             |context: &Context| context.production && context.url.parse().is_ok_and(|known: ServerUrl| known == *url);
         self.contexts.iter().find(|(_, context)| is(context)).map(|(name, _)| name.as_str())
     }
+}
+
+/// A message without what it quotes: a token may stand where something else belongs.
+fn unquoted(message: &str) -> String {
+    let parts = message.split('"').enumerate().map(|(at, part)| if at % 2 == 0 { part } else { "…" });
+    parts.collect::<Vec<_>>().join("\"")
 }
 
 /// Where the file is.
@@ -183,6 +190,7 @@ mod tests {
             ("[contexts.a]\nurl = \"u\"\ntokn = \"tg_secret\"", "line 3"),
             ("[contexts.a]\ntoken = \"tg_secret\"", "url"),
             ("[contexts.a]\nurl = \"u\"\ntoken = \"tg_secret", "line 3"),
+            ("[contexts.a]\nurl = \"u\"\nproduction = \"tg_secret\"", "line 3"),
         ] {
             fs::write(&path, text).unwrap();
             let refused = Contexts::read(&path).map(drop).unwrap_err().to_string();

@@ -10,7 +10,7 @@ use crate::RemoteStore;
 use crate::exchange::{Ask, part};
 
 /// The most operations that a server lists at once.
-const MOST: u32 = 1000;
+const MOST: u32 = 200;
 
 impl RemoteStore {
     pub(crate) async fn operate_one(&self, request: Operate) -> Result<Stepped, StoreError> {
@@ -54,7 +54,7 @@ impl RemoteStore {
             let found = self.exchange.find::<api::Stepped>(Ask::get(VERB, format!("/v1/operations/{}", part(&name))));
             return Ok(found.await?.map(|stepped| stepped.operation.into()).into_iter().collect());
         }
-        let ask = Ask::get(VERB, format!("/v1/operations?limit={}", limit.min(MOST)));
+        let ask = Ask::get(VERB, format!("/v1/operations?all_tenants=true&limit={}", limit.min(MOST)));
         let told: Operations = self.exchange.ask(ask).await?;
         Ok(told.operations.into_iter().map(Operation::from).collect())
     }

@@ -9,6 +9,6 @@ use crate::exchange::Ask;
 
 impl RemoteStore {
     pub(crate) async fn figures(&self) -> Result<Stats, StoreError> {
-        self.exchange.ask::<api::Stats>(Ask::get("stats", "/v1/stats")).await?.into_stats()
+        self.exchange.ask::<api::Stats>(Ask::get("stats", "/v1/stats?all_tenants=true")).await?.into_stats()
     }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tidegate::journal::{EffectId, EffectRow, open_rows};
 use tidegate::store::{Settle, Settled};
-use tidegate_api::{SettleFacts, SettleLeases, SettleResult, SettleResults, Settlement, Write};
+use tidegate_api::{SettleFacts, SettleLeases, SettleResult, SettleResults, Settlement, Write, WriteName};
 
 use crate::body::JsonBody;
 use crate::items;
@@ -126,7 +126,8 @@ async fn has_orphans(serving: &Serving, item: &Settlement, known: Option<&Known>
     }
     let Some(view) = serving.tide.store().inspect(vec![item.id]).await?.pop().flatten() else { return Ok(false) };
     let is_answered = |effect: &EffectId| {
-        item.journal.iter().any(|write: &Write| write.effect == effect.name && write.item == effect.item)
+        let answers = |write: &Write| write.write == WriteName::Answer;
+        item.journal.iter().any(|write| answers(write) && write.effect == effect.name && write.item == effect.item)
     };
     let is_orphan = |row: &EffectRow| row.token.claims != token.claims && !is_answered(&row.effect);
     Ok(open_rows(&view.journal).any(is_orphan))

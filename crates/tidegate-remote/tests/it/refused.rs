@@ -13,11 +13,16 @@ use crate::stage::{Fate, InProcess, Stage, message, queue, served, url};
 
 /// Makes a token and gives it back.
 async fn token(tide: &Tidegate, name: &str, scopes: &[&str]) -> String {
+    token_of(tide, name, scopes, "").await
+}
+
+/// The same for tenants.
+async fn token_of(tide: &Tidegate, name: &str, scopes: &[&str], tenants: &str) -> String {
     let secret = Secret::new(&SystemRandom);
     let change = TokenChange::Add {
         hash: secret.hash(),
         scopes: scopes.iter().map(|scope| scope.parse::<Scope>().unwrap()).collect(),
-        tenant: Glob::default(),
+        tenant: Glob::new(tenants).unwrap(),
         expires_at: None,
     };
     let act = Act { actor: "test".into(), reason: String::new() };
@@ -70,6 +75,31 @@ async fn a_token_that_is_refused_is_told_as_what_it_is() {
         assert_eq!((refusal.kind, refusal.status), (Some(kind), status), "{error}");
         assert!(error.hint_text().is_some_and(|hint| hint.contains("token")), "{error}");
         assert!(!error.to_string().contains("tg_nobodys"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn of_all_tenants_a_token_sees_its_own_and_one_that_may_not_read_is_refused() {
+    let stage = Stage::new().await;
+    let theirs = tidegate::message::NewMessage { tenant: Tenant::new("acme").unwrap(), ..message("theirs") };
+    stage.tide.store().enqueue(vec![message("ours"), theirs]).await.unwrap();
+    let everything = || Filter { limit: 9, ..Filter::default() };
+    let of_acme = with_token(&stage.tide, Some(token_of(&stage.tide, "acme", &["read"], "acme").await));
+    let seen = of_acme.list(everything()).await.unwrap();
+    assert_eq!(seen.iter().map(|summary| summary.key.as_str()).collect::<Vec<_>>(), ["theirs"]);
+    assert_eq!(of_acme.groups(everything()).await, Ok(vec![]));
+    let producer = with_token(&stage.tide, Some(token(&stage.tide, "producer", &["produce", "read:else*"]).await));
+    for refused in [
+        producer.list(Filter { queue: Some(queue("work")), ..everything() }).await.map(drop),
+        producer.groups(Filter { queue: Some(queue("work")), ..everything() }).await.map(drop),
+    ] {
+        let error = refused.unwrap_err();
+        assert_eq!(Refusal::of(&error).unwrap().status, 403, "{error}");
+    }
+    assert_eq!(producer.list(everything()).await, Ok(vec![]), "it may read some queue, on which there is nothing");
+    let worker = with_token(&stage.tide, Some(token(&stage.tide, "worker", &["work"]).await));
+    for refused in [worker.list(everything()).await.map(drop), worker.audit(0, 9).await.map(drop)] {
+        assert_eq!(Refusal::of(&refused.unwrap_err()).unwrap().status, 403);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tidegate::{Context, EffectAnswer, Handled, Message, State, Store, Tidegate};
+use tidegate::{Context, EffectAnswer, Handled, Message, State, Tidegate};
 
 use crate::network::Net;
 
