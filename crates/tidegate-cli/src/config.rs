@@ -91,7 +91,7 @@ pub(crate) fn gather(named: &Named, store: Option<&str>, flags: Vec<(&'static st
 }
 
 #[expect(clippy::disallowed_methods, reason = "the command is the one place that reads the environment")]
-fn variables() -> BTreeMap<String, String> {
+pub(crate) fn variables() -> BTreeMap<String, String> {
     // What is no text can be no setting of ours.
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

@@ -163,6 +163,8 @@ pub(crate) struct Running {
     stopping: tidegate_server::Stopping,
     stop: watch::Sender<Stop>,
     serving: JoinHandle<tidegate_server::Served>,
+    /// Drives redrive operations on.
+    driving: JoinHandle<()>,
     drain: Duration,
 }
 
@@ -202,11 +204,12 @@ impl Running {
         };
         let (stop, told) = watch::channel(Stop::No);
         let drain = how.drain;
+        let driving = tokio::spawn(serving.drive());
         let task = tokio::spawn(serve(sockets, router(serving), how, told));
         health.started();
         let store = address.to_string();
         tell_systemd(&[NotifyState::Ready, NotifyState::Status(&format!("serving {store}"))]);
-        Ok(Self { addresses, store, demand, tide, tls, stopping, stop, serving: task, drain })
+        Ok(Self { addresses, store, demand, tide, tls, stopping, stop, serving: task, driving, drain })
     }
 
     pub(crate) fn url(&self, address: SocketAddr) -> String {
@@ -226,6 +229,10 @@ impl Running {
                 () = alive.due() => tell_systemd(&[NotifyState::Watchdog]),
                 served = &mut self.serving => {
                     let served = served.map_err(|e| Problem::new(Code::Failed, format!("the server ended: {e}")))?;
+                    self.stopping.stop();
+                    if let Err(error) = self.driving.await {
+                        warn!("what drives operations on ended: {error}");
+                    }
                     self.tide.close().await;
                     info!("stopped: {served}");
                     return if told { Ok(Code::Done) } else { Err(Problem::new(Code::Failed, "the server ended by itself")) };

@@ -199,7 +199,7 @@ pub(crate) const TABLE: &[Setting] = &[
     ),
 ];
 
-/// A part of a file that is read elsewhere: how commands reach servers.
+/// What has a file of its own: how commands reach servers.
 const CONTEXTS: &str = "contexts";
 /// The part of a file that says what queues are to be like.
 const QUEUES: &str = "queues";
@@ -384,7 +384,10 @@ impl Settings {
             let is_table = || TABLE.iter().any(|setting| setting.key.starts_with(&format!("{key}.")));
             match value {
                 toml::Value::Table(queues) if key == QUEUES => self.read_queues(queues, path),
-                toml::Value::Table(_) if key == CONTEXTS => {}
+                toml::Value::Table(_) if key == CONTEXTS => self.wrong.push(
+                    Problem::usage(format!("{} has contexts in it, which are kept in contexts.toml", path.display()))
+                        .hint("tidegate context set NAME --url URL"),
+                ),
                 toml::Value::Table(inner) if is_table() => self.read_table(&key, inner, path),
                 toml::Value::String(text) => self.put(&key, text.clone(), Origin::File(path.to_owned())),
                 toml::Value::Integer(number) => self.put(&key, number.to_string(), Origin::File(path.to_owned())),
@@ -422,7 +425,7 @@ impl Settings {
     }
 
     fn unknown(&mut self, key: &str, origin: &Origin) {
-        let words = TABLE.iter().map(|setting| setting.key).chain([QUEUES, CONTEXTS]);
+        let words = TABLE.iter().map(|setting| setting.key).chain([QUEUES]);
         let hint = match nearest(key, words) {
             Some(near) => format!("did you mean {near}?"),
             None => "tidegate config print shows all that can be set".to_owned(),

@@ -20,6 +20,8 @@ use crate::serving::Serving;
 
 /// Names a request in the answer and in the log; a client may choose it.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// By which a client tells a server of another version from something that is none.
+const VERSION: HeaderName = HeaderName::from_static(tidegate_api::VERSION_HEADER);
 /// The longest that is taken from a client.
 const LONGEST_ID: usize = 64;
 /// The part of the log that has a line for each request: to be switched on and off by itself.
@@ -55,6 +57,7 @@ pub(crate) async fn observe(State(serving): State<Arc<Serving>>, request: Reques
     under_way.answered(response.status());
     let id = HeaderValue::from_str(&id).expect("made of characters that a header may have");
     response.headers_mut().insert(REQUEST_ID, id);
+    response.headers_mut().insert(VERSION, HeaderValue::from_static(env!("CARGO_PKG_VERSION")));
     response
 }
 

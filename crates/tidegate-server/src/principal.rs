@@ -68,6 +68,18 @@ impl Principal {
         }
     }
 
+    /// Whether it may do this on some queue of some tenant; of this name, if one is named.
+    #[must_use]
+    pub fn may_anywhere(&self, action: Action, queue: Option<&QueueName>) -> bool {
+        match &self.grant {
+            Grant::Everything => true,
+            Grant::Token(record) => record
+                .scopes
+                .iter()
+                .any(|scope| scope.action == action && queue.is_none_or(|queue| scope.queues.matches(queue.as_str()))),
+        }
+    }
+
     /// Whether it may do this on every queue of every tenant: what concerns the whole store, and whoever may do it need not
     /// be asked item by item.
     #[must_use]
@@ -156,6 +168,20 @@ impl Caller {
             return Ok(());
         }
         Err(self.forbidden(action, format_args!("any queue{}", of(&self.tenant))))
+    }
+
+    /// Demands a right on some queue of some tenant: each item is asked for besides.
+    ///
+    /// # Errors
+    /// `forbidden`.
+    pub fn may_anywhere(&self, action: Action, queue: Option<&QueueName>) -> Result<(), Problem> {
+        if self.principal.may_anywhere(action, queue) {
+            return Ok(());
+        }
+        Err(match queue {
+            Some(queue) => self.forbidden(action, format_args!("queue {queue} of any tenant")),
+            None => self.forbidden(action, format_args!("any queue of any tenant")),
+        })
     }
 
     pub(crate) fn forbidden(&self, action: Action, what: std::fmt::Arguments<'_>) -> Problem {

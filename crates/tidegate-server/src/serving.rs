@@ -6,11 +6,14 @@ use std::sync::Arc;
 use tidegate::{Random, SystemRandom, Tidegate};
 use tokio::sync::watch;
 
+use crate::drive::Driver;
 use crate::guard::{Demand, Guard};
 use crate::health::Health;
 use crate::limits::Limits;
 use crate::metrics::HttpMetrics;
+use crate::problem::Problem;
 use crate::queues_made::QueuesMade;
+use crate::workers::Workers;
 
 /// What every endpoint gets. Made with [`Serving::new`], and changed field by field.
 pub struct Serving {
@@ -28,10 +31,14 @@ pub struct Serving {
     pub stopping: Stopping,
     /// Which queues there are, as far as this server knows.
     pub queues: QueuesMade,
+    /// What is remembered of messages that were handed out.
+    pub workers: Workers,
     /// What a supervisor is told.
     pub health: Arc<Health>,
     /// What is measured of requests and connections.
     pub http: Arc<HttpMetrics>,
+    /// What is known of operations; who begins one has it driven on by the future of [`Serving::drive`].
+    pub driver: Arc<Driver>,
 }
 
 impl Serving {
@@ -47,9 +54,16 @@ impl Serving {
             random: Arc::new(SystemRandom),
             prefix: String::new(),
             stopping: Stopping::default(),
+            workers: Workers::default(),
             health: Arc::default(),
             http: Arc::default(),
+            driver: Arc::default(),
         }
+    }
+
+    /// A problem as it is written as one verdict of many.
+    pub(crate) fn wire(&self, problem: Problem) -> tidegate_api::Problem {
+        problem.placed(&self.prefix).into_wire()
     }
 
     /// The address of something of this API.

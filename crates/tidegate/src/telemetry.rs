@@ -8,10 +8,12 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
+use std::hash::Hash;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -32,25 +34,41 @@ const BUCKETS: [f64; 18] =
     [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0];
 
 type Labels = Vec<(&'static str, String)>;
-type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
+type Histograms<L = Labels> = Family<L, Histogram, fn() -> Histogram>;
 
 fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
 }
 
-fn histograms() -> Histograms {
+fn histograms<L: Clone + Eq + Hash>() -> Histograms<L> {
     Family::new_with_constructor(histogram)
 }
 
-fn of_message(queue: &QueueName, kind: &Kind) -> Labels {
-    vec![("queue", queue.to_string()), ("kind", kind.to_string())]
+/// The labels of what is observed twice for each message: names are shared, so that nothing is allocated for it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct OfMessage {
+    queue: QueueName,
+    kind: Kind,
+}
+
+impl OfMessage {
+    fn of(message: &Message) -> Self {
+        Self { queue: message.queue.clone(), kind: message.kind.clone() }
+    }
+}
+
+impl EncodeLabelSet for OfMessage {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        ("queue", self.queue.as_str()).encode(encoder.encode_label())?;
+        ("kind", self.kind.as_str()).encode(encoder.encode_label())
+    }
 }
 
 /// What this process measures, and how it is shown together with what the store counts.
 pub struct Metrics {
     registry: Registry,
-    wait: Histograms,
-    run: Histograms,
+    wait: Histograms<OfMessage>,
+    run: Histograms<OfMessage>,
     end_to_end: Histogram,
     store_calls: Histograms,
     store_errors: Family<Labels, Counter>,
@@ -96,15 +114,18 @@ impl Metrics {
         metrics
     }
 
-    pub(crate) fn started(&self, message: &Message, wait: Duration) {
-        self.wait.get_or_create(&of_message(&message.queue, &message.kind)).observe(wait.as_secs_f64());
+    /// A run starts; its message had waited so long.
+    pub fn started(&self, message: &Message, wait: Duration) {
+        self.wait.get_or_create(&OfMessage::of(message)).observe(wait.as_secs_f64());
     }
 
-    pub(crate) fn ran(&self, message: &Message, run: Duration) {
-        self.run.get_or_create(&of_message(&message.queue, &message.kind)).observe(run.as_secs_f64());
+    /// A handler was at work for so long.
+    pub fn ran(&self, message: &Message, run: Duration) {
+        self.run.get_or_create(&OfMessage::of(message)).observe(run.as_secs_f64());
     }
 
-    pub(crate) fn settled(&self, _message: &Message, settled: &Settled) {
+    /// A run was settled.
+    pub fn settled(&self, _message: &Message, settled: &Settled) {
         if let Some(took) = settled.flow_took.filter(|_| !settled.repeated) {
             self.end_to_end.observe(took.as_secs_f64());
         }
@@ -186,8 +207,9 @@ pub fn specimen() -> Specimen {
     let queue = QueueName::new("payments").expect(PLAIN);
     let kind = Kind::new("capture").expect(PLAIN);
     let metrics = Metrics::new();
-    metrics.wait.get_or_create(&of_message(&queue, &kind)).observe(0.0);
-    metrics.run.get_or_create(&of_message(&queue, &kind)).observe(0.0);
+    let labels = OfMessage { queue: queue.clone(), kind: kind.clone() };
+    metrics.wait.get_or_create(&labels).observe(0.0);
+    metrics.run.get_or_create(&labels).observe(0.0);
     metrics.end_to_end.observe(0.0);
     metrics.store_call("enqueue", Duration::ZERO, Some(&StoreError::unavailable("the store is away")));
     metrics.taken_over(&queue);

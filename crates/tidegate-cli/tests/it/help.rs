@@ -2,7 +2,7 @@
 
 use crate::desk::Desk;
 
-const COMMANDS: [&[&str]; 51] = [
+const COMMANDS: [&[&str]; 57] = [
     &[],
     &["demo"],
     &["torture"],
@@ -18,6 +18,11 @@ const COMMANDS: [&[&str]; 51] = [
     &["config", "print"],
     &["config", "check"],
     &["config", "list"],
+    &["context"],
+    &["context", "list"],
+    &["context", "use"],
+    &["context", "set"],
+    &["context", "remove"],
     &["openapi"],
     &["metrics"],
     &["enqueue"],
@@ -47,6 +52,7 @@ const COMMANDS: [&[&str]; 51] = [
     &["top"],
     &["doctor"],
     &["backup"],
+    &["restored"],
     &["migrate"],
     &["migrate", "status"],
     &["migrate", "up"],

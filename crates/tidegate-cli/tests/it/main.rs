@@ -17,6 +17,7 @@ mod inspect;
 mod logs;
 mod operate;
 mod reconcile;
+mod remote;
 mod serve;
 mod server;
 mod terminal;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use tidegate::store::{Act, NewOperation, Operate, Pace, Selection};
 use tidegate::{IdempotencyKey, QueueName, Tenant};
 
 use crate::desk::Desk;
@@ -26,19 +27,19 @@ pub(crate) fn address_of(line: &str) -> Option<SocketAddr> {
 }
 
 /// A running server.
-struct Server {
+pub(crate) struct Server {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     told: BufReader<std::process::ChildStderr>,
 }
 
 impl Server {
-    fn start(desk: &Desk, arguments: &[&str]) -> Self {
+    pub(crate) fn start(desk: &Desk, arguments: &[&str]) -> Self {
         Self::of(desk.command(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat()))
     }
 
     #[expect(clippy::zombie_processes, reason = "it is waited for by `ends`, or when it is dropped")]
-    fn of(mut command: Command) -> Self {
+    pub(crate) fn of(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut told = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();
@@ -53,6 +54,10 @@ impl Server {
             }
             said.push_str(&line);
         }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     fn signal(&self, signal: Signal) {
@@ -372,6 +377,34 @@ fn the_development_server_prints_a_request_that_works_as_it_stands() {
     assert!(!store.exists(), "it is gone with the server");
     assert!(desk.files().is_empty(), "{:?}", desk.files());
     desk.run(&["dev", "--listen", "0.0.0.0:0"]).ends(2).says("tidegate serve is for that");
+}
+
+#[test]
+pub(crate) fn an_operation_that_nobody_drives_is_taken_up_by_a_server_that_starts_and_holds_up_none_that_stops() {
+    let desk = Desk::new();
+    desk.prepare(async |bench| {
+        for key in ["dep-1", "dep-2", "dep-3"] {
+            bench.dead(key).await;
+        }
+        let pace = Pace { canary: 2, ..Pace::default() };
+        let act = Act { actor: "test".into(), reason: "repaired".into() };
+        let name = "fix-1".to_owned();
+        let new = NewOperation { name, selection: Selection::default(), again: false, pace, act };
+        bench.store.operate(Operate::Begin(Box::new(new))).await.unwrap();
+    });
+    let server = Server::start(&desk, &[]);
+    let until = Instant::now() + Duration::from_secs(30);
+    let operation = || -> Value {
+        serde_json::from_str(&desk.run(&["dead", "operations", "fix-1", "--json"]).ends(0).out).unwrap()
+    };
+    while operation()["redriven"] != 2 {
+        assert!(Instant::now() < until, "nobody drives it: {}", operation());
+    }
+    // Its canary waits for a worker that never comes.
+    server.signal(Signal::SIGTERM);
+    let (code, said) = server.ends(Duration::from_secs(20));
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!((&operation()["state"], &operation()["redriven"]), (&"running".into(), &2.into()));
 }
 
 // --- config ----------------------------------------------------------------------------------------------------------

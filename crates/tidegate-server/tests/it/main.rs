@@ -6,12 +6,22 @@ mod cloudevents;
 mod document;
 mod enqueue;
 mod enqueue_many;
+mod guide;
 mod hostile;
 mod limits;
 mod observe;
 mod open;
+mod operations;
+mod operators;
 mod read;
 mod scopes;
 mod slow;
 mod stage;
 mod tls;
+
+// Of workers.
+mod claims;
+mod effects;
+mod guide_workers;
+mod settlements;
+mod thin;
