@@ -77,13 +77,38 @@ fn of_json(log: &str) -> Vec<Value> {
     log.lines().map(line).collect()
 }
 
+/// The proof of a lease: whoever has it may write what became of the message.
+const NONCE: &str = "ca11ab1eca11ab1eca11ab1eca11ab1e";
+
+/// What a worker elsewhere sends about this message, each with a part of what is answered.
+fn at_work(id: &str) -> Vec<(String, String, &'static str)> {
+    let effects = format!("POST /v1/messages/{id}/effects");
+    let proof = format!("1.{NONCE}");
+    let settle = |outcome: &str| format!(r#"{{"settlements":[{{"id":"{id}","token":"{proof}",{outcome}}}]}}"#);
+    let done = settle(r#""outcome":"completed","result":"canary-payload-9""#);
+    let claim = format!(r#"{{"worker":"w","queues":{{"q":1}},"kinds":{{"k":1}},"nonce":"{NONCE}","lease_ms":30000}}"#);
+    let reach = r#""policy":"keyed","window_ms":604800000,"request":"canary-payload-7""#;
+    let confirmed = r#""seq":0,"answer":"confirmed","value":"canary-payload-8""#;
+    let of_effect = |rest: &str| format!(r#"{{"token":"{proof}","effect":"capture",{rest}}}"#);
+    vec![
+        ("POST /v1/leases".to_owned(), claim, "canary-payload-1"),
+        (effects.clone(), of_effect(reach), r#""do":"send""#),
+        (format!("{effects}/answer"), of_effect(confirmed), "canary-payload-8"),
+        ("POST /v1/leases/settle".to_owned(), done, r#""state":"completed""#),
+        ("POST /v1/leases/settle".to_owned(), settle(r#""outcome":"released""#), "conflict"),
+        (format!("GET /v1/messages/{id}?reveal=payload"), String::new(), "canary-payload-9"),
+    ]
+}
+
 /// Every word that a client sends and no log may have.
 #[test]
 pub(crate) fn no_payload_key_or_token_is_in_a_log_however_much_of_it_is_asked_for() {
     let desk = Desk::new();
     let server = Logged::start(&desk, &["--require-tokens", "--log", "trace", "--log-format", "json"]);
-    let made =
-        desk.run(&["token", "create", "app", "--scope", "produce", "--scope", "read", "--scope", "reveal", "--json"]);
+    let made = desk.run(&[
+        "token", "create", "app", "--scope", "produce", "--scope", "read", "--scope", "reveal", "--scope", "work",
+        "--json",
+    ]);
     let made: Value = serde_json::from_str(&made.ends(0).out).unwrap();
     let token = made["token"].as_str().unwrap();
     let bearer = format!("Authorization: Bearer {token}");
@@ -117,6 +142,10 @@ pub(crate) fn no_payload_key_or_token_is_in_a_log_however_much_of_it_is_asked_fo
         let answer = server.ask(&request(&path, &[&bearer], ""));
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {answer}");
     }
+    for (path, body, shown) in at_work(&id) {
+        let answer = server.ask(&request(&path, &[&bearer, json], &body));
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(shown), "{path}: {answer}");
+    }
     let wrong = "Authorization: Bearer canary-token-1";
     assert!(server.ask(&request("GET /v1/messages", &[wrong], "")).starts_with("HTTP/1.1 401 "));
     let log = server.ends();
@@ -136,8 +165,8 @@ pub(crate) fn no_payload_key_or_token_is_in_a_log_however_much_of_it_is_asked_fo
         (&202.into(), &"/v1/queues/{queue}/messages".into())
     );
     let of_message = lines.iter().filter(|line| line["span"]["message.id"] == *id).count();
-    assert_eq!(of_message, 3, "also those that name it in their address: {log}");
-    let mut secrets = ["canary-key", "canary-payload", "canary-token", token].map(str::to_owned).to_vec();
+    assert_eq!(of_message, 6, "also those that name it in their address: {log}");
+    let mut secrets = ["canary-key", "canary-payload", "canary-token", NONCE, token].map(str::to_owned).to_vec();
     // What a store's address has between its user and its host.
     secrets.extend(desk.password());
     for secret in secrets {
