@@ -83,7 +83,7 @@ pub struct Enqueue {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape serde's `skip_serializing_if` calls for")]
-fn is_false(flag: &bool) -> bool {
+pub(crate) fn is_false(flag: &bool) -> bool {
     !flag
 }
 

@@ -25,12 +25,25 @@ mod stats;
 mod text;
 mod token;
 
+/// The header by which a server says of every answer which version of Tidegate gave it.
+pub const VERSION_HEADER: &str = "tidegate-version";
+
 pub use act::{ActResult, ActResults, CalledOff, Cancel, Discard, Redrive, Redriven};
 pub use audit::{AuditEntry, AuditPage, Note, Noted};
 pub use edit::{Change, Edit, Edited};
+// Of workers.
+mod claim;
+mod extend;
+mod journal;
+mod lease;
+mod policy;
+mod reach;
+mod settle;
+mod sweep;
+
 pub use enqueue::{Enqueue, EnqueueMany, EnqueueResult, EnqueueResults, Enqueued, IntakeDefaults, NoMessage, Verdict};
 pub use event::Event;
-pub use explanation::{Explanation, Predicate};
+pub use explanation::{Explanation, Facts, Predicate};
 pub use flow::Flow;
 pub use group::{FailureGroup, Groups};
 pub use inspect::{Inspect, Inspected, Progress, ProgressList, Revealed};
@@ -41,9 +54,23 @@ pub use operation::{
     QueueCount, RefusedMessage, Selection, Stepped, Waits,
 };
 pub use parked::{Parked, ParkedPage};
-pub use problem::{PROBLEM_JSON, Problem, ProblemType};
+pub use problem::{PROBLEM_JSON, Problem, ProblemType, Refusal};
 pub use queue::{ChangeQueue, Queue, Queues};
 pub use resolve::{Resolution, Resolve, Resolved};
 pub use stats::{Lane, Stats, Tally};
 pub use text::{Hidden, Text};
 pub use token::{MadeToken, NewToken, RotateToken, Token, Tokens};
+
+pub use claim::{Claim, Claimed, ClaimedLease, ClaimedMessage, Counters};
+pub use extend::{ExtendLease, ExtendLeases, ExtendResult, ExtendResults};
+pub use journal::{
+    AnswerName, DEFAULT_SEND_WITHIN, JournalItem, JournalResult, JournalResults, PolicyName, Write, WriteJournal,
+    WriteName,
+};
+pub use lease::{ClaimNonce, Digest, LeaseProof};
+pub use policy::{KindBackoff, KindPolicy};
+pub use reach::{AnswerEffect, Do, Instruction, Reach, SettleWith};
+pub use settle::{
+    FollowUp, Needs, OutcomeName, ParkName, SettleFacts, SettleLeases, SettleResult, SettleResults, Settlement,
+};
+pub use sweep::{Sweep, Swept, TakenOver};

@@ -30,6 +30,11 @@ impl Show {
     pub const ALL: Self = Self { contents: true, result: true };
 }
 
+/// Gives every masked text back as its mask. A text that was asked for with `reveal` may look like one, and is that then.
+fn unmasked(hidden: &Hidden) -> Hidden {
+    Hidden::Shown(Text::of(&hidden.as_shown()))
+}
+
 /// Why an attempt failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Failure {
@@ -79,6 +84,15 @@ impl Answer {
         match self {
             Self::Result(result) => Ok(message::Answer::Completed(revealed(&result, "the result")?.stored())),
             Self::Failure(failure) => Ok(message::Answer::Failed(failure.into())),
+        }
+    }
+
+    /// The answer as far as it is shown: a mask stands where its result does not.
+    #[must_use]
+    pub fn into_answer_as_shown(self) -> message::Answer {
+        match self {
+            Self::Result(result) => message::Answer::Completed(result.as_shown()),
+            Self::Failure(failure) => message::Answer::Failed(failure.into()),
         }
     }
 }
@@ -157,7 +171,8 @@ pub struct Effect {
     pub detail: Option<String>,
 }
 
-fn millis(duration: Duration) -> u64 {
+/// Whole milliseconds, and no more than a number holds.
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -255,16 +270,35 @@ impl Effect {
     }
 }
 
+impl Effect {
+    /// The row of a lease's own journal, as the worker that holds the lease keeps it: a row that was written under it has its
+    /// whole token. What is shown there is the value, also where it looks like a mask.
+    ///
+    /// # Errors
+    /// `Corrupt` when a word is not known.
+    pub fn into_row_under(mut self, token: LeaseToken) -> Result<EffectRow, StoreError> {
+        if let Some(value @ Hidden::Masked { .. }) = &self.value {
+            let text = serde_json::to_string(value).expect("a mask is plain data");
+            self.value = Some(Hidden::of(&text, true));
+        }
+        let row = self.into_row()?;
+        let nonce = if row.token.claims == token.claims { token.nonce } else { row.token.nonce };
+        Ok(EffectRow { token: LeaseToken { nonce, ..row.token }, ..row })
+    }
+}
+
 fn odd(member: &str, value: &str) -> StoreError {
     StoreError::new(StoreErrorKind::Corrupt, format!("the server sent an effect whose {member} is {value:?}"))
         .hint("server and client are of different versions")
 }
 
-fn hex(digits: &str) -> Option<[u8; 16]> {
-    let mut bytes = [0; 16];
-    if digits.len() != 32 || !digits.is_ascii() {
+/// Sixteen bytes from 32 lowercase hexadecimal digits.
+pub(crate) fn hex(digits: &str) -> Option<[u8; 16]> {
+    let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    if digits.len() != 32 || !digits.bytes().all(is_hex) {
         return None;
     }
+    let mut bytes = [0; 16];
     for (byte, at) in bytes.iter_mut().zip((0..32).step_by(2)) {
         *byte = u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()?;
     }
@@ -416,6 +450,9 @@ pub struct Message {
     pub headers: BTreeMap<String, String>,
     /// What its handler gets.
     pub payload: Hidden,
+    /// The same in a string, where it is shown and there is white space around it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_text: Option<String>,
     /// Its effects.
     pub journal: Vec<Effect>,
     /// Confirmations that came too late to be applied.
@@ -461,10 +498,28 @@ impl Message {
             parent: message.parent,
             headers: message.headers.clone(),
             payload: Hidden::of(&message.payload, show.contents),
+            payload_text: (show.contents && Text::of(&message.payload).get() != &*message.payload)
+                .then(|| message.payload.to_string()),
             journal: view.journal.iter().map(|row| Effect::of(row, show)).collect(),
             evidence: view.evidence.iter().map(|evidence| Evidence::of(evidence, show)).collect(),
             history: view.history.iter().map(Ending::from).collect(),
         }
+    }
+
+    /// The message as a store shows it, as far as it is shown: where contents are masked stands their mask.
+    ///
+    /// # Errors
+    /// `Corrupt` when a word is not known.
+    pub fn into_view_as_shown(mut self) -> Result<MessageView, StoreError> {
+        self.payload = unmasked(&self.payload);
+        for effect in &mut self.journal {
+            effect.value = effect.value.as_ref().map(unmasked);
+        }
+        for evidence in &mut self.evidence {
+            evidence.value = unmasked(&evidence.value);
+        }
+        let answer = self.answer.take().map(Answer::into_answer_as_shown);
+        Ok(MessageView { answer, ..self.into_view()? })
     }
 
     /// The message as a store shows it, but for the secret half of lease tokens, which does not travel.
@@ -487,7 +542,10 @@ impl Message {
                 kind: self.kind,
                 version: self.version,
                 key: self.key,
-                payload: revealed(&self.payload, "the payload")?.stored(),
+                payload: match self.payload_text {
+                    Some(text) => text.into(),
+                    None => revealed(&self.payload, "the payload")?.stored(),
+                },
                 priority: self.priority,
                 enqueued_at: self.enqueued_at,
                 first_due_at: self.first_due_at,
@@ -609,6 +667,22 @@ mod tests {
         }
         let read: Message = serde_json::from_str(&sent).unwrap();
         assert_eq!(read.payload, Hidden::Masked { bytes: 16 });
-        assert!(read.into_view().is_err());
+        assert!(read.clone().into_view().is_err());
+        let shown = read.into_view_as_shown().unwrap();
+        assert_eq!(&*shown.message.payload, r#"{"masked":true,"bytes":16}"#);
+        assert_eq!(shown.answer, Some(message::Answer::Completed(r#"{"masked":true,"bytes":6}"#.into())));
+        assert_eq!(shown.history, view().history);
+    }
+
+    #[test]
+    fn a_payload_that_is_odd_is_read_back_as_it_is() {
+        let mut odd = view();
+        for payload in [r#"{"masked":true,"bytes":3}"#, " 9.75\n", "null"] {
+            odd.message.payload = payload.into();
+            let sent = serde_json::to_string(&Message::of(&odd, Show::ALL)).unwrap();
+            let read: Message = serde_json::from_str(&sent).unwrap();
+            assert_eq!(read.into_view_as_shown().unwrap().message.payload, odd.message.payload);
+            assert!(!serde_json::to_string(&Message::of(&odd, Show::default())).unwrap().contains("9.75"));
+        }
     }
 }

@@ -81,3 +81,18 @@ text!(
     Wait,
     |object| object.pattern(Some("^[0-9]{1,12}(ms|s|m|h|d)$")).examples(["20s"])
 );
+
+// --- of workers ------------------------------------------------------------------------------------------------------
+
+text!(
+    /// What proves a lease: the claims of the message so far, a dot, and the nonce of the claim.
+    LeaseToken,
+    |object| object
+        .pattern(Some("^[0-9]{1,10}\\.[0-9a-f]{32}$"))
+        .examples(["1.9f86d081884c7d659a2feaa0c55ad015"])
+);
+text!(
+    /// Sixteen bytes, in hexadecimal.
+    Hex16,
+    |object| object.pattern(Some("^[0-9a-f]{32}$")).examples(["9f86d081884c7d659a2feaa0c55ad015"])
+);

@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::config::{Named, gather};
 use crate::exit::{Code, Problem};
+use crate::log::{self, LogArgs};
 use crate::open::{Access, check, place};
 use crate::output::Output;
 use crate::settings::Settings;
@@ -31,7 +32,8 @@ Examples:
   tidegate serve
   tidegate serve --store /var/lib/tidegate/tidegate.db --listen 127.0.0.1:7401 --require-tokens
   tidegate serve --listen 0.0.0.0:7401 --tls-cert cert.pem --tls-key key.pem
-  tidegate serve --config /etc/tidegate/config.toml --set limits.batch=100";
+  tidegate serve --config /etc/tidegate/config.toml --set limits.batch=100
+  tidegate serve --log info --log-format json";
 
 const SIGNALS: &str = "\
 Signals: SIGTERM or Ctrl-C lets what is under way end, for as long as --drain says; a second one ends at once. SIGHUP reads
@@ -63,12 +65,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME")]
     drain: Option<String>,
     #[command(flatten)]
+    log: LogArgs,
+    #[command(flatten)]
     named: Named,
 }
 
 impl Args {
     fn flags(&self) -> Vec<(&'static str, String, String)> {
-        let mut flags = Vec::new();
+        let mut flags = self.log.flags();
         let texts = [
             ("listen", "--listen", &self.listen),
             ("tls.cert", "--tls-cert", &self.tls_cert),
@@ -95,11 +99,20 @@ pub(crate) async fn run(args: Args, store: Option<&str>, output: &Output) -> Res
     if let Some(problem) = settings.problem() {
         return Err(problem);
     }
+    let written = log::begin(settings.log(), settings.log_format(), output);
+    log::told(written, serve_until_told(&settings, written, output).await)
+}
+
+async fn serve_until_told(settings: &Settings, written: log::Written, output: &Output) -> Result<Code, Problem> {
     settings.odd.iter().for_each(|odd| warn!("{odd}"));
     let signals = Signals::listen()?;
-    let running = Running::start(&settings, inherited()?).await?;
+    let running = Running::start(settings, inherited()?).await?;
     for address in &running.addresses {
-        output.say(format!("serving {} on {}", running.store, running.url(*address)));
+        let (store, url) = (&running.store, running.url(*address));
+        match written {
+            log::Written::Text => output.say(format!("serving {store} on {url}")),
+            log::Written::Json => info!(store, url, "serving {store} on {url}"),
+        }
     }
     if running.demand == Demand::Never {
         warn!("nobody is asked for a token: whoever reaches this server may do everything");

@@ -57,8 +57,9 @@ pub(crate) async fn audit(
     UrlQuery(asked): UrlQuery<Asked>,
 ) -> Result<Json<AuditPage>, Problem> {
     let limit = paging::limit(asked.limit, USUAL, serving.limits.page)?;
-    if !asked.all_tenants {
-        caller.may_somewhere(Action::Read)?;
+    match asked.all_tenants {
+        true => caller.may_anywhere(Action::Read, None)?,
+        false => caller.may_somewhere(Action::Read)?,
     }
     let whole = caller.principal.may_all(Action::Read);
     let found = serving.tide.store().audit(asked.after, limit).await?;

@@ -76,7 +76,7 @@ pub(crate) async fn groups(
             .fix("ask for dead, parked, or dead,parked"));
     }
     match &queue {
-        _ if all_tenants => {}
+        queue if all_tenants => caller.may_anywhere(Action::Read, queue.as_ref())?,
         Some(queue) => caller.may(Action::Read, &caller.tenant, queue)?,
         None => caller.may_somewhere(Action::Read)?,
     }

@@ -72,6 +72,18 @@ mod trace;
 mod url;
 mod wait;
 
+// Of workers.
+mod answer_effect;
+mod claim;
+mod declare;
+mod extend;
+mod items;
+mod journal;
+mod reach;
+mod settle;
+mod sweep;
+mod workers;
+
 use std::sync::Arc;
 
 use tower_http::catch_panic::CatchPanicLayer;
@@ -82,7 +94,7 @@ pub use drive::Driver;
 pub use guard::{Demand, Guard};
 pub use health::Health;
 pub use limits::Limits;
-pub use metrics::{Connection, HttpMetrics, Rejected};
+pub use metrics::{Connection, HttpMetrics, Rejected, metrics_specimen, prometheus_text};
 pub use openapi::openapi;
 pub use pace::{Pace, TooSlow};
 pub use principal::{Action, Caller, Principal};
@@ -91,6 +103,7 @@ pub use queues_made::QueuesMade;
 pub use serve::{Serve, Served, Stop, serve};
 pub use serving::{Serving, Stopping};
 pub use tls::{Tls, TlsError};
+pub use workers::Workers;
 
 /// The whole API.
 pub fn router(serving: Serving) -> axum::Router {
@@ -134,6 +147,7 @@ fn routes() -> OpenApiRouter<Arc<Serving>> {
         .routes(routes!(problems::index))
         .routes(routes!(problems::page))
         .merge(operators())
+        .merge(of_workers())
 }
 
 /// What operators do: triage, queues, operations.
@@ -155,6 +169,19 @@ fn operators() -> OpenApiRouter<Arc<Serving>> {
         .routes(routes!(operations::preview_operation))
         .routes(routes!(operations::list_operations, operations::begin_operation))
         .routes(routes!(operations::get_operation, operations::act_on_operation))
+}
+
+/// What a worker asks for.
+fn of_workers() -> OpenApiRouter<Arc<Serving>> {
+    OpenApiRouter::new()
+        .routes(routes!(claim::claim))
+        .routes(routes!(extend::extend))
+        .routes(routes!(journal::journal))
+        .routes(routes!(settle::settle))
+        .routes(routes!(reach::reach))
+        .routes(routes!(answer_effect::answer_effect))
+        .routes(routes!(declare::declare))
+        .routes(routes!(sweep::sweep))
 }
 
 #[cfg(test)]

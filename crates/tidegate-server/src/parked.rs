@@ -66,7 +66,7 @@ pub(crate) async fn parked(
 ) -> Result<Json<ParkedPage>, Problem> {
     let limit = paging::limit(asked.limit, USUAL, MOST.min(serving.limits.page))?;
     match &asked.queue {
-        _ if asked.all_tenants => {}
+        queue if asked.all_tenants => caller.may_anywhere(Action::Read, queue.as_ref())?,
         Some(queue) => caller.may(Action::Read, &caller.tenant, queue)?,
         None => caller.may_somewhere(Action::Read)?,
     }

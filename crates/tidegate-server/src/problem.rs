@@ -211,6 +211,8 @@ listed! {
     Bodied = [RequestTimeout, TooLarge, UnsupportedMediaType];
     /// Of an endpoint that acts on what has a state.
     Acting = [Conflict];
+    /// Of an endpoint that writes under a lease.
+    Holding = [LeaseLost, Conflict];
     /// Of an endpoint that takes one message.
     Intake = [KeyMissing, KeyMalformed, InFlight, StaleKey, KeyConflict, QueueFull];
 }

@@ -41,8 +41,9 @@ pub(crate) async fn list_queues(
     caller: Caller,
     UrlQuery(asked): UrlQuery<Asked>,
 ) -> Result<Json<Queues>, Problem> {
-    if !asked.all_tenants {
-        caller.may_somewhere(Action::Read)?;
+    match asked.all_tenants {
+        true => caller.may_anywhere(Action::Read, None)?,
+        false => caller.may_somewhere(Action::Read)?,
     }
     let queues = serving.tide.store().stats().await?.queues.into_iter();
     let is_asked_for = |queue: &QueueStats| {

@@ -13,6 +13,7 @@ use crate::limits::Limits;
 use crate::metrics::HttpMetrics;
 use crate::problem::Problem;
 use crate::queues_made::QueuesMade;
+use crate::workers::Workers;
 
 /// What every endpoint gets. Made with [`Serving::new`], and changed field by field.
 pub struct Serving {
@@ -30,6 +31,8 @@ pub struct Serving {
     pub stopping: Stopping,
     /// Which queues there are, as far as this server knows.
     pub queues: QueuesMade,
+    /// What is remembered of messages that were handed out.
+    pub workers: Workers,
     /// What a supervisor is told.
     pub health: Arc<Health>,
     /// What is measured of requests and connections.
@@ -51,6 +54,7 @@ impl Serving {
             random: Arc::new(SystemRandom),
             prefix: String::new(),
             stopping: Stopping::default(),
+            workers: Workers::default(),
             health: Arc::default(),
             http: Arc::default(),
             driver: Arc::default(),

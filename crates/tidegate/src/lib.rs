@@ -55,6 +55,7 @@ mod payload;
 #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only `testing` looks, and it stands on SQLite"))]
 mod probe;
 mod process;
+mod settler;
 pub mod telemetry;
 #[cfg(feature = "sqlite")]
 pub mod testing;
@@ -72,6 +73,7 @@ pub use effect::{Effect, EffectAnswer, EffectBuilder, Found};
 pub use engine::Engine;
 pub use handler::{Handled, HandlerError, Message, Rejection};
 pub use maintenance::Housekeeping;
+pub use news::Wakeups;
 pub use options::Options;
 pub use telemetry::Metrics;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]

@@ -28,8 +28,29 @@ impl Newsroom {
     /// Wakes the worker whenever one of its queues may have something; for as long as the subscription lives.
     pub(crate) fn subscribe(&self, queues: Vec<QueueName>) -> Arc<Subscription> {
         let subscription = Arc::new(Subscription { queues, wake: Notify::new() });
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&subscription));
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Where nothing is enqueued for long, those that come and go are cleared away by those that come.
+        workers.retain(|worker| worker.strong_count() > 0);
+        workers.push(Arc::downgrade(&subscription));
+        drop(workers);
         subscription
+    }
+}
+
+/// Wakes one who waits for messages of some queues, for as long as it lives.
+///
+/// It hears of what this process commits, and of what others do where their store tells it; who waits longer than a moment
+/// looks again by itself as well.
+#[derive(Debug)]
+pub struct Wakeups(pub(crate) Arc<Subscription>);
+
+impl Wakeups {
+    /// Resolves when one of the queues may have something: at once, if that was so since the last time.
+    ///
+    /// # Cancel safety
+    /// Safe: what it would have told is told the next time.
+    pub async fn woken(&self) {
+        self.0.wake.notified().await;
     }
 }
 

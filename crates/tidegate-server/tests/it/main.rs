@@ -18,3 +18,10 @@ mod scopes;
 mod slow;
 mod stage;
 mod tls;
+
+// Of workers.
+mod claims;
+mod effects;
+mod guide_workers;
+mod settlements;
+mod thin;

@@ -111,6 +111,11 @@ fn with(path: impl Into<String>, body: serde_json::Value) -> Request {
 
 const PRODUCE: Needs = Needs::One(&[Action::Produce]);
 const READ: Needs = Needs::One(&[Action::Read]);
+const WORK: Needs = Needs::One(&[Action::Work]);
+/// What is asked for of no queue: whoever may do it somewhere is answered.
+const ABOUT_NO_QUEUE: [&str; 2] = ["GET /v1/tokens", "PUT /v1/kinds/{kind}/policy"];
+/// A lease token of nobody.
+const NO_LEASE: &str = "1.00000000000000000000000000000000";
 
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
@@ -140,6 +145,22 @@ const ROWS: &[Row] = &[
         format!("/v1/tokens/rotated-{queue}/rotate"), json!({"overlap_ms": 0})) },
     Row { operation: "DELETE /v1/tokens/{name}", needs: Needs::One(&[Action::Admin]), of: |queue, _, _| at(
         format!("/v1/tokens/revoked-{queue}")) },
+    // Of workers. No lease is theirs: who may ask is told that it was lost, who may not, that nothing is there.
+    Row { operation: "POST /v1/leases", needs: WORK, of: |queue, _, turn| with("/v1/leases", json!({
+        "worker": "w", "queues": {queue: 1}, "kinds": {"work": 1}, "nonce": format!("{turn:032x}"), "lease_ms": 30_000})) },
+    Row { operation: "POST /v1/leases/extend", needs: WORK, of: |_, id, _| with(
+        "/v1/leases/extend", json!({"leases": [{"id": id, "token": NO_LEASE, "lease_ms": 30_000}]})) },
+    Row { operation: "POST /v1/leases/journal", needs: WORK, of: |_, id, _| with(
+        "/v1/leases/journal", json!({"writes": [{"id": id, "token": NO_LEASE, "write": {"write": "not_sent", "effect": "e"}}]})) },
+    Row { operation: "POST /v1/leases/settle", needs: WORK, of: |_, id, _| with(
+        "/v1/leases/settle", json!({"settlements": [{"id": id, "token": NO_LEASE, "outcome": "released"}]})) },
+    Row { operation: "POST /v1/messages/{id}/effects", needs: WORK, of: |_, id, _| with(
+        format!("/v1/messages/{id}/effects"), json!({"token": NO_LEASE, "effect": "e", "policy": "natural"})) },
+    Row { operation: "POST /v1/messages/{id}/effects/answer", needs: WORK, of: |_, id, _| with(
+        format!("/v1/messages/{id}/effects/answer"), json!({"token": NO_LEASE, "effect": "e", "seq": 0, "answer": "not_done"})) },
+    Row { operation: "PUT /v1/kinds/{kind}/policy", needs: WORK, of: |_, _, turn| with(format!("/v1/kinds/new-{turn}/policy"), json!({})) },
+    Row { operation: "POST /v1/sweeps", needs: Needs::One(&[]), of: |_, _, _| with(
+        "/v1/sweeps", json!({"take_over": false, "limit": 1})) },
 ];
 
 const OPERATE: Needs = Needs::One(&[Action::Operate]);
@@ -315,7 +336,7 @@ async fn a_token_of_one_action_is_allowed_what_its_row_says_on_its_queue_and_not
                     Needs::Nothing => Treated::Answered,
                     Needs::One(actions) if queue == "mine" && actions.contains(action) => Treated::Answered,
                     // What is listed and is not about one queue is answered, with nothing in it of what is not to be seen.
-                    Needs::One(actions) if row.operation == "GET /v1/tokens" && actions.contains(action) => {
+                    Needs::One(actions) if ABOUT_NO_QUEUE.contains(&row.operation) && actions.contains(action) => {
                         Treated::Answered
                     }
                     Needs::Listed(actions) if actions.contains(action) => Treated::Answered,

@@ -141,6 +141,12 @@ impl Stage {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
+    /// Bytes as they are, from a client that does not stay for the answer.
+    pub(crate) async fn send_and_leave(&self, bytes: &[u8]) {
+        let mut connection = TcpStream::connect(self.address).await.unwrap();
+        connection.write_all(bytes).await.unwrap();
+    }
+
     /// Bytes as they are, and all that comes back until the server closes the connection or half a minute is over.
     pub(crate) async fn raw(&self, bytes: &[u8]) -> String {
         let mut connection = TcpStream::connect(self.address).await.unwrap();

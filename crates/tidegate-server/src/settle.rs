@@ -1,0 +1,142 @@
+//! `POST /v1/leases/settle`: the ends of runs, each with its result, its journal and what follows from it in one commit.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tidegate::journal::{EffectId, EffectRow, open_rows};
+use tidegate::store::{Settle, Settled};
+use tidegate_api::{SettleFacts, SettleLeases, SettleResult, SettleResults, Settlement, Write};
+
+use crate::body::JsonBody;
+use crate::items;
+use crate::principal::{Action, Caller};
+use crate::problem::{Bodied, Common, Problem};
+use crate::serving::Serving;
+use crate::workers::{Known, Of};
+
+/// The body before its items are read: one that cannot be read is refused alone.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Items {
+    settlements: Vec<Box<RawValue>>,
+}
+
+/// Settle runs
+///
+/// The result, the state, the journal and what follows are stored in one commit. What the message becomes is the store's to
+/// say: while an effect of it is open, it is run again to clear that up, or waits for a person. Sent again, the same
+/// settlement is answered as before and changes nothing; another one under the same token is refused (`conflict`), and one
+/// that comes after somebody else took the message is too (`lease-lost`). For messages that follow, the token needs the right
+/// to produce on their queues.
+#[utoipa::path(
+    post,
+    path = "/v1/leases/settle",
+    tag = "workers",
+    request_body = SettleLeases,
+    responses((status = 200, description = "What became of each message, or why it was refused", body = SettleResults), Common, Bodied),
+)]
+pub(crate) async fn settle(
+    State(serving): State<Arc<Serving>>,
+    caller: Caller,
+    JsonBody(items): JsonBody<Items>,
+) -> Result<Json<SettleResults>, Problem> {
+    let read = items::each::<Settlement>(&serving, "settlements", items.settlements)?;
+    let known = known(&serving, &caller, &read).await?;
+    let mut settles = Vec::with_capacity(read.len());
+    for (item, known) in read.into_iter().zip(&known) {
+        settles.push(match (item, known) {
+            (Ok(item), Ok(known)) => checked(&serving, &caller, item, known.as_deref()).await,
+            (Ok(_), Err(problem)) => Err(problem.clone()),
+            (Err(problem), _) => Err(problem),
+        });
+    }
+    let (batch, places) = items::taken(settles);
+    let runs: Vec<_> = batch.iter().map(|settle| serving.workers.recall(settle.id, settle.token)).collect();
+    let verdicts = if batch.is_empty() { Vec::new() } else { serving.tide.store().settle(batch).await? };
+    for (verdict, run) in verdicts.iter().zip(runs) {
+        if let (Ok(settled), Some(run)) = (verdict, run) {
+            measure(&serving, settled, &run);
+        }
+    }
+    let results = items::at_their_places(places, verdicts);
+    let result = |verdict: Result<Settled, Problem>| match verdict {
+        Ok(settled) => SettleResult::from(&settled),
+        Err(problem) => SettleResult::from(problem.into_wire()),
+    };
+    Ok(Json(SettleResults { results: results.into_iter().map(result).collect() }))
+}
+
+/// What is known of the message of a settlement, where it had to be asked for.
+type Found = Result<Option<Arc<Known>>, Problem>;
+
+/// What is known of the message of each settlement; nothing, of one that says all by itself by a caller that may do all.
+async fn known(
+    serving: &Serving,
+    caller: &Caller,
+    read: &[Result<Settlement, Problem>],
+) -> Result<Vec<Found>, Problem> {
+    let may_all = caller.principal.may_all(Action::Work);
+    let asked = |item: &Settlement| {
+        let needs = item.needs();
+        match needs.message || needs.orphans {
+            true => Some(Of::Lease(item.id, item.token.0)),
+            false => (!may_all).then_some(Of::Any(item.id)),
+        }
+    };
+    let asked: Vec<Option<Of>> = read.iter().map(|item| item.as_ref().ok().and_then(asked)).collect();
+    let to_find: Vec<Of> = asked.iter().flatten().copied().collect();
+    let mut found = serving.known(caller, &to_find).await?.into_iter();
+    let of = |asked: Option<Of>| match asked {
+        Some(_) => found.next().transpose(),
+        None => Ok(None),
+    };
+    Ok(asked.into_iter().map(of).collect())
+}
+
+/// The settlement as the store takes it, if the caller may have what follows from it.
+async fn checked(
+    serving: &Serving,
+    caller: &Caller,
+    item: Settlement,
+    known: Option<&Known>,
+) -> Result<Settle, Problem> {
+    let orphans = item.needs().orphans && has_orphans(serving, &item, known).await?;
+    let facts = SettleFacts {
+        message: known.map(|known| &known.message),
+        payload: known.map(|known| known.payload),
+        orphans,
+        unit: serving.random.unit(),
+    };
+    let settle = item.into_settle(&facts)?;
+    for follow_up in settle.then.iter().chain(&settle.compensate) {
+        caller.may(Action::Produce, &follow_up.tenant, &follow_up.queue)?;
+        serving.admit(caller, follow_up).await?;
+    }
+    Ok(settle)
+}
+
+/// Whether an open effect of an earlier run was not reached by this one: it was neither sent again nor answered.
+async fn has_orphans(serving: &Serving, item: &Settlement, known: Option<&Known>) -> Result<bool, Problem> {
+    let token = item.token.0;
+    if known.is_some_and(|known| known.is_of(token) && !known.reconciling) {
+        return Ok(false);
+    }
+    let Some(view) = serving.tide.store().inspect(vec![item.id]).await?.pop().flatten() else { return Ok(false) };
+    let is_answered = |effect: &EffectId| {
+        item.journal.iter().any(|write: &Write| write.effect == effect.name && write.item == effect.item)
+    };
+    let is_orphan = |row: &EffectRow| row.token.claims != token.claims && !is_answered(&row.effect);
+    Ok(open_rows(&view.journal).any(is_orphan))
+}
+
+/// A run that was settled: how long it took since it was handed out, if that was here.
+fn measure(serving: &Serving, settled: &Settled, known: &Known) {
+    let metrics = serving.tide.metrics();
+    metrics.settled(&known.message, settled);
+    if let Some(claimed_at) = known.claimed_at.filter(|_| !settled.repeated) {
+        metrics.ran(&known.message, claimed_at.elapsed());
+    }
+}
