@@ -240,8 +240,9 @@ pub(crate) async fn list_operations(
     UrlQuery(asked): UrlQuery<Asked>,
 ) -> Result<Json<Operations>, Problem> {
     let limit = paging::limit(asked.limit, USUAL, MOST.min(serving.limits.page))?;
-    if !asked.all_tenants {
-        caller.may_somewhere(Action::Read)?;
+    match asked.all_tenants {
+        true => caller.may_anywhere(Action::Read, None)?,
+        false => caller.may_somewhere(Action::Read)?,
     }
     let mut operations = Vec::new();
     for operation in serving.tide.store().operations(None, limit).await? {

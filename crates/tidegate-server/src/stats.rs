@@ -44,8 +44,9 @@ pub(crate) async fn stats(
     caller: Caller,
     UrlQuery(asked): UrlQuery<Asked>,
 ) -> Result<Json<Stats>, Problem> {
-    if !asked.all_tenants {
-        caller.may_somewhere(Action::Read)?;
+    match asked.all_tenants {
+        true => caller.may_anywhere(Action::Read, None)?,
+        false => caller.may_somewhere(Action::Read)?,
     }
     let stats = serving.tide.store().stats().await?;
     let sees = |tenant: &Tenant, queue: &QueueName| {
