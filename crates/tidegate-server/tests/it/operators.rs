@@ -178,6 +178,12 @@ async fn figures_are_told_as_the_store_has_them_and_no_sum_tells_of_another_tena
     assert_eq!(figures["open_effects"], Value::Null);
     let tallies = figures["tallies"].as_array().unwrap();
     assert!(!tallies.is_empty() && tallies.iter().all(|tally| tally["queue"] == "mail"), "{figures}");
+    // Who reads nothing is told so, rather than shown nothing.
+    let none = token(&stage.tide, "none", &["operate"], "*").await;
+    for path in ["/v1/stats", "/v1/queues", "/v1/operations", "/v1/groups", "/v1/parked", "/v1/audit"] {
+        stage.ask(&none, Method::GET, path, "").await.problem("forbidden");
+        stage.ask(&none, Method::GET, &format!("{path}?all_tenants=true"), "").await.problem("forbidden");
+    }
     // And queues, with and without the others'.
     let of = async |token: &str, path: &str| {
         stage.ask(token, Method::GET, path, "").await.of(200)["queues"].as_array().unwrap().len()
