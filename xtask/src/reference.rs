@@ -106,7 +106,8 @@ pub(crate) fn http(document: &str) -> Result<String, String> {
                 }
             }
         }
-        page.push_str(&format!("\n## {}\n\n{}.\n{of_tag}", capitalised(name), cell(text(tag, "description"))));
+        // Not the tag alone: forms are called alike, and links lead to those.
+        page.push_str(&format!("\n## Endpoints: {name}\n\n{}.\n{of_tag}", cell(text(tag, "description"))));
     }
     page.push_str("\n## Forms\n\nWhat bodies are made of. A member without a star may be left out.\n");
     for (name, schema) in document["components"]["schemas"].as_object().unwrap_or(&none) {
@@ -375,7 +376,7 @@ mod tests {
                 "a":{"type":["integer","null"],"minimum":0,"maximum":9,"default":5,"description":"A\nnumber"},"b":{"oneOf":[{"$ref":"#/components/schemas/Id","description":"B"},{"type":"null"}]}}}}}}"##;
         let page = http(document).unwrap();
         for part in [
-            "## Messages\n\nAll of them.\n\n### `GET /v1/m/{id}`\n\n**Get one.**\n",
+            "## Endpoints: messages\n\nAll of them.\n\n### `GET /v1/m/{id}`\n\n**Get one.**\n",
             "| `id`* | path | [Id](#id) | Which |\n",
             "| 200 | It | [One](#one) as `application/json` |\n",
             "Problems: [`not-found`](error-codes.md#not-found) 404 · [`gone`](error-codes.md#gone) 404.\n",
