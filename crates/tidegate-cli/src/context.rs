@@ -112,7 +112,7 @@ pub(crate) fn run(args: Args, typed: &Reach, file: Option<PathBuf>, output: &Out
     match args.command {
         Command::List => list(&contexts, output),
         Command::Use(args) => use_one(contexts, args.name, &path, output),
-        Command::Set(args) => set(contexts, args, typed, &path, output),
+        Command::Set(args) => set(contexts, &args, typed, &path, output),
         Command::Remove(args) => remove(contexts, &args.name, &path, output),
     }
 }
@@ -171,7 +171,7 @@ fn use_one(mut contexts: Contexts, name: Option<String>, path: &Path, output: &O
     Ok(Code::Done)
 }
 
-fn set(mut contexts: Contexts, args: SetArgs, typed: &Reach, path: &Path, output: &Output) -> Result<Code, Problem> {
+fn set(mut contexts: Contexts, args: &SetArgs, typed: &Reach, path: &Path, output: &Output) -> Result<Code, Problem> {
     let name = checked(&args.name)?;
     if args.no_token && typed.names_token() {
         return Err(Problem::usage("a token is given, and --no-token forgets it").hint("leave out one of them"));

@@ -336,8 +336,7 @@ mod tests {
     fn a_token_is_shown_by_nothing() {
         let with = |token: &'static str| store("http://127.0.0.1:1", |options| options.token = Some(token.to_owned()));
         assert!(!format!("{:?}", with("tg_secret").unwrap()).contains("secret"));
-        let mut options = Options::default();
-        options.token = Some("tg_secret".to_owned());
+        let options = Options { token: Some("tg_secret".to_owned()), ..Options::default() };
         assert!(!format!("{options:?}").contains("secret"));
         for odd in ["", "tg_secret\n", "tg secret", "tg_sécret"] {
             let error = with(odd).unwrap_err().to_string();

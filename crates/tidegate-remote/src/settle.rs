@@ -71,10 +71,7 @@ impl RemoteStore {
 
 fn of(settle: &Settle) -> Result<Written, StoreError> {
     let queues = |messages: &[tidegate::message::NewMessage]| messages.iter().map(|m| m.queue.clone()).collect();
-    let result = match &settle.outcome {
-        Outcome::Completed { result, .. } => result.len(),
-        _ => 0,
-    };
+    let result = if let Outcome::Completed { result, .. } = &settle.outcome { result.len() } else { 0 };
     let follow_ups: usize = settle.then.iter().chain(&settle.compensate).map(|m| m.payload.text().len() + 512).sum();
     Ok(Written {
         id: settle.id,

@@ -11,9 +11,11 @@ async fn what_was_stored_is_found_listed_and_explained_alike() {
     let (local, remote) = (stage.tide.store(), &stage.remote);
     let verdicts = remote.enqueue(vec![message("a"), message("b"), message("a")]).await.unwrap();
     let ids: Vec<MessageId> = (verdicts.iter())
-        .map(|verdict| match verdict.as_ref().unwrap() {
-            Enqueued::New { id } | Enqueued::Existing { id, .. } => *id,
-            other => panic!("{other:?}"),
+        .map(|verdict| {
+            let (Enqueued::New { id } | Enqueued::Existing { id, .. }) = verdict.as_ref().unwrap() else {
+                panic!("{verdict:?}")
+            };
+            *id
         })
         .collect();
     assert_eq!(ids[0], ids[2]);
