@@ -313,15 +313,7 @@ fn a_settlement_whose_lease_is_locked_for_long_is_told_so_whatever_its_outcome()
         let tx = stopped.transaction().await.unwrap();
         tx.execute(&format!("select from {} for update", place.name("lease")), &[]).await.unwrap();
         let retryable = || Outcome::Retryable { failure: Failure::new("down", "not yet"), after: None };
-        let settle = || Settle {
-            id: lease.message.id,
-            token: lease.token,
-            outcome: retryable(),
-            journal: Vec::new(),
-            then: Vec::new(),
-            compensate: Vec::new(),
-            unit: 0.5,
-        };
+        let settle = || settlement(&lease, retryable());
         let error = place.store.settle(vec![settle()]).await.unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::Unavailable);
         assert!(error.is_in_flight() && error.retry_after_duration().is_some(), "{error}");
