@@ -216,8 +216,10 @@ async fn leases(
     }
     let (leases, policies) =
         futures_util::future::join(place::leases(&group.conn, &ids), crate::group::policies(&group.conn)).await;
+    // What went wrong is said by the first one; the second would only say that something had.
+    let leases = leases?;
     group.remember_policies(policies?);
-    leases
+    Ok(leases)
 }
 
 /// Reads what else the decisions need: journals where the flags say that there is one, bodies where one is written to.

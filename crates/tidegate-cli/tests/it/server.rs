@@ -97,7 +97,7 @@ fn a_store_that_does_not_show_that_it_was_restored_is_told() {
         desk.run(&["restored"]).ends(2);
         desk.run(&["restored", "--reason", "snapshot of Monday"])
             .ends(0)
-            .prints("incarnation  2\nreleased     1\nunsure       2\n");
+            .prints("incarnation\t2\nreleased\t1\nunsure\t2\n");
         let again: Value =
             serde_json::from_str(&desk.run(&["restored", "--reason", "again", "--json"]).ends(0).out).unwrap();
         assert_eq!((&again["incarnation"], &again["released"], &again["unsure"]), (&3.into(), &0.into(), &2.into()));

@@ -17,7 +17,7 @@ use tidegate_postgres::{Options, PostgresStore};
 use tidegate_testkit::ManualClock;
 
 use crate::engine::Schema;
-use crate::fixture::{claim, message, run};
+use crate::fixture::{Place, claim, connect, message, run};
 
 const ROUNDS: usize = 40;
 
@@ -300,5 +300,25 @@ fn a_dead_letter_that_two_operators_redrive_begins_one_generation() {
             two.one.settle(vec![settlement(&again, completed())]).await.unwrap().remove(0).unwrap();
         }
         assert_eq!(two.depths().await, [0; 5]);
+    });
+}
+
+#[test]
+fn a_settlement_whose_lease_is_locked_for_long_is_told_so_whatever_its_outcome() {
+    run(async {
+        let place = Place::new().await;
+        place.store.enqueue(vec![message("m")]).await.unwrap().remove(0).unwrap();
+        let lease = claim(&place.store, 1).await.remove(0);
+        let mut stopped = connect().await;
+        let tx = stopped.transaction().await.unwrap();
+        tx.execute(&format!("select from {} for update", place.name("lease")), &[]).await.unwrap();
+        let retryable = || Outcome::Retryable { failure: Failure::new("down", "not yet"), after: None };
+        let settle = || settlement(&lease, retryable());
+        let error = place.store.settle(vec![settle()]).await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+        assert!(error.is_in_flight() && error.retry_after_duration().is_some(), "{error}");
+        tx.rollback().await.unwrap();
+        let settled = place.store.settle(vec![settle()]).await.unwrap().remove(0).unwrap();
+        assert_eq!(settled.state, State::Ready);
     });
 }
