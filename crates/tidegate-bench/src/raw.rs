@@ -86,7 +86,7 @@ impl Raw {
         let mode: String = conn.query_row("pragma journal_mode = wal", [], |row| row.get(0))?;
         anyhow::ensure!(mode.eq_ignore_ascii_case("wal"), "SQLite refused the write-ahead log: {mode}");
         conn.execute_batch(SETTINGS)?;
-        conn.set_prepared_statement_cache_capacity(64);
+        conn.set_prepared_statement_cache_capacity(128);
         let clock = SystemClock::new();
         let next_id = clock.now().as_millis() << 20;
         Ok(Self { conn, next_id, clock, wal: Wal::default() })
@@ -184,6 +184,10 @@ fn settle(conn: &Connection, ids: &[i64], now: i64) -> anyhow::Result<()> {
 
 /// The same rows by fewer statements.
 mod several {
+    use std::cell::RefCell;
+    use std::collections::HashMap;
+    use std::rc::Rc;
+
     use rusqlite::{Connection, ToSql, params};
 
     use super::{Key, LEASE_MS, MAX_AGE_MS, NONCE};
@@ -193,20 +197,30 @@ mod several {
 
     const SEAL: &str = "6148914691236517205";
 
+    thread_local! {
+        /// Statements by table and number of rows: to write one costs more than to run it.
+        static TEXTS: RefCell<HashMap<(&'static str, usize), Rc<str>>> = RefCell::default();
+    }
+
     /// Inserts rows, each with values of its own behind those that all have.
     fn insert<const OWN: usize>(
         conn: &Connection,
-        table: &str,
+        table: &'static str,
         row: impl Fn(&dyn Fn(usize) -> String) -> String,
         then: &str,
         shared: &[&dyn ToSql],
         rows: &[[&dyn ToSql; OWN]],
     ) -> anyhow::Result<()> {
+        let write = |rows: usize| -> Rc<str> {
+            let own = |number: usize| move |own: usize| format!("?{}", shared.len() + number * OWN + own);
+            let values: Vec<String> = (0..rows).map(|number| row(&own(number))).collect();
+            format!("insert or fail into {table} values {} {then}", values.join(", ")).into()
+        };
         for rows in rows.chunks(ROWS) {
-            let values: Vec<String> =
-                (0..rows.len()).map(|number| row(&|own| format!("?{}", shared.len() + number * OWN + own))).collect();
-            let mut statement =
-                conn.prepare_cached(&format!("insert or fail into {table} values {} {then}", values.join(", ")))?;
+            let text = TEXTS.with_borrow_mut(|texts| {
+                Rc::clone(texts.entry((table, rows.len())).or_insert_with(|| write(rows.len())))
+            });
+            let mut statement = conn.prepare_cached(&text)?;
             for (at, value) in shared.iter().chain(rows.iter().flatten()).enumerate() {
                 statement.raw_bind_parameter(at + 1, value)?;
             }

@@ -11,6 +11,7 @@
 mod backup;
 mod cancel;
 mod claim;
+mod completion;
 mod copied;
 mod copier;
 mod discard;

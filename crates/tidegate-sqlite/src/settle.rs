@@ -1,7 +1,5 @@
 //! Ends runs: result, state, follow-ups and journal in one commit, under the lease token.
 
-mod plain;
-
 use std::time::Duration;
 
 use rusqlite::{OptionalExtension, params};
@@ -15,6 +13,7 @@ use tidegate_core::lifecycle::{self, DeadReason, Next, Outcome, ParkReason, Stat
 use tidegate_core::message::{Failure, Message};
 use tidegate_core::store::{self, Counted, Enqueued, Settle, Settled, Verdicts};
 
+use crate::completion;
 use crate::enqueue::{self, Origin};
 use crate::extend;
 use crate::group::{Group, Lane, Place};
@@ -27,10 +26,10 @@ use crate::trouble::{Trouble, verdict};
 /// A settlement that was hashed and whose follow-ups were checked, on its caller's thread.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    settle: Settle,
-    digest: [u8; 16],
-    then: Vec<Result<enqueue::Prepared, StoreError>>,
-    compensate: Vec<Result<enqueue::Prepared, StoreError>>,
+    pub(crate) settle: Settle,
+    pub(crate) digest: [u8; 16],
+    pub(crate) then: Vec<Result<enqueue::Prepared, StoreError>>,
+    pub(crate) compensate: Vec<Result<enqueue::Prepared, StoreError>>,
 }
 
 impl Prepared {
@@ -61,15 +60,15 @@ pub(crate) fn settle(group: &mut Group<'_>, batch: &[Prepared]) -> Result<Verdic
     let mut verdicts = Vec::with_capacity(batch.len());
     let mut completions = Vec::new();
     for item in batch {
-        if let Some(settled) = plain::completion(group, item, &mut completions)? {
+        if let Some(settled) = completion::decide(group, item, &mut completions)? {
             verdicts.push(Ok(settled));
             continue;
         }
         // What is not plain may have to do with what was settled just now: with the same message, or with its flow.
-        plain::write(group, &mut completions)?;
+        completion::write(group, &mut completions)?;
         verdicts.push(verdict(one(group, item))?);
     }
-    plain::write(group, &mut completions)?;
+    completion::write(group, &mut completions)?;
     failpoint::reach("settle.before_commit");
     Ok(verdicts)
 }
@@ -361,7 +360,7 @@ fn follow(
 
 /// Whether no message can have followed from this one before: it is the first of its flow, and was never put back after it
 /// had ended, which begins a generation.
-fn is_whole_flow(id: MessageId, lease: &LeaseRow) -> bool {
+pub(crate) fn is_whole_flow(id: MessageId, lease: &LeaseRow) -> bool {
     lease.flow.unwrap_or(id) == id && lease.life.counters.generation == 0
 }
 

@@ -9,18 +9,18 @@ use tidegate_core::id::MessageId;
 use tidegate_core::lifecycle::{self, Counters, Next, Outcome};
 use tidegate_core::store::{Counted, Settled};
 
-use super::{Prepared, is_whole_flow};
 use crate::group::{Group, Place};
 use crate::many::{Cell, Many, UNMADE};
 use crate::place;
 use crate::seal;
+use crate::settle::{Prepared, is_whole_flow};
 use crate::trouble::Trouble;
 
 /// Fewer leases than this are removed one by one.
 const FEW: usize = 4;
 
 /// A completion that was decided and is not written yet.
-pub(super) struct Completion<'b> {
+pub(crate) struct Completion<'b> {
     id: MessageId,
     lane: i64,
     nonce: [u8; 16],
@@ -29,7 +29,7 @@ pub(super) struct Completion<'b> {
 }
 
 /// Decides a settlement if it is a plain completion; if not, nothing was done.
-pub(super) fn completion<'b>(
+pub(crate) fn decide<'b>(
     group: &mut Group<'_>,
     item: &'b Prepared,
     completions: &mut Vec<Completion<'b>>,
@@ -68,7 +68,7 @@ pub(super) fn completion<'b>(
 }
 
 /// Writes what was decided.
-pub(super) fn write(group: &mut Group<'_>, completions: &mut Vec<Completion<'_>>) -> Result<(), Trouble> {
+pub(crate) fn write(group: &mut Group<'_>, completions: &mut Vec<Completion<'_>>) -> Result<(), Trouble> {
     if completions.is_empty() {
         return Ok(());
     }
