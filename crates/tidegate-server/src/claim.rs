@@ -54,7 +54,9 @@ pub(crate) async fn claim(
         caller.may(Action::Work, &request.tenant, &slots.queue)?;
     }
     bound(&mut request.queues, serving.limits.batch);
-    let claimed = take(&serving, request, wait).await?;
+    let mut claimed = take(&serving, request, wait).await?;
+    // A nonce that is repeated brings its leases back whatever the queues: those of others are not told.
+    claimed.leases.retain(|lease| caller.sees(Action::Work, &lease.message.tenant, &lease.message.queue));
     let now = serving.tide.clock().now();
     for lease in &claimed.leases {
         serving.workers.remember(lease);

@@ -54,13 +54,14 @@ pub(crate) async fn settle(
         });
     }
     let (batch, places) = items::taken(settles);
+    let runs: Vec<_> = batch.iter().map(|settle| serving.workers.recall(settle.id, settle.token)).collect();
     let verdicts = if batch.is_empty() { Vec::new() } else { serving.tide.store().settle(batch).await? };
-    let results = items::at_their_places(places, verdicts);
-    for (verdict, known) in results.iter().zip(&known) {
-        if let (Ok(settled), Ok(Some(known))) = (verdict, known) {
-            measure(&serving, settled, known);
+    for (verdict, run) in verdicts.iter().zip(runs) {
+        if let (Ok(settled), Some(run)) = (verdict, run) {
+            measure(&serving, settled, &run);
         }
     }
+    let results = items::at_their_places(places, verdicts);
     let result = |verdict: Result<Settled, Problem>| match verdict {
         Ok(settled) => SettleResult::from(&settled),
         Err(problem) => SettleResult::from(problem.into_wire()),

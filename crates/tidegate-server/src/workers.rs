@@ -93,6 +93,11 @@ impl Workers {
         remembered.late.get(&id).or_else(|| remembered.before.get(&id)).cloned()
     }
 
+    /// What was handed out under this lease, if it is remembered.
+    pub(crate) fn recall(&self, id: MessageId, token: LeaseToken) -> Option<Arc<Known>> {
+        self.get(id).filter(|known| known.is_of(token))
+    }
+
     /// Counts a claim that waits, for as long as what is returned lives.
     pub(crate) fn waits(&self) -> Waits<'_> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -138,7 +143,7 @@ impl Serving {
         for of in asked {
             let (id, remembered) = match *of {
                 Of::Any(id) => (id, self.workers.get(id)),
-                Of::Lease(id, token) => (id, self.workers.get(id).filter(|known| known.is_of(token))),
+                Of::Lease(id, token) => (id, self.workers.recall(id, token)),
             };
             match remembered {
                 Some(known) => drop(found.insert(id, Ok(known))),

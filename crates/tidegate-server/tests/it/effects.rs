@@ -327,6 +327,23 @@ async fn nothing_new_begins_after_the_deadline_or_a_wish_to_cancel_or_where_the_
 }
 
 #[tokio::test]
+async fn a_store_that_came_out_of_a_backup_says_that_an_effect_may_have_been_sent_since() {
+    let still = Still::new().await;
+    for kind in ["once", "asked", "keyed"] {
+        still.enqueue(kind, "dep-1").await;
+    }
+    let copy = still.restored().await;
+    let once = told(&copy.claim("once").await, json!({"effect": "wire", "policy": "at_most_once"}), "stop").await;
+    assert_eq!(once["settle"]["outcome"], "park", "{once}");
+    let lookup = json!({"effect": "wire", "policy": "lookup", "quarantine_ms": 0});
+    told(&copy.claim("asked").await, lookup, "look_up").await;
+    // Under the key that the other store sent it under, and not as the first send.
+    let send = told(&copy.claim("keyed").await, keyed("wire"), "send").await;
+    let sent = told(&still.claim("keyed").await, keyed("wire"), "send").await;
+    assert_eq!((&send["key"], &send["effect"]["sends"]), (&sent["key"], &json!(2)));
+}
+
+#[tokio::test]
 async fn a_value_that_is_too_large_to_keep_waits_for_a_person() {
     let still = Still::new().await;
     still.enqueue("capture", "dep-1").await;

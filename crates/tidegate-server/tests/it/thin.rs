@@ -1,5 +1,6 @@
 //! A worker that knows nothing but HTTP: what a client in any language does.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,9 +23,18 @@ impl Still {
     pub(crate) async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let clock = Arc::new(VirtualClock::default());
-        let builder = Tidegate::builder().clock(Arc::clone(&clock) as _).housekeeping(false);
-        let tide = builder.open(directory.path().join("tidegate.db")).await.unwrap();
-        Self { stage: Stage::over(tide, |serving| serving).await, clock, _directory: directory }
+        let stage = stage(directory.path().join("tidegate.db"), Arc::clone(&clock)).await;
+        Self { stage, clock, _directory: directory }
+    }
+
+    /// A server over a copy of the store, a minute after it was made: this one goes on beside it.
+    pub(crate) async fn restored(&self) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let copy = directory.path().join("copy.db");
+        self.stage.tide.sqlite().unwrap().backup(&copy).await.unwrap();
+        self.clock.advance(Duration::from_secs(60));
+        let clock = Arc::clone(&self.clock);
+        Self { stage: stage(copy, Arc::clone(&clock)).await, clock, _directory: directory }
     }
 
     /// A message of this kind on the queue of the same name.
@@ -56,6 +66,11 @@ impl Still {
     pub(crate) async fn message(&self, id: &str) -> Value {
         self.stage.get(&format!("/v1/messages/{id}?reveal=payload")).await.of(200)
     }
+}
+
+async fn stage(file: PathBuf, clock: Arc<VirtualClock>) -> Stage {
+    let tide = Tidegate::builder().clock(clock).housekeeping(false).open(file).await.unwrap();
+    Stage::over(tide, |serving| serving).await
 }
 
 pub(crate) async fn enqueue(stage: &Stage, kind: &str, key: &str) -> String {
