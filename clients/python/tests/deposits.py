@@ -96,14 +96,14 @@ def main(server: str, gateway: str, lease: str = "2", drain: str = "30") -> None
     @worker.handle("awaits", policy=PATIENT)
     async def awaits(ctx: AsyncContext, deposit: Any) -> Any:
         """Tells that it began, and that it was cancelled."""
-        await asyncio.to_thread(tell, "began")
-        if GOES_ON:
-            return "done"
         try:
-            await asyncio.sleep(60)
+            await asyncio.to_thread(tell, "began")
+            if not GOES_ON:
+                await asyncio.Event().wait()
         except asyncio.CancelledError:
             threading.Thread(target=tell, args=(f"cancelled: {ctx.stopping}",)).start()
             raise
+        return "done"
 
     drained = worker.run()
     print(drained, flush=True)

@@ -125,7 +125,7 @@ def test_what_is_enqueued_is_run_and_what_the_handler_made_of_it_is_told(server:
 
     @worker.handle("greet")
     def greet(ctx: Context, payload: Any) -> Any:
-        ctx.then("shout", {"text": f"hello {payload['name']}"})
+        ctx.then("shout", {"text": f"hello {payload['name']}"}, queue="loud")
         return {"hello": payload["name"]}
 
     @worker.handle("shout", queue="loud")
@@ -136,7 +136,7 @@ def test_what_is_enqueued_is_run_and_what_the_handler_made_of_it_is_told(server:
     @worker.handle("moody", policy=SOON, decode=lambda payload, version: payload["do"])
     def moody(ctx: Context, do: str) -> str:
         if do == "fail":
-            ctx.compensate("greet", {"name": "nobody"})
+            ctx.compensate("shout", {"text": "sorry"}, queue="loud")
             raise Fail("sad", "so it is")
         if do == "snooze" and not snoozed:
             snoozed.append(ctx.attempt)

@@ -232,12 +232,22 @@ class _Service:
     async def run(self) -> Drained:
         """Claims until it is stopped, and drains."""
         self._keepalive.start()
+        queues: list[asyncio.Future[None]] = []
         try:
             if await self._declare():
                 log.info("worker %s started", self._worker.name)
-                await asyncio.gather(*[self._serve_queue(queue) for queue in self._slots])
-            return await self._drain()
+                queues = [asyncio.ensure_future(self._serve_queue(queue)) for queue in self._slots]
+                await asyncio.wait(queues, return_when=asyncio.FIRST_EXCEPTION)
+                # One that failed ends them all, and what runs is drained before that is told.
+                self.stop()
+                await asyncio.wait(queues)
+            drained = await self._drain()
+            for queue in queues:
+                queue.result()
+            return drained
         finally:
+            for queue in queues:
+                queue.cancel()
             # Only something is left here if this was cancelled, or failed.
             self._keepalive.stop_all(Stopped.DRAINED)
             await asyncio.to_thread(self._keepalive.close)
@@ -261,7 +271,7 @@ class _Service:
         return not self._stopping.is_set()
 
     async def _serve_queue(self, queue: str) -> None:
-        pause = 0.0
+        pause, has_claimed = 0.0, False
         while True:
             # A suspect waits until nothing else runs: until then nothing more is taken.
             await self._until(lambda: self._is_free(queue) or self._stopping.is_set())
@@ -269,15 +279,18 @@ class _Service:
                 return
             try:
                 await self._claim(queue)
-                pause = 0.0
+                pause, has_claimed = 0.0, True
             except TidegateError as error:
+                # What never worked is told to whoever starts it; what did comes back: a server, a token that is repaired.
+                if not has_claimed and not may_pass(error):
+                    raise
                 pause = await self._pause_after(error, pause)
 
     def _is_free(self, queue: str) -> bool:
         return self._busy[queue] < self._slots[queue] and not self._suspects
 
     async def _pause_after(self, error: TidegateError, last: float) -> float:
-        """Never the end of a worker: the server comes back, the token is repaired."""
+        """The pause that was made: never the end of a worker, and never longer than it has to be."""
         pause = min(max(0.1, last * 2), _LONGEST_PAUSE)
         log.warning("worker %s: %s; next try in %.1f s", self._worker.name, error, max(pause, error.retry_after or 0.0))
         with contextlib.suppress(asyncio.TimeoutError):
