@@ -415,7 +415,7 @@ def test_deposits_survive_kills_lost_replies_and_a_restarted_server_and_the_ledg
 
     captures, credits = Gateway(recognises_keys=True, fault=fault), Gateway(recognises_keys=False, fault=fault)
     both = Both(captures, credits)
-    count, kills = 40, 6
+    count, kills = 30, 5
     with running(both) as gateway, Client(server.url) as tide, programs(tmp_path) as start:
         sent = [tide.enqueue("validate", deposit(number), key=f"dep-{number}") for number in range(count)]
         workers = [start(server.url, gateway), start(server.url, gateway)]
