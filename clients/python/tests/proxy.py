@@ -1,4 +1,4 @@
-"""A proxy that hands requests on, and drops replies after the server has answered."""
+"""A proxy that hands requests on, and drops or holds replies after the server has answered."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import httpx
 
 
 class Proxy:
-    """``lose`` is asked about each reply."""
+    """``lose`` is asked about each reply: its path, and its body."""
 
-    def __init__(self, upstream: str, *, lose: Callable[[], bool]) -> None:
+    def __init__(self, upstream: str, *, lose: Callable[[str, bytes], bool]) -> None:
         proxy = self
         self.lost = 0
         lock = threading.Lock()
@@ -30,8 +30,8 @@ class Proxy:
                 except httpx.HTTPError:
                     self.close_connection = True
                     return
+                lost = lose(self.path, reply.content)
                 with lock:
-                    lost = lose()
                     proxy.lost += lost
                 self.close_connection = lost
                 if lost:

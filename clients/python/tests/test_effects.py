@@ -14,8 +14,10 @@ from tidegate import (
     EffectPolicy,
     Fail,
     Keyed,
+    LeaseLost,
     Lookup,
     Natural,
+    NoSuchMessage,
     NotDone,
     NotFound,
     Rejected,
@@ -23,11 +25,13 @@ from tidegate import (
     RunEnded,
     Snooze,
     Unknown,
+    Unreachable,
     http,
 )
 from tidegate.attempt import Raised, Ran, Returned, Undecodable, settlement
+from tidegate.drivers import Driver, Server
 from tidegate.effects import Effect, Run, make
-from tidegate.keepalive import Held, Stopped
+from tidegate.keepalive import Held, Keepalive, Stopped
 from tidegate.leases import Claim, Lease, claim, settle
 from tidegate.steps import NoReply, Reply, Request
 
@@ -334,6 +338,38 @@ def test_losing_the_lease_overrides_every_other_reason_to_stop() -> None:
         held.stop(reason)
     held.on_stop(lambda: told.append("late"))
     assert told == [Stopped.DRAINED, Stopped.LEASE_LOST, "late"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "at", "stopped"),
+    [
+        (True, 115.0, None),
+        (LeaseLost(409, {"type": "/problems/lease-lost"}), 115.0, Stopped.LEASE_LOST),
+        (NoSuchMessage(404, {}), 115.0, Stopped.LEASE_LOST),
+        (Unreachable("no", maybe_done=True), 115.0, None),
+        # Before it lapses, and so before anybody else can have it.
+        (Unreachable("no", maybe_done=True), 124.0, Stopped.OUT_OF_TIME),
+    ],
+)
+def test_a_lease_is_extended_or_its_run_stopped_before_it_lapses(verdict: Any, at: float, stopped: Stopped | None) -> None:
+    server = Scripted([])
+
+    class Answers(Driver):
+        def run(self, steps: Any) -> Any:
+            if isinstance(verdict, Unreachable):
+                raise verdict
+            return [verdict]
+
+    keepalive = Keepalive(server.env(), Answers(Server("http://127.0.0.1:1")), 30.0)
+    held = keepalive.hold(Lease.read(LEASED), server.now)
+    keepalive.tick()
+    assert (held.lapses_at, held.stopped) == (130.0, None), "it is young"
+    server.now = at
+    keepalive.tick()
+    assert held.stopped is stopped
+    assert (held.lapses_at, held.cancel_requested) == ((145.0, True) if verdict is True else (130.0, False))
+    keepalive.release(held)
+    assert keepalive.all() == []
 
 
 def test_a_claim_is_repeated_under_its_nonce_and_not_for_longer_than_half_its_lease() -> None:

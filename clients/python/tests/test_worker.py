@@ -291,7 +291,7 @@ def test_lost_replies_of_the_server_repeat_no_effect_and_lose_nothing(server: Re
     dice = random.Random(7)
     with running(Gateway(recognises_keys=False)) as gateway, Client(server.url) as tide, ExitStack() as open:
         # Of every three replies one is dropped after the server has done what it was asked.
-        proxy = open.enter_context(Proxy(server.url, lose=lambda: dice.random() < 0.3))
+        proxy = open.enter_context(Proxy(server.url, lose=lambda path, body: dice.random() < 0.3))
         worker = paying(proxy.url, gateway, Lookup(quarantine=0.2), timeout=5)
         sent = [tide.enqueue("pay", deposit(number), key=f"dep-{number}") for number in range(12)]
         open.enter_context(working(worker))
@@ -355,6 +355,101 @@ def test_an_idle_worker_ends_at_once(server: RealServer, tmp_path: Path) -> None
         began = time.monotonic()
         assert program.drain() == "Drained(finished=0, released=0, abandoned=0)"
         assert time.monotonic() - began < 5.0
+
+
+def test_what_was_handed_out_while_a_worker_stopped_is_handed_back(server: RealServer) -> None:
+    handed_out, go_on = threading.Event(), threading.Event()
+
+    def hold(path: str, body: bytes) -> bool:
+        if path != "/v1/leases" or b'"token"' not in body or handed_out.is_set():
+            return False
+        handed_out.set()
+        return go_on.wait(30)
+
+    with Client(server.url) as tide, Proxy(server.url, lose=hold) as proxy:
+        worker = Worker(proxy.url)
+        worker.handle("pay")(lambda ctx, payload: payload)
+        with working(worker):
+            sent = tide.enqueue("pay", 1, key="k")
+            assert handed_out.wait(30)
+            assert tide.get(sent.id).state == "leased"
+        go_on.set()
+        message = tide.get(sent.id)
+        assert (message.state, message.attempt) == ("ready", 0)
+
+
+def test_a_message_whose_run_crashed_runs_alone_in_its_process(server: RealServer) -> None:
+    worker = Worker(server.url)
+    lock = threading.Lock()
+    now, beside = 0, -1
+
+    @worker.handle("pay")
+    def pay(ctx: Context, payload: Any) -> None:
+        nonlocal now, beside
+        with lock:
+            now += 1
+        time.sleep(0.05)
+        with lock:
+            if payload == "suspect":
+                beside = now - 1
+            now -= 1
+
+    with Client(server.url) as tide:
+        suspect = tide.enqueue("pay", "suspect", key="suspect")
+        claim = {"worker": "crashed", "queues": {"pay": 1}, "kinds": {"pay": 1}, "nonce": "ab" * 16, "lease_ms": 100}
+        leases = httpx.post(f"{server.url}/v1/leases", json=claim).json()["leases"]
+        assert [lease["message"]["id"] for lease in leases] == [suspect.id]
+        until(lambda: tide.get(suspect.id).state == "ready")
+        others = [tide.enqueue("pay", number, key=f"k-{number}") for number in range(6)]
+        with working(worker):
+            assert [ended(tide, sent.id).state for sent in (suspect, *others)] == ["completed"] * 7
+    assert beside == 0
+
+
+def test_a_cancel_request_is_told_and_lets_no_effect_begin(server: RealServer) -> None:
+    worker = Worker(server.url, lease=0.6)
+    began = threading.Event()
+
+    @worker.handle("pay", policy=SOON)
+    def pay(ctx: Context, payload: Any) -> Any:
+        began.set()
+        until(lambda: ctx.cancel_requested)
+        return ctx.effect("pay", policy=AtMostOnce(), send=lambda key: key)
+
+    with Client(server.url) as tide, working(worker):
+        sent = tide.enqueue("pay", 1, key="k")
+        assert began.wait(30)
+        server.command("cancel", sent.id, "--reason", "a test")
+        message = tide.wait(sent.id, timeout=30)
+        assert (message.state, message.journal) == ("cancelled", ())
+
+
+def test_what_may_not_follow_is_told_and_repeats_no_effect(tmp_path: Path) -> None:
+    server = RealServer(tmp_path, "--require-tokens").start()
+    sent_keys: list[str] = []
+    try:
+        scopes = ("--scope", "work:pay", "--scope", "produce:pay", "--scope", "read:pay")
+        token = re.findall(r'"token": *"([^"]+)"', server.command("token", "create", "w", *scopes, "--json"))[0]
+        worker = Worker(server.url, token=token)
+
+        @worker.handle("pay", policy=Policy(max_attempts=2, backoff=(0.01, 0.01)))
+        def pay(ctx: Context, payload: Any) -> None:
+            ctx.effect("pay", policy=AtMostOnce(), send=sent_keys.append)
+            ctx.then("credit", payload)
+
+        with Client(server.url, token=token) as tide, working(worker):
+            message = ended(tide, tide.enqueue("pay", 1, key="k").id)
+            assert (message.state, message.attempt, message.history[-1]["code"]) == ("dead", 2, "follow_up"), message
+            assert len(sent_keys) == 1
+    finally:
+        server.end(signal.SIGKILL)
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < give_up_at, "it never came to that"
+        time.sleep(0.02)
 
 
 def test_a_handler_that_takes_too_long_is_stopped_and_tried_again(server: RealServer) -> None:
