@@ -21,7 +21,7 @@ pub struct KindPolicy {
     #[schema(minimum = 1, default = 300_000)]
     pub timeout_ms: u64,
     /// Crashes while running alone before a message is a dead letter.
-    #[schema(minimum = 1, default = 3)]
+    #[schema(minimum = 0, default = 3)]
     pub crash_limit: u32,
 }
 

@@ -14,7 +14,8 @@ use tidegate::journal::{
 use tidegate::lifecycle::State as MessageState;
 use tidegate::store::{ExplainFacts, Journal, JournalWrite};
 use tidegate::{Failure, LeaseToken, MessageId, StoreError, StoreErrorKind, Timestamp, id::digest16};
-use tidegate_api::{Instruction, Reach, SettleWith, schema};
+use tidegate_api::{Instruction, ProblemType, Reach, SettleWith, schema};
+use tracing::warn;
 
 use crate::body::JsonBody;
 use crate::principal::{Action, Caller};
@@ -47,7 +48,13 @@ pub(crate) async fn reach(
 ) -> Result<Json<Instruction>, Problem> {
     let mut tries = 0;
     loop {
-        let run = Run::of(&serving, &caller, id, reach.token.0).await?;
+        let run = match Run::of(&serving, &caller, id, reach.token.0).await {
+            Err(problem) if problem.kind() == ProblemType::LeaseLost => {
+                leave_evidence(&serving, id, reach).await;
+                return Err(problem);
+            }
+            run => run?,
+        };
         let reached = reach.reached(run.payload())?;
         let mut call =
             Call { serving: &serving, rows: run.facts.view.journal.clone(), run, reached, before: Vec::new() };
@@ -63,6 +70,20 @@ pub(crate) async fn reach(
                 }
             }
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// What was confirmed under a lease that is lost is applied to nothing, and kept for whoever resolves.
+async fn leave_evidence(serving: &Serving, id: MessageId, reach: Reach) {
+    let token = reach.token.0;
+    let mut before: Vec<JournalWrite> =
+        reach.before.into_iter().filter_map(|write| write.into_write(None).ok()).collect();
+    let Some(write) = before.pop() else { return };
+    match serving.tide.store().journal(vec![Journal { id, token, before, write }]).await {
+        Ok(_refused) => {}
+        Err(error) => {
+            warn!(message.id = %id, error = %error, "what was confirmed under a lost lease could not be kept")
         }
     }
 }

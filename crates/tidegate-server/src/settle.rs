@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tidegate::journal::{EffectId, EffectRow, open_rows};
 use tidegate::store::{Settle, Settled};
-use tidegate_api::{SettleFacts, SettleLeases, SettleResult, SettleResults, Settlement, Write};
+use tidegate_api::{SettleFacts, SettleLeases, SettleResult, SettleResults, Settlement, Write, WriteName};
 
 use crate::body::JsonBody;
 use crate::items;
@@ -69,12 +69,15 @@ pub(crate) async fn settle(
     Ok(Json(SettleResults { results: results.into_iter().map(result).collect() }))
 }
 
+/// What is known of the message of a settlement, where it had to be asked for.
+type Found = Result<Option<Arc<Known>>, Problem>;
+
 /// What is known of the message of each settlement; nothing, of one that says all by itself by a caller that may do all.
 async fn known(
     serving: &Serving,
     caller: &Caller,
     read: &[Result<Settlement, Problem>],
-) -> Result<Vec<Result<Option<Arc<Known>>, Problem>>, Problem> {
+) -> Result<Vec<Found>, Problem> {
     let may_all = caller.principal.may_all(Action::Work);
     let asked = |item: &Settlement| {
         let needs = item.needs();
@@ -123,7 +126,8 @@ async fn has_orphans(serving: &Serving, item: &Settlement, known: Option<&Known>
     }
     let Some(view) = serving.tide.store().inspect(vec![item.id]).await?.pop().flatten() else { return Ok(false) };
     let is_answered = |effect: &EffectId| {
-        item.journal.iter().any(|write: &Write| write.effect == effect.name && write.item == effect.item)
+        let answers = |write: &Write| write.write == WriteName::Answer;
+        item.journal.iter().any(|write| answers(write) && write.effect == effect.name && write.item == effect.item)
     };
     let is_orphan = |row: &EffectRow| row.token.claims != token.claims && !is_answered(&row.effect);
     Ok(open_rows(&view.journal).any(is_orphan))

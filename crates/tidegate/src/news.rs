@@ -70,3 +70,34 @@ impl CommitListener for Newsroom {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn capture() -> QueueName {
+        QueueName::new("capture").unwrap()
+    }
+
+    #[test]
+    fn those_that_left_are_cleared_away_though_nothing_is_committed() {
+        let room = Newsroom::default();
+        let stays = room.subscribe(vec![capture()]);
+        for _ in 0..1000 {
+            drop(room.subscribe(vec![capture()]));
+        }
+        assert!(room.workers.lock().unwrap().len() <= 2);
+        drop(stays);
+    }
+
+    #[tokio::test]
+    async fn a_wake_up_between_two_looks_is_not_missed() {
+        let room = Newsroom::default();
+        let (ours, other) = (Wakeups(room.subscribe(vec![capture()])), QueueName::new("other").unwrap());
+        room.committed(&News { ready: vec![other], ended: Vec::new() });
+        let nothing = tokio::time::timeout(std::time::Duration::ZERO, ours.woken()).await;
+        assert!(nothing.is_err(), "woken by another queue");
+        room.committed(&News { ready: vec![capture()], ended: Vec::new() });
+        ours.woken().await;
+    }
+}

@@ -80,6 +80,53 @@ async fn a_claim_that_waits_is_answered_by_the_enqueue_it_waited_for() {
 }
 
 #[tokio::test]
+async fn of_many_that_wait_each_gets_a_message_of_its_own() {
+    const WORKERS: usize = 12;
+    let stage = Arc::new(Stage::new().await);
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..WORKERS {
+        let stage = Arc::clone(&stage);
+        waiting.spawn(async move {
+            let mut body = claim("capture", &nonce());
+            body["wait_ms"] = json!(60_000);
+            claimed(&stage, &body).await[0]["message"]["id"].to_string()
+        });
+    }
+    for n in 0..WORKERS {
+        enqueue(&stage, "capture", &format!("dep-{n}")).await;
+    }
+    let all = tokio::time::timeout(Duration::from_secs(20), waiting.join_all()).await.unwrap();
+    let different: std::collections::BTreeSet<String> = all.into_iter().collect();
+    assert_eq!(different.len(), WORKERS);
+}
+
+/// Returns when the metrics have this line.
+async fn measured(stage: &Stage, line: &str) {
+    let began = tokio::time::Instant::now();
+    while !stage.send_plain(Method::GET, "/metrics", &[]).await.1.contains(line) {
+        assert!(began.elapsed() < Duration::from_secs(20), "no {line}");
+    }
+}
+
+#[tokio::test]
+async fn a_claim_whose_worker_left_while_it_waited_takes_nothing() {
+    let stage = Stage::new().await;
+    let mut body = claim("capture", &nonce());
+    body["wait_ms"] = json!(60_000);
+    let body = body.to_string();
+    let head = format!(
+        "POST /v1/leases HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let worker = stage.begin(format!("{head}{body}").as_bytes()).await;
+    measured(&stage, "tidegate_store_call_seconds_count{verb=\"claim\"}").await;
+    drop(worker);
+    measured(&stage, "tidegate_http_requests_total{route=\"/v1/leases\",method=\"POST\",status=\"gone\"} 1").await;
+    enqueue(&stage, "capture", "a").await;
+    assert_eq!(Held::claim(&stage, "capture").await.lease["counters"]["claims"], 1);
+}
+
+#[tokio::test]
 async fn a_claim_that_waits_finds_what_another_process_enqueued() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("tidegate.db");

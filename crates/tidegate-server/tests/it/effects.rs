@@ -78,14 +78,21 @@ async fn a_worker_that_lost_its_lease_is_refused_everywhere_and_what_it_confirms
     assert_eq!(second.lease["counters"]["claims"], 2);
 
     stale.reach(keyed("charge")).await.problem("lease-lost");
-    stale.reach(keyed("notify")).await.problem("lease-lost");
+    let mut rides = keyed("notify");
+    rides["before"] =
+        json!([{"write": "answer", "effect": "charge", "seq": 0, "answer": "confirmed", "value": "ch_rode"}]);
+    stale.reach(rides).await.problem("lease-lost");
     stale.answer(confirmed("charge", 0, json!("ch_late"))).await.problem("lease-lost");
-    for refused in [stale.extend().await, stale.settle(json!({"outcome": "completed", "result": 1})).await] {
+    let rides = json!([{"write": "answer", "effect": "charge", "seq": 0, "answer": "confirmed", "value": "ch_end"}]);
+    let end = json!({"outcome": "completed", "result": 1, "journal": rides});
+    for refused in [stale.extend().await, stale.settle(end).await] {
         assert_eq!((&refused["status"], &refused["problem"]["type"]), (&json!(409), &json!("/problems/lease-lost")));
     }
     let message = still.message(&id).await;
     assert_eq!(message["state"], "leased", "the stale settlement landed");
-    assert_eq!(message["evidence"][0]["value"], "ch_late");
+    let evidence = message["evidence"].as_array().unwrap();
+    let values: Vec<_> = evidence.iter().map(|late| late["value"].as_str().unwrap()).collect();
+    assert_eq!(values, ["ch_rode", "ch_late", "ch_end"]);
     assert_eq!(message["journal"][0]["state"], "intent", "the late confirmation was applied");
 
     let again = told(&second, keyed("charge"), "send").await;

@@ -19,6 +19,6 @@ mod tls;
 // Of workers.
 mod claims;
 mod effects;
-mod guide;
+mod guide_workers;
 mod settlements;
 mod thin;

@@ -119,6 +119,13 @@ impl Stage {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
+    /// Bytes as they are; the client stays for as long as what is returned lives.
+    pub(crate) async fn begin(&self, bytes: &[u8]) -> TcpStream {
+        let mut connection = TcpStream::connect(self.address).await.unwrap();
+        connection.write_all(bytes).await.unwrap();
+        connection
+    }
+
     /// Bytes as they are, and all that comes back until the server closes the connection or half a minute is over.
     pub(crate) async fn raw(&self, bytes: &[u8]) -> String {
         let mut connection = TcpStream::connect(self.address).await.unwrap();

@@ -110,23 +110,21 @@ impl<'a> Held<'a> {
         Self { stage, lease, id, token }
     }
 
-    fn with(&self, body: &Value) -> String {
-        let mut body = body.clone();
+    fn with(&self, mut body: Value) -> String {
         body["token"] = json!(self.token);
         body.to_string()
     }
 
     pub(crate) async fn reach(&self, body: Value) -> Reply {
-        self.stage.post(&format!("/v1/messages/{}/effects", self.id), &self.with(&body)).await
+        self.stage.post(&format!("/v1/messages/{}/effects", self.id), &self.with(body)).await
     }
 
     pub(crate) async fn answer(&self, body: Value) -> Reply {
-        self.stage.post(&format!("/v1/messages/{}/effects/answer", self.id), &self.with(&body)).await
+        self.stage.post(&format!("/v1/messages/{}/effects/answer", self.id), &self.with(body)).await
     }
 
     /// Settles; the verdict.
-    pub(crate) async fn settle(&self, settlement: Value) -> Value {
-        let mut settlement = settlement;
+    pub(crate) async fn settle(&self, mut settlement: Value) -> Value {
         settlement["id"] = json!(self.id);
         settlement["token"] = json!(self.token);
         let body = json!({"settlements": [settlement]}).to_string();
