@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::run::{Program, is_installed, seconds, timed};
-use crate::{docs, files, graph, licences, python, test};
+use crate::{deploy, docs, files, graph, licences, python, test};
 
 struct Step<'a> {
     name: &'a str,
@@ -64,6 +64,7 @@ fn steps(root: &Path) -> Vec<Step<'_>> {
         ),
         own("tests", "test", |root| test::all(root, &[])),
         own("python client", "python", python::run),
+        own("deploy files", "deploy", deploy::run),
         // Libraries only: the command and the library are both called `tidegate`, and their pages would overwrite each other.
         program(
             "docs",

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::graph::{self, Member};
 use crate::run::Program;
-use crate::test;
+use crate::{reference, test};
 
 /// A command inside a command inside a command is as deep as it gets.
 const DEEPEST_COMMAND: usize = 3;
@@ -58,6 +58,8 @@ pub(crate) fn check(root: &Path) -> Result<(), String> {
 
 fn stale(root: &Path) -> Result<Vec<Page>, String> {
     let read = |path: &str| std::fs::read_to_string(root.join(path)).map_err(|e| format!("cannot read {path}: {e}"));
+    let program = built_command(root)?;
+    let said = |arguments: &[&str]| said(&program, arguments);
     let pages = [
         Page {
             path: "README.md",
@@ -65,7 +67,14 @@ fn stale(root: &Path) -> Result<Vec<Page>, String> {
         },
         Page { path: "docs/reference/crates.md", text: crates_page(&graph::members(root)?) },
         Page { path: "docs/reference/words.md", text: words_page(&read)? },
-        Page { path: "docs/reference/commands.md", text: commands_page(&built_command(root)?)? },
+        Page { path: "docs/reference/commands.md", text: commands_page(&program)? },
+        Page { path: "docs/reference/config.md", text: reference::config(&said(&["config", "list", "--json"])?)? },
+        Page { path: "docs/reference/metrics.md", text: reference::metrics(&said(&["metrics", "--json"])?)? },
+        Page { path: "docs/reference/http.md", text: reference::http(&said(&["openapi"])?)? },
+        Page {
+            path: "docs/reference/error-codes.md",
+            text: reference::error_codes(&read("crates/tidegate-api/src/problem.rs")?)?,
+        },
     ];
     let differs = |page: &Page| std::fs::read_to_string(root.join(page.path)).ok().as_deref() != Some(&page.text);
     Ok(pages.into_iter().filter(differs).collect())
@@ -143,7 +152,7 @@ fn members_of(name: &str, source: &str) -> Vec<(String, String)> {
     members
 }
 
-fn snake_case(name: &str) -> String {
+pub(crate) fn snake_case(name: &str) -> String {
     let mut word = String::new();
     for c in name.chars() {
         if c.is_uppercase() && !word.is_empty() {
@@ -201,9 +210,15 @@ fn describe(program: &Path, path: &mut Vec<String>, page: &mut String) -> Result
 /// What `tidegate <path> --help` prints, on a terminal of 100 columns and in an empty environment: help shows the
 /// values of variables that are set, and those differ from desk to desk.
 fn help(program: &Path, path: &[String]) -> Result<String, String> {
+    let arguments: Vec<&str> = path.iter().map(String::as_str).chain(["--help"]).collect();
+    let text = said(program, &arguments)?;
+    Ok(text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n").trim_end().to_owned())
+}
+
+/// What the program prints, in an empty environment but for a terminal of 100 columns.
+fn said(program: &Path, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(program)
-        .args(path)
-        .arg("--help")
+        .args(arguments)
         .env_clear()
         .env("COLUMNS", "100")
         .env("NO_COLOR", "1")
@@ -212,10 +227,9 @@ fn help(program: &Path, path: &[String]) -> Result<String, String> {
         .map_err(|e| format!("cannot start {}: {e}", program.display()))?;
     if !output.status.success() {
         let talk = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("`tidegate {} --help` ended with {}\n{talk}", path.join(" "), output.status));
+        return Err(format!("`tidegate {}` ended with {}\n{talk}", arguments.join(" "), output.status));
     }
-    let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n").trim_end().to_owned())
+    String::from_utf8(output.stdout).map_err(|e| format!("`tidegate {}` printed no UTF-8: {e}", arguments.join(" ")))
 }
 
 /// The names under `Commands:`, without the built-in `help`.

@@ -51,12 +51,25 @@ fn rule(member: &Member) -> Option<Rule> {
         "tidegate-sim" => (&["tidegate", "tidegate-core", "tidegate-testkit"], &[]),
         "tidegate-api" => (&["tidegate"], &[]),
         "tidegate-server" => (&["tidegate", "tidegate-api"], &["tidegate-pgcluster", "tidegate-testkit"]),
+        // Its tests put it in front of the server's own router.
+        "tidegate-remote" => (&["tidegate", "tidegate-api"], &["tidegate-server", "tidegate-testkit"]),
         "tidegate-bench" => (&["tidegate"], &["tidegate-pgcluster"]),
-        "tidegate-canaries" => (&["tidegate-core"], &["tidegate-sqlite", "tidegate-testkit", "tidegate"]),
+        "tidegate-canaries" => (
+            &["tidegate-core"],
+            &["tidegate-sqlite", "tidegate-postgres", "tidegate-pgcluster", "tidegate-testkit", "tidegate"],
+        ),
         // `deposits` is an example, and the one that is a load as well: the demo and the torture runs drive it.
         "tidegate-torture" => (&["tidegate", "deposits", "tidegate-pgcluster"], &[]),
         "tidegate-cli" => (
-            &["tidegate", "tidegate-api", "tidegate-bench", "tidegate-server", "tidegate-torture", "deposits"],
+            &[
+                "tidegate",
+                "tidegate-api",
+                "tidegate-bench",
+                "tidegate-remote",
+                "tidegate-server",
+                "tidegate-torture",
+                "deposits",
+            ],
             &["tidegate-pgcluster"],
         ),
         _ => return None,

@@ -9,12 +9,14 @@
 
 mod bench;
 mod ci;
+mod deploy;
 mod docs;
 mod files;
 mod graph;
 mod licences;
 mod pg;
 mod python;
+mod reference;
 mod run;
 mod test;
 mod torture;
@@ -31,6 +33,7 @@ usage: cargo xtask <command>
   torture [--long] [--state FILE] [--only PART]
                     attack the engine: a small round of everything, or the long run, which goes on where it was broken off
   docs [--check]    write what is generated in docs/reference and the README, or check that it is fresh
+  deploy            alerts and their tests, dashboard, metrics and units: read by promtool and systemd-analyze
   deps              dependency direction between our crates, and the licences of theirs
   bench --peers     Tidegate beside other queues at equal durability, by turns; [--small] [--messages N]
                     [--preload N] [--rounds N] [--dir DIR] [--json FILE] [--programs DIR]
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         ["torture", rest @ ..] => torture::Asked::read(rest, &root).and_then(|asked| torture::run(&root, &asked)),
         ["docs"] => docs::write(&root),
         ["docs", "--check"] => docs::check(&root),
+        ["deploy"] => deploy::run(&root),
         ["deps"] => graph::check(&root).and_then(|()| licences::check(&root)),
         ["bench", rest @ ..] => bench::run(&root, rest),
         ["python"] => python::run(&root),

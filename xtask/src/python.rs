@@ -62,7 +62,7 @@ fn environment(root: &Path) -> Result<PathBuf, String> {
 }
 
 /// Where cargo puts what it builds.
-fn target(root: &Path) -> Result<PathBuf, String> {
+pub(crate) fn target(root: &Path) -> Result<PathBuf, String> {
     let metadata = Program::cargo(&["metadata", "--format-version=1", "--no-deps", "--offline"]).output(root)?;
     let metadata: serde_json::Value =
         serde_json::from_str(&metadata).map_err(|e| format!("`cargo metadata` printed no JSON: {e}"))?;

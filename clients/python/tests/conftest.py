@@ -25,7 +25,11 @@ class RealServer:
         self.url = ""
         self._process: subprocess.Popen[str] | None = None
         # No settings of whoever runs the tests.
-        self._environment = {"PATH": os.environ["PATH"], "HOME": str(directory)}
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(directory),
+            "TIDEGATE_LOG_FORMAT": "text",
+        }
 
     def start(self) -> RealServer:
         command = [self.program, "--store", str(self.store), "serve", "--listen", self.listen, *self.options]

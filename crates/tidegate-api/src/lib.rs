@@ -4,17 +4,33 @@
 //! calls it, and back; texts that were stored as JSON travel byte for byte. Nothing here does any I/O, and nothing decides
 //! who may see what: a form is made with a [`Show`] that says it.
 
+mod act;
+mod audit;
+mod edit;
 mod enqueue;
 mod event;
 mod explanation;
 mod flow;
+mod group;
+mod inspect;
 mod list;
 mod message;
+mod operation;
+mod parked;
 mod problem;
+mod queue;
+mod resolve;
 pub mod schema;
+mod stats;
 mod text;
 mod token;
 
+/// The header by which a server says of every answer which version of Tidegate gave it.
+pub const VERSION_HEADER: &str = "tidegate-version";
+
+pub use act::{ActResult, ActResults, CalledOff, Cancel, Discard, Redrive, Redriven};
+pub use audit::{AuditEntry, AuditPage, Note, Noted};
+pub use edit::{Change, Edit, Edited};
 // Of workers.
 mod claim;
 mod extend;
@@ -27,11 +43,21 @@ mod sweep;
 
 pub use enqueue::{Enqueue, EnqueueMany, EnqueueResult, EnqueueResults, Enqueued, IntakeDefaults, NoMessage, Verdict};
 pub use event::Event;
-pub use explanation::{Explanation, Predicate};
+pub use explanation::{Explanation, Facts, Predicate};
 pub use flow::Flow;
+pub use group::{FailureGroup, Groups};
+pub use inspect::{Inspect, Inspected, Progress, ProgressList, Revealed};
 pub use list::{Page, Summary};
 pub use message::{Answer, Effect, Ending, Evidence, Failure, Lease, Message, Show};
-pub use problem::{PROBLEM_JSON, Problem, ProblemType};
+pub use operation::{
+    ActOnOperation, NewOperation, Operation, OperationAct, OperationState, Operations, Pace, Preview, PreviewOperation,
+    QueueCount, RefusedMessage, Selection, Stepped, Waits,
+};
+pub use parked::{Parked, ParkedPage};
+pub use problem::{PROBLEM_JSON, Problem, ProblemType, Refusal};
+pub use queue::{ChangeQueue, Queue, Queues};
+pub use resolve::{Resolution, Resolve, Resolved};
+pub use stats::{Lane, Stats, Tally};
 pub use text::{Hidden, Text};
 pub use token::{MadeToken, NewToken, RotateToken, Token, Tokens};
 

@@ -30,6 +30,11 @@ impl Show {
     pub const ALL: Self = Self { contents: true, result: true };
 }
 
+/// Gives every masked text back as its mask. A text that was asked for with `reveal` may look like one, and is that then.
+fn unmasked(hidden: &Hidden) -> Hidden {
+    Hidden::Shown(Text::of(&hidden.as_shown()))
+}
+
 /// Why an attempt failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Failure {
@@ -79,6 +84,15 @@ impl Answer {
         match self {
             Self::Result(result) => Ok(message::Answer::Completed(revealed(&result, "the result")?.stored())),
             Self::Failure(failure) => Ok(message::Answer::Failed(failure.into())),
+        }
+    }
+
+    /// The answer as far as it is shown: a mask stands where its result does not.
+    #[must_use]
+    pub fn into_answer_as_shown(self) -> message::Answer {
+        match self {
+            Self::Result(result) => message::Answer::Completed(result.as_shown()),
+            Self::Failure(failure) => message::Answer::Failed(failure.into()),
         }
     }
 }
@@ -306,6 +320,20 @@ pub struct Evidence {
     pub value: Hidden,
 }
 
+impl Evidence {
+    /// A late confirmation as far as it is shown.
+    #[must_use]
+    pub fn of(evidence: &store::Evidence, show: Show) -> Self {
+        let store::Evidence { at, effect, value } = evidence;
+        Self {
+            at: *at,
+            effect: effect.name.clone(),
+            item: effect.item.clone(),
+            value: Hidden::of(value, show.contents),
+        }
+    }
+}
+
 /// How one run ended, or what an operator did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Ending {
@@ -422,6 +450,9 @@ pub struct Message {
     pub headers: BTreeMap<String, String>,
     /// What its handler gets.
     pub payload: Hidden,
+    /// The same in a string, where it is shown and there is white space around it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_text: Option<String>,
     /// Its effects.
     pub journal: Vec<Effect>,
     /// Confirmations that came too late to be applied.
@@ -467,17 +498,28 @@ impl Message {
             parent: message.parent,
             headers: message.headers.clone(),
             payload: Hidden::of(&message.payload, show.contents),
+            payload_text: (show.contents && Text::of(&message.payload).get() != &*message.payload)
+                .then(|| message.payload.to_string()),
             journal: view.journal.iter().map(|row| Effect::of(row, show)).collect(),
-            evidence: (view.evidence.iter())
-                .map(|evidence| Evidence {
-                    at: evidence.at,
-                    effect: evidence.effect.name.clone(),
-                    item: evidence.effect.item.clone(),
-                    value: Hidden::of(&evidence.value, show.contents),
-                })
-                .collect(),
+            evidence: view.evidence.iter().map(|evidence| Evidence::of(evidence, show)).collect(),
             history: view.history.iter().map(Ending::from).collect(),
         }
+    }
+
+    /// The message as a store shows it, as far as it is shown: where contents are masked stands their mask.
+    ///
+    /// # Errors
+    /// `Corrupt` when a word is not known.
+    pub fn into_view_as_shown(mut self) -> Result<MessageView, StoreError> {
+        self.payload = unmasked(&self.payload);
+        for effect in &mut self.journal {
+            effect.value = effect.value.as_ref().map(unmasked);
+        }
+        for evidence in &mut self.evidence {
+            evidence.value = unmasked(&evidence.value);
+        }
+        let answer = self.answer.take().map(Answer::into_answer_as_shown);
+        Ok(MessageView { answer, ..self.into_view()? })
     }
 
     /// The message as a store shows it, but for the secret half of lease tokens, which does not travel.
@@ -500,7 +542,10 @@ impl Message {
                 kind: self.kind,
                 version: self.version,
                 key: self.key,
-                payload: revealed(&self.payload, "the payload")?.stored(),
+                payload: match self.payload_text {
+                    Some(text) => text.into(),
+                    None => revealed(&self.payload, "the payload")?.stored(),
+                },
                 priority: self.priority,
                 enqueued_at: self.enqueued_at,
                 first_due_at: self.first_due_at,
@@ -622,6 +667,22 @@ mod tests {
         }
         let read: Message = serde_json::from_str(&sent).unwrap();
         assert_eq!(read.payload, Hidden::Masked { bytes: 16 });
-        assert!(read.into_view().is_err());
+        assert!(read.clone().into_view().is_err());
+        let shown = read.into_view_as_shown().unwrap();
+        assert_eq!(&*shown.message.payload, r#"{"masked":true,"bytes":16}"#);
+        assert_eq!(shown.answer, Some(message::Answer::Completed(r#"{"masked":true,"bytes":6}"#.into())));
+        assert_eq!(shown.history, view().history);
+    }
+
+    #[test]
+    fn a_payload_that_is_odd_is_read_back_as_it_is() {
+        let mut odd = view();
+        for payload in [r#"{"masked":true,"bytes":3}"#, " 9.75\n", "null"] {
+            odd.message.payload = payload.into();
+            let sent = serde_json::to_string(&Message::of(&odd, Show::ALL)).unwrap();
+            let read: Message = serde_json::from_str(&sent).unwrap();
+            assert_eq!(read.into_view_as_shown().unwrap().message.payload, odd.message.payload);
+            assert!(!serde_json::to_string(&Message::of(&odd, Show::default())).unwrap().contains("9.75"));
+        }
     }
 }

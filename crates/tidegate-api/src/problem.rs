@@ -60,7 +60,16 @@ impl Problem {
     /// elsewhere.
     #[must_use]
     pub fn into_store_error(self) -> StoreError {
-        let mut error = StoreError::new(self.kind.store_kind(), self.detail).hint(self.fix);
+        let refusal = Refusal { status: self.status, kind: Some(self.kind), title: self.title };
+        let mut error = StoreError::new(self.kind.store_kind(), self.detail).source(refusal);
+        // What is said where a problem does not know better is said in words of HTTP; whoever has a store elsewhere never
+        // wrote a request.
+        if self.fix != self.kind.fix() || matches!(self.kind, ProblemType::Unauthorized | ProblemType::Forbidden) {
+            error = error.hint(self.fix);
+        }
+        if self.kind == ProblemType::InFlight {
+            error = error.in_flight();
+        }
         if let Some(seconds) = self.retry_after_s {
             error = error.retry_after(std::time::Duration::from_secs(seconds));
         }
@@ -70,6 +79,33 @@ impl Problem {
         }
     }
 }
+
+/// What a server said that an error of a store was made from: its source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The status.
+    pub status: u16,
+    /// The sort of problem; none for one of a newer server.
+    pub kind: Option<ProblemType>,
+    /// The sort in the server's words.
+    pub title: String,
+}
+
+impl Refusal {
+    /// What a server said, if it was one that the error comes from.
+    #[must_use]
+    pub fn of(error: &StoreError) -> Option<&Self> {
+        std::error::Error::source(error)?.downcast_ref()
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the server answered {}: {}", self.status, self.title)
+    }
+}
+
+impl std::error::Error for Refusal {}
 
 macro_rules! problem_types {
     ($($(#[doc = $doc:literal])+ $variant:ident = $slug:literal, $status:literal, $retryable:literal, $title:literal, $fix:literal, $store:ident;)+) => {
@@ -271,5 +307,9 @@ mod tests {
         assert_eq!(error.what(), "the key d-1 is known with another payload");
         assert_eq!(error.hint_text(), Some("slow down"));
         assert_eq!(error.conflicting_id(), Some(MessageId::from_i64(7)));
+        assert_eq!(Refusal::of(&error).unwrap().status, 422);
+        assert_eq!(Refusal::of(&StoreError::invalid("of a store")), None);
+        let in_flight = Problem::new(ProblemType::InFlight, "another request has the key").into_store_error();
+        assert!(in_flight.is_in_flight() && in_flight.hint_text().is_none(), "{in_flight:?}");
     }
 }

@@ -91,6 +91,18 @@ impl Hidden {
             Self::Masked { .. } => None,
         }
     }
+
+    /// The text, or where it is masked the mask: what a client can show of it.
+    #[must_use]
+    pub fn as_shown(&self) -> Arc<str> {
+        match self {
+            Self::Shown(text) => text.stored(),
+            Self::Masked { bytes } => {
+                let mask = Mask { masked: true, bytes: *bytes };
+                serde_json::to_string(&mask).expect("a mask is plain data").into()
+            }
+        }
+    }
 }
 
 /// What stands in the place of a text that is not shown.

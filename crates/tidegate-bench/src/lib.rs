@@ -39,6 +39,8 @@ pub struct Parameters {
     pub preload: u32,
     /// Rounds of the engine and of the raw writes, by turns.
     pub rounds: u32,
+    /// Rounds of the engine's verbs without the library's worker, at the end.
+    pub verb_rounds: u32,
     /// Messages a second while the pick-up is measured.
     pub rate: u32,
     /// Messages of which the pick-up is measured.
@@ -74,6 +76,7 @@ impl Default for Parameters {
             messages: 50_000,
             preload: 1_000_000,
             rounds: 5,
+            verb_rounds: 3,
             rate: 200,
             pickups: 1000,
             producers: 8,
@@ -131,6 +134,12 @@ pub struct Measured {
     pub raw_bound_per_s: f64,
     /// The one by the other.
     pub ratio: f64,
+    /// The same rows straight with SQLite by statements of several rows, which needs less; none on a server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub raw_several_per_s: Option<f64>,
+    /// The engine's by that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio_several: Option<f64>,
     /// Commits, each with its fsync, by messages.
     pub fsyncs_per_message: f64,
     /// Bytes of the write-ahead log, by messages.
@@ -461,11 +470,16 @@ const ENGINE_FILE: &str = "engine.db";
 const RAW_FILE: &str = "raw.db";
 
 impl Raw {
-    async fn round(self, keys: Vec<keys::Key>, group_size: f64) -> anyhow::Result<(Self, raw::RawRound)> {
+    async fn round(
+        self,
+        keys: Vec<keys::Key>,
+        group_size: f64,
+        how: raw::Statements,
+    ) -> anyhow::Result<(Self, raw::RawRound)> {
         match self {
             Self::File(mut raw) => {
                 let worked = tokio::task::spawn_blocking(move || {
-                    let done = raw.round(&keys, group_size);
+                    let done = raw.round(&keys, group_size, how);
                     (raw, done)
                 });
                 let (raw, done) = worked.await?;
@@ -499,11 +513,19 @@ async fn measure(
     let engine = library::Engine::start(&ground.engine(), parameters).await?;
     let mut raw = ground.raw().await?;
     let (mut rounds, mut raw_rounds, mut verbs) = (Vec::new(), Vec::new(), Vec::new());
+    let mut several_rounds = Vec::new();
     for round in 1..=parameters.rounds {
         let batch = keys.take(parameters.messages);
         let measured = engine.round(&batch, parameters).await?;
-        let (back, raw_round) = raw.round(batch, measured.group_size).await?;
+        let (back, raw_round) = raw.round(batch, measured.group_size, raw::Statements::OfOneRow).await?;
         raw = back;
+        if let Raw::File(_) = raw {
+            let fresh = keys.take(parameters.messages);
+            let (back, several) = raw.round(fresh, measured.group_size, raw::Statements::OfSeveralRows).await?;
+            raw = back;
+            tell(&format!("by statements of several rows: raw {:.0}/s, {:.1} µs", several.per_s, several.cpu_us));
+            several_rounds.push(several.per_s);
+        }
         tell(&format!(
             "{} keys, round {round} of {}: {:.0}/s, raw {:.0}/s, {:.0} to a commit, {:.1} µs of processor, raw {:.1} µs",
             order.as_str(),
@@ -522,7 +544,7 @@ async fn measure(
     let pickups = pickup::measure(&engine, parameters, &mut keys).await?;
     tell(&format!("{} keys: {} pick-ups measured", order.as_str(), pickups.len()));
     let store = engine.stop().await?;
-    for _ in 0..parameters.rounds.min(3) {
+    for _ in 0..parameters.rounds.min(parameters.verb_rounds) {
         verbs.push(verbs::round(&store.store(), &keys.take(parameters.messages), parameters).await?);
     }
     store.close().await;
@@ -533,10 +555,13 @@ async fn measure(
     let lifecycles_per_s = of_rounds(|round| round.per_s);
     let raw_bound_per_s = median(raw_rounds.iter().map(|round| round.per_s).collect());
     let pickups: Vec<f64> = pickups.into_iter().map(millis).collect();
+    let raw_several_per_s = (!several_rounds.is_empty()).then(|| median(several_rounds));
     Ok(Measured {
         lifecycles_per_s,
         raw_bound_per_s,
         ratio: lifecycles_per_s / raw_bound_per_s,
+        raw_several_per_s,
+        ratio_several: raw_several_per_s.map(|raw| lifecycles_per_s / raw),
         fsyncs_per_message: of_rounds(|round| round.fsyncs_per_message),
         wal_bytes_per_message: of_rounds(|round| round.wal_bytes_per_message),
         fsync_p50_ms: millis(fsync),

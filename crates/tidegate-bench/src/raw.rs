@@ -9,7 +9,10 @@
 //! message is handed to anybody, and one nonce serves all claims. An engine that keeps the promise has to do these; the rows
 //! and indexes, and so the pages that are written, are the same.
 //!
-//! Two things about it are no minimum. It has both processors to itself and uses one, while the engine's writer shares them
+//! It runs a statement for each row. Where rows are known together SQLite needs less, and the engine makes use of that: so
+//! the same rows are also written by statements of several rows ([`Statements::OfSeveralRows`]), as a second bound.
+//!
+//! Two things about both are no minimum. It has both processors to itself and uses one, while the engine's writer shares them
 //! with producers and handlers. And it copies its log itself, on its one thread, which the engine leaves to another: with
 //! random keys, where that is a third of the time, an engine may come out above this bound.
 
@@ -30,6 +33,15 @@ pub(crate) struct Raw {
     next_id: i64,
     clock: SystemClock,
     wal: Wal,
+}
+
+/// How rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Statements {
+    /// A statement runs for each row.
+    OfOneRow,
+    /// One statement inserts several rows, and one removes the leases of a claim.
+    OfSeveralRows,
 }
 
 /// One round.
@@ -74,13 +86,14 @@ impl Raw {
         let mode: String = conn.query_row("pragma journal_mode = wal", [], |row| row.get(0))?;
         anyhow::ensure!(mode.eq_ignore_ascii_case("wal"), "SQLite refused the write-ahead log: {mode}");
         conn.execute_batch(SETTINGS)?;
+        conn.set_prepared_statement_cache_capacity(64);
         let clock = SystemClock::new();
         let next_id = clock.now().as_millis() << 20;
         Ok(Self { conn, next_id, clock, wal: Wal::default() })
     }
 
     /// Takes the messages of these keys through their lives, so many steps to a commit.
-    pub(crate) fn round(&mut self, keys: &[Key], group_size: f64) -> anyhow::Result<RawRound> {
+    pub(crate) fn round(&mut self, keys: &[Key], group_size: f64, how: Statements) -> anyhow::Result<RawRound> {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -99,10 +112,16 @@ impl Raw {
             let transaction = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let now = clock.now().as_millis();
             let to_settle = std::mem::take(&mut claimed);
-            settle(&transaction, &to_settle, now)?;
+            let several = how == Statements::OfSeveralRows;
+            if several {
+                several::settle(&transaction, &to_settle, now)
+            } else {
+                settle(&transaction, &to_settle, now)
+            }?;
             settled += to_settle.len();
-            claimed = claim(&transaction, chunk, now)?;
+            claimed = claim(&transaction, chunk, now, how)?;
             if let Some(chunk) = chunks.next() {
+                let enqueue = if several { several::enqueue } else { enqueue };
                 *next_id = enqueue(&transaction, chunk, *next_id, now)?;
             }
             transaction.commit()?;
@@ -132,7 +151,7 @@ fn enqueue(conn: &Connection, messages: &[(&Key, String)], mut id: i64, now: i64
     Ok(id)
 }
 
-fn claim(conn: &Connection, most: usize, now: i64) -> anyhow::Result<Vec<i64>> {
+fn claim(conn: &Connection, most: usize, now: i64, how: Statements) -> anyhow::Result<Vec<i64>> {
     let heads: Vec<(i64, i64)> = conn
         .prepare_cached(HEAD)?
         .query_map([i64::try_from(most)?], |row| Ok((row.get(0)?, row.get(1)?)))?
@@ -144,7 +163,12 @@ fn claim(conn: &Connection, most: usize, now: i64) -> anyhow::Result<Vec<i64>> {
     for (due_at, id) in &heads {
         let payload: String = body.query_row([id], |row| row.get(1))?;
         anyhow::ensure!(!payload.is_empty(), "a message without its body");
-        lease.execute(params![id, due_at, NONCE, now + LEASE_MS, MAX_AGE_MS])?;
+        if how == Statements::OfOneRow {
+            lease.execute(params![id, due_at, NONCE, now + LEASE_MS, MAX_AGE_MS])?;
+        }
+    }
+    if how == Statements::OfSeveralRows {
+        several::lease(conn, &heads, now)?;
     }
     Ok(heads.into_iter().map(|(_, id)| id).collect())
 }
@@ -156,6 +180,89 @@ fn settle(conn: &Connection, ids: &[i64], now: i64) -> anyhow::Result<()> {
         result.execute(params![id, now, NONCE])?;
     }
     Ok(())
+}
+
+/// The same rows by fewer statements.
+mod several {
+    use rusqlite::{Connection, ToSql, params};
+
+    use super::{Key, LEASE_MS, MAX_AGE_MS, NONCE};
+
+    /// As many rows as the engine writes by one statement.
+    const ROWS: usize = 16;
+
+    const SEAL: &str = "6148914691236517205";
+
+    /// Inserts rows, each with values of its own behind those that all have.
+    fn insert<const OWN: usize>(
+        conn: &Connection,
+        table: &str,
+        row: impl Fn(&dyn Fn(usize) -> String) -> String,
+        then: &str,
+        shared: &[&dyn ToSql],
+        rows: &[[&dyn ToSql; OWN]],
+    ) -> anyhow::Result<()> {
+        for rows in rows.chunks(ROWS) {
+            let values: Vec<String> =
+                (0..rows.len()).map(|number| row(&|own| format!("?{}", shared.len() + number * OWN + own))).collect();
+            let mut statement =
+                conn.prepare_cached(&format!("insert or fail into {table} values {} {then}", values.join(", ")))?;
+            for (at, value) in shared.iter().chain(rows.iter().flatten()).enumerate() {
+                statement.raw_bind_parameter(at + 1, value)?;
+            }
+            let inserted = statement.raw_execute()?;
+            statement.clear_bindings();
+            anyhow::ensure!(inserted == rows.len(), "{inserted} of {} rows were inserted", rows.len());
+        }
+        Ok(())
+    }
+
+    pub(super) fn enqueue(conn: &Connection, messages: &[(&Key, String)], id: i64, now: i64) -> anyhow::Result<i64> {
+        let last = id + i64::try_from(messages.len())?;
+        let ids: Vec<i64> = (id + 1..=last).collect();
+        let with_ids = || messages.iter().zip(&ids);
+        let keys: Vec<[&dyn ToSql; 2]> = with_ids().map(|((key, _), id)| [&key.hash as &dyn ToSql, id]).collect();
+        let key = |own: &dyn Fn(usize) -> String| format!("(1, {0}, {1}, {0}, {SEAL})", own(1), own(2));
+        insert(
+            conn,
+            "tide_key (queue, hash, id, fingerprint, seal)",
+            key,
+            "on conflict (queue, hash) do nothing",
+            &[],
+            &keys,
+        )?;
+        let bodies: Vec<[&dyn ToSql; 3]> =
+            with_ids().map(|((key, payload), id)| [id as &dyn ToSql, &key.text, payload]).collect();
+        let body = |own: &dyn Fn(usize) -> String| format!("({}, 1, {}, {}, ?1, ?2, {SEAL})", own(1), own(2), own(3));
+        let table = "tide_message (id, lane, key, payload, enqueued_at, max_age_ms, seal)";
+        insert(conn, table, body, "", &[&now, &MAX_AGE_MS], &bodies)?;
+        let ready: Vec<[&dyn ToSql; 1]> = ids.iter().map(|id| [id as &dyn ToSql]).collect();
+        let row = |own: &dyn Fn(usize) -> String| format!("(1, ?1, {}, {SEAL})", own(1));
+        insert(conn, "tide_ready (lane, due_at, id, seal)", row, "", &[&now], &ready)?;
+        Ok(last)
+    }
+
+    pub(super) fn lease(conn: &Connection, heads: &[(i64, i64)], now: i64) -> anyhow::Result<()> {
+        let rows: Vec<[&dyn ToSql; 2]> = heads.iter().map(|(due_at, id)| [id as &dyn ToSql, due_at]).collect();
+        let row = |own: &dyn Fn(usize) -> String| {
+            format!("({}, 1, {1}, 1, 1, 0, 0, 0, 0, ?1, ?2, 'raw', {1}, ?3, {SEAL})", own(1), own(2))
+        };
+        let table = "tide_lease (id, lane, due_at, claims, attempt, crashes, generation, round, flags, nonce, until,
+            worker, enqueued_at, max_age_ms, seal)";
+        insert(conn, table, row, "", &[&NONCE, &(now + LEASE_MS), &MAX_AGE_MS], &rows)
+    }
+
+    pub(super) fn settle(conn: &Connection, ids: &[i64], now: i64) -> anyhow::Result<()> {
+        const END: &str = "delete from tide_lease where id between ?1 and ?2 and claims = 1 and nonce = ?3";
+        let (Some(first), Some(last)) = (ids.first(), ids.last()) else { return Ok(()) };
+        let ended = conn.prepare_cached(END)?.execute(params![first, last, NONCE])?;
+        anyhow::ensure!(ended == ids.len(), "{ended} leases were there of {}", ids.len());
+        let rows: Vec<[&dyn ToSql; 1]> = ids.iter().map(|id| [id as &dyn ToSql]).collect();
+        let row =
+            |own: &dyn Fn(usize) -> String| format!("({}, 'completed', ?1, 1, 1, 1, '0', ?2, ?2, {SEAL})", own(1));
+        let table = "tide_result (id, state, at, lane, claims, attempt, body, last_nonce, last_digest, seal)";
+        insert(conn, table, row, "", &[&now, &NONCE], &rows)
+    }
 }
 
 /// The write-ahead log, in frames.

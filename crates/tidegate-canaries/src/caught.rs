@@ -104,6 +104,40 @@ pub const CAUGHT: &[Caught] = &[
     by(Canary::RepeatedSettlementRefused, "conformance::settle::repeating_a_settlement_is_harmless"),
 ];
 
+/// Every rule that an engine keeps itself, and the test that notices on PostgreSQL. All others are kept above the engines.
+pub const CAUGHT_ON_POSTGRES: &[Caught] = &[
+    by(Canary::CheckActStore, "conformance::claim::two_claims_share_no_message"),
+    by(Canary::KeyConflictIgnored, "conformance::enqueue::a_key_with_another_payload_is_refused"),
+    by(Canary::StaleKeyExecuted, "conformance::enqueue::an_unknown_key_older_than_the_retention_is_stale"),
+    by(Canary::RetentionFromStart, "conformance::sweep::retention_counts_from_the_end_of_a_message"),
+    by(Canary::DeadLettersExpire, "conformance::sweep::only_completed_failed_and_cancelled_messages_expire"),
+    by(Canary::GenerationInEffectKey, "conformance::journal::an_effect_has_one_key_over_all_attempts_and_generations"),
+    by(Canary::IntentAfterLapse, "conformance::journal::a_lapsed_lease_may_answer_but_not_intend"),
+    by(Canary::FollowUpsWithoutCompletion, "conformance::settle::what_follows_depends_on_what_the_message_becomes"),
+    by(Canary::EvidenceDropped, "conformance::journal::a_late_confirmation_is_kept_as_evidence_and_not_applied"),
+    by(Canary::NoFence, "conformance::settle::after_a_takeover_no_settlement_of_the_old_holder_lands"),
+    by(
+        Canary::JournalWithoutFence,
+        "conformance::journal::nothing_is_written_under_a_token_with_another_nonce_or_count",
+    ),
+    by(Canary::TokenWithoutNonce, "conformance::settle::a_token_with_another_nonce_or_count_settles_nothing"),
+    by(Canary::ExtendWithoutToken, "conformance::extend::a_token_with_another_nonce_or_count_is_not_the_lease"),
+    by(Canary::LeaseLostAtExpiry, "conformance::settle::a_lapsed_lease_that_nobody_took_still_settles"),
+    by(Canary::ClaimRepeatTakesMore, "conformance::claim::a_claim_repeated_under_its_nonce_returns_the_same_leases"),
+    by(Canary::ClockJumpBelieved, "conformance::journal::a_forward_clock_jump_restarts_a_running_quarantine"),
+    by(Canary::RedriveRepeated, "conformance::redrive::a_redrive_repeated_under_its_operation_redrives_nothing_twice"),
+    by(
+        Canary::AcknowledgeBeforeCommit,
+        "broken_commits::what_a_commit_that_fails_was_to_store_is_neither_acknowledged_nor_there",
+    ),
+    by(
+        Canary::FailedCommitIgnored,
+        "broken_commits::what_a_commit_that_fails_was_to_store_is_neither_acknowledged_nor_there",
+    ),
+    by(Canary::FollowUpsInSecondCommit, "broken_commits::a_message_whose_follow_up_cannot_be_committed_has_not_ended"),
+    by(Canary::RepeatedSettlementRefused, "conformance::settle::repeating_a_settlement_is_harmless"),
+];
+
 /// The table as the documentation has it.
 #[must_use]
 pub fn page() -> String {
@@ -125,6 +159,15 @@ pub fn page() -> String {
     for Caught { canary, by } in CAUGHT {
         writeln!(page, "| `{canary}` | {} | {} | `{by}` |", canary.rule(), canary.harm())
             .expect("a text can be written to");
+    }
+    page.push_str(
+        "\n## On PostgreSQL\n\n\
+         The rules that an engine keeps itself are broken in that engine as well. All others are kept above the engines.\n\n\
+         | Canary | Caught by |\n\
+         |---|---|\n",
+    );
+    for Caught { canary, by } in CAUGHT_ON_POSTGRES {
+        writeln!(page, "| `{canary}` | `{by}` |").expect("a text can be written to");
     }
     page
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tidegate::Store;
 
 use crate::exit::{Code, Problem};
-use crate::open::{Access, with_store};
+use crate::open::{Access, Asked, with_store};
 use crate::output::Output;
 
 const EXAMPLES: &str = "\
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     limit: u32,
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
         let entries = store.audit(args.after, args.limit).await?;
         if output.json {

@@ -8,7 +8,7 @@ use tidegate::store::Cancel;
 use tidegate::{MessageId, Store};
 
 use crate::exit::{Code, Problem};
-use crate::open::{Access, act, with_store};
+use crate::open::{Access, Asked, act, with_store};
 use crate::output::Output;
 use crate::redrive::reason;
 
@@ -40,7 +40,7 @@ struct Cancelled<'a> {
     problem: Option<&'a Problem>,
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
         let Args { ids, release_key, reason } = args;
         let verdicts = store.cancel(Cancel { ids: ids.clone(), release_key, act: act(reason.as_deref()) }).await?;

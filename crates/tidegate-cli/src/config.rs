@@ -91,7 +91,7 @@ pub(crate) fn gather(named: &Named, store: Option<&str>, flags: Vec<(&'static st
 }
 
 #[expect(clippy::disallowed_methods, reason = "the command is the one place that reads the environment")]
-fn variables() -> BTreeMap<String, String> {
+pub(crate) fn variables() -> BTreeMap<String, String> {
     // What is no text can be no setting of ours.
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -171,7 +171,14 @@ fn print(settings: &Settings, origin: bool, output: &Output) -> Result<Code, Pro
 fn shown(setting: &Setting, value: &Value) -> String {
     match setting.sort {
         Sort::Store => value.text.parse::<Address>().map_or_else(|_| "…".to_owned(), |address| address.to_string()),
-        Sort::Path | Sort::Listen | Sort::Switch | Sort::Count | Sort::Size | Sort::Span => value.text.clone(),
+        Sort::Path
+        | Sort::Listen
+        | Sort::Switch
+        | Sort::Count
+        | Sort::Size
+        | Sort::Span
+        | Sort::Filter
+        | Sort::Format => value.text.clone(),
     }
 }
 
@@ -179,7 +186,7 @@ fn as_toml(sort: Sort, text: &str) -> String {
     match sort {
         Sort::Switch => if matches!(text, "1" | "true") { "true" } else { "false" }.to_owned(),
         Sort::Count => text.to_owned(),
-        Sort::Store | Sort::Path | Sort::Listen | Sort::Size | Sort::Span => {
+        Sort::Store | Sort::Path | Sort::Listen | Sort::Size | Sort::Span | Sort::Filter | Sort::Format => {
             toml::Value::String(text.to_owned()).to_string()
         }
     }

@@ -10,7 +10,7 @@ use tidegate::{MessageId, Store};
 
 use crate::exit::{Code, Problem};
 use crate::list::{self, Page};
-use crate::open::{Access, with_store};
+use crate::open::{Access, Asked, with_store};
 use crate::output::Output;
 use crate::view::{self, View};
 use crate::{discard, edit, get, groups, operations, redrive};
@@ -64,7 +64,7 @@ const COLUMNS: &str = "\
 Columns when piped, separated by tabs:
   id, queue, kind, key, attempt, when it died, reason and last failure";
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     match args.command {
         Command::Groups(args) => groups::run(args, store, output).await,
         Command::List(List { page, group, discarded }) => {

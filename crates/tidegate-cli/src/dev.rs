@@ -7,6 +7,7 @@ use tidegate::{StoreErrorKind, SystemRandom, Tidegate, TokenName};
 
 use crate::config::{Named, gather};
 use crate::exit::{Code, Problem};
+use crate::log::{self, LogArgs};
 use crate::open::act;
 use crate::output::Output;
 use crate::serve::{Running, Signals};
@@ -26,6 +27,8 @@ pub(crate) struct Args {
     /// Where clients connect; port 0 is any free one
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7401")]
     listen: std::net::SocketAddr,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 #[derive(Serialize)]
@@ -44,11 +47,13 @@ pub(crate) async fn run(args: Args, store: Option<&str>, output: &Output) -> Res
     let scratch = tempfile::Builder::new().prefix("tidegate-dev-").tempdir()?;
     let temporary = scratch.path().join("tidegate.db").display().to_string();
     let flags = [("listen", args.listen.to_string(), "--listen"), ("tokens.required", "true".to_owned(), "dev")];
-    let flags = flags.map(|(key, value, flag)| (key, value, flag.to_owned())).to_vec();
+    let mut flags = flags.map(|(key, value, flag)| (key, value, flag.to_owned())).to_vec();
+    flags.extend(args.log.flags());
     let settings = gather(&Named::default(), Some(store.unwrap_or(&temporary)), flags);
     if let Some(problem) = settings.problem() {
         return Err(problem);
     }
+    log::begin(settings.log(), settings.log_format(), output);
     let signals = Signals::listen()?;
     let running = Running::start(&settings, Vec::new()).await?;
     let token = token(&running.tide).await?;

@@ -10,7 +10,7 @@ use tidegate::{MessageId, Store};
 
 use crate::exit::{Code, Problem};
 use crate::list;
-use crate::open::{Access, act, with_store};
+use crate::open::{Access, Asked, act, with_store};
 use crate::output::Output;
 use crate::redrive::{Refused, confirm, reason};
 
@@ -33,9 +33,6 @@ pub(crate) struct Args {
     /// Why; kept with who and when
     #[arg(long, value_parser = reason)]
     reason: String,
-    /// Do not ask, however many there are
-    #[arg(long)]
-    yes: bool,
 }
 
 #[derive(Serialize)]
@@ -44,7 +41,8 @@ struct Report {
     refused: Vec<Refused>,
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
+    let yes = store.yes;
     with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
         let ids = match args.group {
             Some(group) => {
@@ -53,7 +51,7 @@ pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code
             }
             None => args.ids.clone(),
         };
-        if !args.yes {
+        if !yes {
             confirm(ids.len(), "discarded", output).await?;
         }
         let mut report = Report { discarded: 0, refused: Vec::new() };

@@ -10,7 +10,7 @@ use tidegate::store::{Edit, Edited};
 use tidegate::{MessageId, Store};
 
 use crate::exit::{Code, Problem};
-use crate::open::{Access, act, with_store};
+use crate::open::{Access, Asked, act, with_store};
 use crate::output::{Output, one_line};
 use crate::redrive::reason;
 
@@ -41,7 +41,7 @@ struct Report<'a> {
     after: &'a str,
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     let text = match args.payload.strip_prefix('@') {
         Some(file) => std::fs::read_to_string(file)
             .map_err(|error| Problem::usage(format!("{file} cannot be read: {error}")).hint("--payload @FILE"))?,

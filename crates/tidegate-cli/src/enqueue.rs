@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::exit::{Code, Problem};
 use crate::input::{self, Batch, Defaults, Format, Shape, duration};
-use crate::open::{Access, with_store};
+use crate::open::{Access, Asked, with_store};
 use crate::output::{Output, Paint};
 use crate::view::AnswerView;
 
@@ -99,7 +99,7 @@ fn priority(text: &str) -> Result<Priority, String> {
     Priority::new(number).map_err(|error| error.to_string())
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     match &args.file {
         None => one(args, store, output).await,
         Some(file) => {
@@ -111,7 +111,7 @@ pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code
 
 // --- one message -----------------------------------------------------------------------------------------------------
 
-async fn one(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+async fn one(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     let message = message(args)?;
     let shown = (message.queue.clone(), message.key.clone());
     with_store(store, Access::Create, |store: Arc<dyn Store>| async move {
@@ -266,7 +266,7 @@ struct Refusal {
 /// So many refusals are repeated in the summary for programs.
 const REFUSALS_KEPT: usize = 1000;
 
-async fn many(file: &Path, shape: Shape, store: &str, output: &Output) -> Result<Code, Problem> {
+async fn many(file: &Path, shape: Shape, store: &Asked, output: &Output) -> Result<Code, Problem> {
     check_shape(&shape)?;
     let (source, length) = source(file)?;
     let bar = progress(length, output);
@@ -340,7 +340,7 @@ type Reader = tokio::task::JoinHandle<Result<(), Problem>>;
 /// Stores what the reader hands on. The store is opened for the first batch: a file in which nothing can be a message
 /// makes no store.
 async fn stored(
-    store: &str,
+    store: &Asked,
     mut batches: mpsc::Receiver<Batch>,
     reader: Reader,
     output: &Output,

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tidegate::postgres::tokio_postgres::{self, error::SqlState};
 use tidegate::sqlite::rusqlite;
 use tidegate::{StoreError, StoreErrorKind};
+use tidegate_api::{ProblemType, Refusal};
 
 /// Listed at the end of `tidegate --help`.
 pub(crate) const HELP: &str = "\
@@ -129,7 +130,14 @@ impl From<StoreError> for Problem {
         };
         let retry =
             error.retry_after_duration().map(|after| format!("try again in {}", tidegate::explain::span(after)));
-        let hint = match (error.hint_text(), retry) {
+        let by_token = match Refusal::of(&error).and_then(|refusal| refusal.kind) {
+            Some(ProblemType::Unauthorized) => Some(
+                "give a token that lives: --token-file FILE, TIDEGATE_TOKEN, or tidegate context set; where the store is, \
+                 tidegate token create makes one",
+            ),
+            Some(_) | None => None,
+        };
+        let hint = match (by_token.or(error.hint_text()), retry) {
             (Some(hint), Some(retry)) => Some(format!("{hint}; {retry}")),
             (Some(hint), None) => Some(hint.to_owned()),
             (None, retry) => retry,
@@ -140,6 +148,9 @@ impl From<StoreError> for Problem {
 
 /// To a store a forbidden write is one of many ways of being unavailable; a caller with other rights could do it at once.
 fn is_forbidden(error: &StoreError) -> bool {
+    if Refusal::of(error).is_some_and(|refusal| matches!(refusal.status, 401 | 403)) {
+        return true;
+    }
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
         let by_sqlite = error.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code);

@@ -10,7 +10,7 @@ use tidegate::lifecycle::State;
 use tidegate::{MessageId, Store, StoreError};
 
 use crate::exit::{Code, Problem};
-use crate::open::{Access, with_store};
+use crate::open::{Access, Asked, with_store};
 use crate::output::{Output, Paint};
 
 const EXAMPLES: &str = "\
@@ -45,7 +45,7 @@ What ready can mean:
   reconciling  an effect may have happened; the next attempt finds out before anything else
   held         its queue is paused";
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
         let facts = store.explain(args.id).await?.ok_or_else(|| StoreError::not_found(args.id))?;
         let explanation = explain(&facts);

@@ -7,7 +7,7 @@ use tidegate::{IdempotencyKey, MessageId, QueueName, Store, StoreError, Tenant};
 
 use crate::enqueue::key;
 use crate::exit::{Code, Problem};
-use crate::open::{Access, with_store};
+use crate::open::{Access, Asked, with_store};
 use crate::output::Output;
 use crate::view::{self, View};
 
@@ -32,7 +32,7 @@ pub(crate) struct Args {
     queue: Option<QueueName>,
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
         let id = match args {
             Args { id: Some(id), .. } => id,

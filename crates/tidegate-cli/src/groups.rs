@@ -7,7 +7,7 @@ use tidegate::store::{FailureGroup, Filter};
 use tidegate::{Kind, QueueName, Store};
 
 use crate::exit::{Code, Problem};
-use crate::open::{Access, with_store};
+use crate::open::{Access, Asked, with_store};
 use crate::output::Output;
 
 const EXAMPLES: &str = "\
@@ -57,7 +57,7 @@ pub(crate) fn row(group: &FailureGroup, output: &Output) -> Vec<String> {
     ]
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
         let Args { queue, kind, code, parked, limit } = args;
         let states = vec![if parked { State::Parked } else { State::Dead }];

@@ -7,7 +7,7 @@ use tidegate::store::{Filter, Summary};
 use tidegate::{Kind, MessageId, QueueName, Store};
 
 use crate::exit::{Code, Problem};
-use crate::open::{Access, with_store};
+use crate::open::{Access, Asked, with_store};
 use crate::output::Output;
 use crate::view;
 
@@ -65,7 +65,7 @@ impl Page {
     }
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     let states = match args {
         Args { all: true, .. } => Vec::new(),
         Args { ref states, .. } if !states.is_empty() => states.clone(),

@@ -10,6 +10,8 @@ mod bench;
 mod cancel;
 mod completions;
 mod config;
+mod context;
+mod contexts;
 mod dead;
 mod demo;
 mod dev;
@@ -25,20 +27,27 @@ mod groups;
 mod input;
 mod ledger;
 mod list;
+mod log;
 mod man;
+mod metrics;
 mod migrate;
 mod open;
+mod openapi;
 mod operations;
 mod output;
 mod parked;
+mod probe;
+mod production;
 mod queue;
 mod reconcile;
 mod redrive;
 mod resolve;
+mod restored;
 mod role;
 mod serve;
 mod settings;
 mod stats;
+mod target;
 mod token;
 mod top;
 mod torture;
@@ -50,8 +59,11 @@ use std::process::ExitCode;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::contexts::Contexts;
 use crate::exit::{Code, Problem};
+use crate::open::Asked;
 use crate::output::{Colour, Output};
+use crate::target::{Named, Reach, Target};
 
 /// A build of the whole workspace with all features has rules that can be broken; what comes out of it is not to be shipped.
 const _: () = assert!(
@@ -91,6 +103,11 @@ struct Cli {
     /// When to use colour; `auto` is on a terminal, unless NO_COLOR is set
     #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t, help_heading = GLOBAL)]
     color: Colour,
+    /// Ask nothing: neither about many messages, nor before an act in production
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    yes: bool,
+    #[command(flatten)]
+    reach: Reach,
     #[command(subcommand)]
     command: Command,
 }
@@ -103,8 +120,12 @@ enum Command {
     Torture(torture::TortureArgs),
     Serve(serve::Args),
     Dev(dev::Args),
+    Probe(probe::Args),
     Token(token::Args),
     Config(config::Args),
+    Openapi(openapi::Args),
+    Metrics(metrics::Args),
+    Context(context::Args),
     Enqueue(enqueue::Args),
     Get(get::Args),
     List(list::Args),
@@ -119,6 +140,7 @@ enum Command {
     Top(top::Args),
     Doctor(doctor::Args),
     Backup(backup::Args),
+    Restored(restored::Args),
     Migrate(migrate::Args),
     Erase(erase::Args),
     Bench(bench::Args),
@@ -141,12 +163,20 @@ fn main() -> ExitCode {
             return Code::Done.into();
         }
     };
-    // Demo, torture and bench make stores of their own, and must not take one from the environment for a place to do so.
-    let store_was_typed = matches.value_source("store") == Some(ValueSource::CommandLine);
     match Cli::from_arg_matches(&matches) {
-        Ok(cli) => run(cli, store_was_typed),
+        Ok(cli) => {
+            let cli = Cli { reach: cli.reach.without_empty(), ..cli };
+            let sources = Sources { store: matches.value_source("store"), typed: cli.reach.typed(&matches) };
+            run(cli, sources)
+        }
         Err(told) => wrongly_used(&told),
     }
+}
+
+/// What is said on the command line itself, and not only in the environment.
+struct Sources {
+    store: Option<ValueSource>,
+    typed: Reach,
 }
 
 /// Arguments that cannot be understood: told like every other problem, whatever else was wrong beside `--json`.
@@ -208,9 +238,12 @@ fn dressed(command: clap::Command) -> clap::Command {
         .after_help(format!("{own}{codes}"))
 }
 
-fn run(cli: Cli, store_was_typed: bool) -> ExitCode {
+fn run(cli: Cli, sources: Sources) -> ExitCode {
     let output = Output::new(cli.json, cli.color);
-    log_to_stderr();
+    // These two log as their settings say, which they read first.
+    if !matches!(cli.command, Command::Serve(_) | Command::Dev(_)) {
+        log::for_a_command(&output);
+    }
     // They say themselves what they leave behind.
     let listens = !matches!(cli.command, Command::Torture(_) | Command::Serve(_) | Command::Dev(_));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -219,7 +252,7 @@ fn run(cli: Cli, store_was_typed: bool) -> ExitCode {
     };
     let ending = runtime.block_on(async {
         tokio::select! {
-            ending = command(cli, store_was_typed, &output) => ending,
+            ending = command(cli, sources, &output) => ending,
             interrupted = tokio::signal::ctrl_c(), if listens => Err(match interrupted {
                 Ok(()) => Problem::new(Code::Interrupted, "interrupted")
                     .hint("what was acknowledged is stored; giving the same input again adds nothing twice"),
@@ -244,47 +277,90 @@ fn ended(ending: Result<ExitCode, Problem>, output: &Output) -> ExitCode {
     }
 }
 
-async fn command(cli: Cli, store_was_typed: bool, output: &Output) -> Result<ExitCode, Problem> {
-    let store = cli.store.as_str();
-    let code = match cli.command {
+async fn command(cli: Cli, sources: Sources, output: &Output) -> Result<ExitCode, Problem> {
+    let Cli { store, reach, yes, command, .. } = cli;
+    // Demo, torture and bench make stores of their own, and must not take one from the environment for a place to do so.
+    let typed = (sources.store == Some(ValueSource::CommandLine)).then_some(store.as_str());
+    let named = Named { store: &store, store_source: sources.store, reach: &reach, typed: &sources.typed };
+    let target =
+        || Target::of(&named, || context::file().map_or_else(|| Ok(Contexts::default()), |path| Contexts::read(&path)));
+    let of_none = |command: &str| no_server(command, &sources.typed);
+    let ask = || Ok::<_, Problem>(Asked { target: target()?, yes, output: output.clone() });
+    let code = match command {
         // These print for themselves, and know their own exit codes.
-        Command::Demo(args) => return demo::run(args, store_was_typed.then_some(store)).await,
-        Command::Torture(args) => return Box::pin(torture::run(args, store_was_typed.then_some(store), output)).await,
+        Command::Demo(args) => {
+            of_none("demo")?;
+            return demo::run(args, typed).await;
+        }
+        Command::Torture(args) => {
+            of_none("torture")?;
+            return Box::pin(torture::run(args, typed, output)).await;
+        }
         Command::Role(args) => return Ok(role::run(args).await?),
-        Command::Serve(args) => Box::pin(serve::run(args, store_was_typed.then_some(store), output)).await,
-        Command::Dev(args) => Box::pin(dev::run(args, store_was_typed.then_some(store), output)).await,
-        Command::Token(args) => token::run(args, store, output).await,
-        Command::Config(args) => config::run(args, store_was_typed.then_some(store), output),
-        Command::Enqueue(args) => enqueue::run(args, store, output).await,
-        Command::Get(args) => get::run(args, store, output).await,
-        Command::List(args) => list::run(args, store, output).await,
-        Command::Explain(args) => explain::run(args, store, output).await,
-        Command::Cancel(args) => cancel::run(args, store, output).await,
-        Command::Dead(args) => dead::run(args, store, output).await,
-        Command::Parked(args) => parked::run(args, store, output).await,
-        Command::Reconcile(args) => reconcile::run(args, store, output).await,
-        Command::Queue(args) => queue::run(args, store, output).await,
-        Command::Audit(args) => audit::run(args, store, output).await,
-        Command::Stats(args) => stats::run(args, store, output).await,
-        Command::Top(args) => top::run(args, store, output).await,
-        Command::Doctor(args) => doctor::run(args, store, output).await,
-        Command::Backup(args) => backup::run(args, store, output).await,
-        Command::Migrate(args) => migrate::run(args, store, output).await,
-        Command::Erase(args) => erase::run(args, store, output).await,
+        Command::Serve(args) => {
+            of_none("serve")?;
+            Box::pin(serve::run(args, typed, output)).await
+        }
+        Command::Dev(args) => {
+            of_none("dev")?;
+            Box::pin(dev::run(args, typed, output)).await
+        }
+        Command::Probe(args) => {
+            of_none("probe")?;
+            probe::run(args, typed, output).await
+        }
+        Command::Token(args) => token::run(args, &ask()?, output).await,
+        Command::Config(args) => {
+            of_none("config")?;
+            config::run(args, typed, output)
+        }
+        Command::Openapi(args) => {
+            of_none("openapi")?;
+            openapi::run(&args, output)
+        }
+        Command::Metrics(args) => {
+            of_none("metrics")?;
+            metrics::run(&args, output)
+        }
+        Command::Context(args) => context::run(args, &sources.typed, context::file(), output),
+        Command::Enqueue(args) => enqueue::run(args, &ask()?, output).await,
+        Command::Get(args) => get::run(args, &ask()?, output).await,
+        Command::List(args) => list::run(args, &ask()?, output).await,
+        Command::Explain(args) => explain::run(args, &ask()?, output).await,
+        Command::Cancel(args) => cancel::run(args, &ask()?, output).await,
+        Command::Dead(args) => dead::run(args, &ask()?, output).await,
+        Command::Parked(args) => parked::run(args, &ask()?, output).await,
+        Command::Reconcile(args) => reconcile::run(args, &ask()?, output).await,
+        Command::Queue(args) => queue::run(args, &ask()?, output).await,
+        Command::Audit(args) => audit::run(args, &ask()?, output).await,
+        Command::Stats(args) => stats::run(args, &ask()?, output).await,
+        Command::Top(args) => top::run(args, &ask()?, output).await,
+        Command::Doctor(args) => doctor::run(args, target()?.store("doctor", WHERE_IT_IS)?, output).await,
+        Command::Backup(args) => backup::run(args, target()?.store("backup", WHERE_IT_IS)?, output).await,
+        Command::Restored(args) => restored::run(args, target()?.store("restored", WHERE_IT_IS)?, output).await,
+        Command::Migrate(args) => migrate::run(args, target()?.store("migrate", WHERE_IT_IS)?, output).await,
+        Command::Erase(args) => erase::run(args, target()?.store("erase", WHERE_IT_IS)?, output).await,
         Command::Completions(args) => completions::run(&args, &dressed(Cli::command()), output),
         Command::Man(args) => man::run(&args, dressed(Cli::command()), output),
-        Command::Bench(args) => bench::run(args, store_was_typed.then_some(store), output).await,
+        Command::Bench(args) => {
+            of_none("bench")?;
+            bench::run(args, typed, output).await
+        }
     };
     Ok(code?.into())
 }
 
-/// Warnings of the engine are for whoever looks; `TIDEGATE_LOG` says what else is.
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_env_var("TIDEGATE_LOG")
-        .with_default_directive(tracing_subscriber::filter::LevelFilter::WARN.into())
-        .from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+/// What to do instead of asking a server for what only a store can do.
+const WHERE_IT_IS: &str = "run it on the machine of the server, or where its database can be reached: \
+    --store names the store that it serves";
+
+/// Refuses a server that was named to a command that works on none.
+fn no_server(command: &str, typed: &Reach) -> Result<(), Problem> {
+    match typed.url.as_ref().or(typed.context.as_ref()) {
+        None => Ok(()),
+        Some(named) => Err(Problem::usage(format!("{command} asks no server, and {named} was named"))
+            .hint(format!("leave out --url and --context; tidegate {command} --help says what it works on"))),
+    }
 }
 
 #[cfg(test)]

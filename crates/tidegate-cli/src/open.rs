@@ -1,4 +1,5 @@
-//! Which store a command works on, and opening it: from `--store`, else `TIDEGATE_STORE`, else `tidegate.db`.
+//! Opening what a command works on: the store that `--store` or `TIDEGATE_STORE` names, else `tidegate.db`; or the one that
+//! a server keeps ([`target`](crate::target) decides which).
 //!
 //! Only a command that is there to store something may create a store; every other one says that there is none. What the
 //! system forbids about a file is found out before SQLite is asked, because SQLite answers "cannot open" to all of it.
@@ -12,8 +13,12 @@ use nix::unistd::{AccessFlags, Uid, User, access};
 use tidegate::engine::Opening;
 use tidegate::store::Act;
 use tidegate::{Address, Engine, Store, StoreErrorKind};
+use tidegate_remote::RemoteStore;
 
 use crate::exit::{Code, Problem};
+use crate::output::Output;
+use crate::production::Production;
+use crate::target::{Server, Target};
 
 /// Whether a store that is not there is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,16 +48,56 @@ fn password() -> Option<String> {
     std::env::var("PGPASSWORD").ok().filter(|password| !password.is_empty())
 }
 
+/// What a command works on, and how it asks about it.
+pub(crate) struct Asked {
+    pub(crate) target: Target,
+    /// Acts without asking, however many messages there are and wherever they are.
+    pub(crate) yes: bool,
+    pub(crate) output: Output,
+}
+
+impl Asked {
+    /// Whether contents are masked unless they are asked for.
+    pub(crate) fn masks(&self) -> bool {
+        match &self.target {
+            Target::Store(_) => false,
+            Target::Server(server) => !server.options.reveal,
+        }
+    }
+
+    fn server(&self, server: &Server) -> Result<Engine, Problem> {
+        let store: Arc<dyn Store> = Arc::new(RemoteStore::new(&server.url, server.options.clone())?);
+        Ok(Engine::Other(match &server.production {
+            Some(name) if !self.yes => {
+                Arc::new(Production::new(store, name.clone(), server.url.to_string(), self.output.clone()))
+            }
+            Some(_) | None => store,
+        }))
+    }
+}
+
 /// Opens the store, lets `work` use it, and closes it whatever the work came to.
-pub(crate) async fn with_store<F, Fut>(named: &str, access: Access, work: F) -> Result<Code, Problem>
+pub(crate) async fn with_store<F, Fut>(asked: &Asked, access: Access, work: F) -> Result<Code, Problem>
 where
     F: FnOnce(Arc<dyn Store>) -> Fut + Send,
     Fut: Future<Output = Result<Code, Problem>> + Send,
 {
-    with_engine(named, access, |engine| work(engine.store())).await
+    with_any_engine(asked, access, |engine| work(engine.store())).await
 }
 
-/// The same for what is an engine's to do.
+/// The same with what keeps it.
+pub(crate) async fn with_any_engine<F, Fut>(asked: &Asked, access: Access, work: F) -> Result<Code, Problem>
+where
+    F: FnOnce(Engine) -> Fut + Send,
+    Fut: Future<Output = Result<Code, Problem>> + Send,
+{
+    match &asked.target {
+        Target::Store(named) => with_engine(named, access, work).await,
+        Target::Server(server) => work(asked.server(server)?).await,
+    }
+}
+
+/// The same for what is an engine's to do, and no server's.
 pub(crate) async fn with_engine<F, Fut>(named: &str, access: Access, work: F) -> Result<Code, Problem>
 where
     F: FnOnce(Engine) -> Fut + Send,

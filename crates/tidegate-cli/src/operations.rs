@@ -6,7 +6,7 @@ use tidegate::Store;
 use tidegate::store::{Operation, OperationState};
 
 use crate::exit::{Code, Problem};
-use crate::open::{Access, with_store};
+use crate::open::{Access, Asked, with_store};
 use crate::output::Output;
 
 const EXAMPLES: &str = "\
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     limit: u32,
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
         let operations = store.operations(args.name.clone(), args.limit).await?;
         if let (Some(name), true) = (&args.name, operations.is_empty()) {

@@ -12,7 +12,7 @@ use tidegate::{MessageId, Store};
 use crate::dead::{in_state, show};
 use crate::exit::{Code, Problem};
 use crate::list::Page;
-use crate::open::{Access, with_store};
+use crate::open::{Access, Asked, with_store};
 use crate::output::Output;
 use crate::resolve;
 use crate::view::EffectView;
@@ -56,7 +56,7 @@ struct Parked<'a> {
     open_effects: Vec<EffectView<'a>>,
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     match args.command {
         Command::List(page) => {
             with_store(

@@ -8,7 +8,7 @@ use tidegate::store::{ChangeQueue, QueueChange, QueueStats};
 use tidegate::{QueueName, Store, Tenant};
 
 use crate::exit::{Code, Problem};
-use crate::open::{Access, act, with_store};
+use crate::open::{Access, Asked, act, with_store};
 use crate::output::Output;
 use crate::redrive::reason;
 
@@ -82,7 +82,7 @@ struct Changed<'a> {
     max_depth: Option<Option<u64>>,
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     match args.command {
         Command::List => {
             with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
@@ -136,7 +136,7 @@ async fn change(
     queue: QueueName,
     change: QueueChange,
     reason: Option<String>,
-    store: &str,
+    store: &Asked,
     output: &Output,
 ) -> Result<Code, Problem> {
     with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {

@@ -17,7 +17,7 @@ use tidegate::{EffectName, MessageId, QueueName, Store, Timestamp};
 use crate::exit::{Code, Problem};
 use crate::ledger::{self, Entry, Line};
 use crate::list;
-use crate::open::{Access, act, with_store};
+use crate::open::{Access, Asked, act, with_store};
 use crate::output::{Output, one_line};
 use crate::redrive::reason;
 
@@ -115,7 +115,11 @@ impl Difference {
     }
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
+    if args.amount_field.is_some() && store.masks() {
+        return Err(Problem::usage("amounts are compared with payloads, which the server masks")
+            .hint("--reveal asks for them; it needs a token that may reveal, and is written down"));
+    }
     let lines = ledger::read(&args.ledger)?;
     with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
         let journal = journal(&*store, &args).await?;

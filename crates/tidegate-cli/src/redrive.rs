@@ -25,7 +25,7 @@ use tidegate::{Kind, MessageId, QueueName, Store, StoreError};
 use crate::exit::{Code, Problem};
 use crate::groups;
 use crate::list;
-use crate::open::{Access, act, with_store};
+use crate::open::{Access, Asked, act, with_store};
 use crate::output::Output;
 
 const EXAMPLES: &str = "\
@@ -78,9 +78,6 @@ pub(crate) struct Args {
     /// Say which messages would be redriven, and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Do not ask, however many there are
-    #[arg(long)]
-    yes: bool,
     /// Give the operation this name; the name of one that was interrupted goes on with it
     #[arg(long, value_name = "NAME")]
     operation: Option<String>,
@@ -150,7 +147,8 @@ impl Refused {
     }
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
+    let yes = store.yes;
     if args.again && args.ids.is_empty() {
         return Err(Problem::usage("--again without ids")
             .hint("name the messages whose answers may be replaced: tidegate list --state failed"));
@@ -177,7 +175,7 @@ pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code
         if args.dry_run {
             return dry_run(&*store, &selection, args.again, output).await;
         }
-        if !args.yes {
+        if !yes {
             confirm(matching(&*store, &selection).await?.len(), "redriven", output).await?;
         }
         let name = args.operation.unwrap_or_else(operation);

@@ -14,7 +14,7 @@ use tidegate::{EffectName, MessageId, Store, StoreError};
 
 use crate::exit::{Code, Problem};
 use crate::ledger::{self, Entry};
-use crate::open::{Access, act, with_store};
+use crate::open::{Access, Asked, act, with_store};
 use crate::output::Output;
 use crate::redrive::reason;
 
@@ -75,7 +75,7 @@ struct Report {
     still_open: u32,
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     let Args { from, id, effect, reason, .. } = &args;
     let (id, effect, reason) = match (from, id, effect, reason) {
         (Some(file), ..) => return from_file(file, reason.as_deref(), store, output).await,
@@ -135,7 +135,7 @@ struct Answered {
     problem: Option<Problem>,
 }
 
-async fn from_file(file: &Path, reason: Option<&str>, store: &str, output: &Output) -> Result<Code, Problem> {
+async fn from_file(file: &Path, reason: Option<&str>, store: &Asked, output: &Output) -> Result<Code, Problem> {
     let lines = ledger::read(file)?;
     with_store(store, Access::Existing, |store: Arc<dyn Store>| async move {
         let (mut resolved, mut refused) = (0_u64, 0_u64);

@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::config::{Named, gather};
 use crate::exit::{Code, Problem};
+use crate::log::{self, LogArgs};
 use crate::open::{Access, check, place};
 use crate::output::Output;
 use crate::settings::Settings;
@@ -31,7 +32,8 @@ Examples:
   tidegate serve
   tidegate serve --store /var/lib/tidegate/tidegate.db --listen 127.0.0.1:7401 --require-tokens
   tidegate serve --listen 0.0.0.0:7401 --tls-cert cert.pem --tls-key key.pem
-  tidegate serve --config /etc/tidegate/config.toml --set limits.batch=100";
+  tidegate serve --config /etc/tidegate/config.toml --set limits.batch=100
+  tidegate serve --log info --log-format json";
 
 const SIGNALS: &str = "\
 Signals: SIGTERM or Ctrl-C lets what is under way end, for as long as --drain says; a second one ends at once. SIGHUP reads
@@ -63,12 +65,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME")]
     drain: Option<String>,
     #[command(flatten)]
+    log: LogArgs,
+    #[command(flatten)]
     named: Named,
 }
 
 impl Args {
     fn flags(&self) -> Vec<(&'static str, String, String)> {
-        let mut flags = Vec::new();
+        let mut flags = self.log.flags();
         let texts = [
             ("listen", "--listen", &self.listen),
             ("tls.cert", "--tls-cert", &self.tls_cert),
@@ -95,11 +99,20 @@ pub(crate) async fn run(args: Args, store: Option<&str>, output: &Output) -> Res
     if let Some(problem) = settings.problem() {
         return Err(problem);
     }
+    let written = log::begin(settings.log(), settings.log_format(), output);
+    log::told(written, serve_until_told(&settings, written, output).await)
+}
+
+async fn serve_until_told(settings: &Settings, written: log::Written, output: &Output) -> Result<Code, Problem> {
     settings.odd.iter().for_each(|odd| warn!("{odd}"));
     let signals = Signals::listen()?;
-    let running = Running::start(&settings, inherited()?).await?;
+    let running = Running::start(settings, inherited()?).await?;
     for address in &running.addresses {
-        output.say(format!("serving {} on {}", running.store, running.url(*address)));
+        let (store, url) = (&running.store, running.url(*address));
+        match written {
+            log::Written::Text => output.say(format!("serving {store} on {url}")),
+            log::Written::Json => info!(store, url, "serving {store} on {url}"),
+        }
     }
     if running.demand == Demand::Never {
         warn!("nobody is asked for a token: whoever reaches this server may do everything");
@@ -150,6 +163,8 @@ pub(crate) struct Running {
     stopping: tidegate_server::Stopping,
     stop: watch::Sender<Stop>,
     serving: JoinHandle<tidegate_server::Served>,
+    /// Drives redrive operations on.
+    driving: JoinHandle<()>,
     drain: Duration,
 }
 
@@ -189,11 +204,12 @@ impl Running {
         };
         let (stop, told) = watch::channel(Stop::No);
         let drain = how.drain;
+        let driving = tokio::spawn(serving.drive());
         let task = tokio::spawn(serve(sockets, router(serving), how, told));
         health.started();
         let store = address.to_string();
         tell_systemd(&[NotifyState::Ready, NotifyState::Status(&format!("serving {store}"))]);
-        Ok(Self { addresses, store, demand, tide, tls, stopping, stop, serving: task, drain })
+        Ok(Self { addresses, store, demand, tide, tls, stopping, stop, serving: task, driving, drain })
     }
 
     pub(crate) fn url(&self, address: SocketAddr) -> String {
@@ -213,6 +229,10 @@ impl Running {
                 () = alive.due() => tell_systemd(&[NotifyState::Watchdog]),
                 served = &mut self.serving => {
                     let served = served.map_err(|e| Problem::new(Code::Failed, format!("the server ended: {e}")))?;
+                    self.stopping.stop();
+                    if let Err(error) = self.driving.await {
+                        warn!("what drives operations on ended: {error}");
+                    }
                     self.tide.close().await;
                     info!("stopped: {served}");
                     return if told { Ok(Code::Done) } else { Err(Problem::new(Code::Failed, "the server ended by itself")) };

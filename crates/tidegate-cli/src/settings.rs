@@ -13,6 +13,7 @@ use tidegate::{Address, QueueName, Tenant};
 
 use crate::exit::Problem;
 use crate::input::duration;
+use crate::log;
 
 /// What a value looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +29,10 @@ pub(crate) enum Sort {
     Size,
     /// A time, such as `25s`.
     Span,
+    /// What is logged.
+    Filter,
+    /// How it is written.
+    Format,
 }
 
 impl Sort {
@@ -40,6 +45,8 @@ impl Sort {
             Self::Count => "a whole number from 1 on",
             Self::Size => "bytes, such as 4096, 64KiB or 1MiB",
             Self::Span => "a time, such as 500ms, 25s, 5m, 2h or 7d",
+            Self::Filter => "a level, or levels of parts: warn, or info,tidegate_sqlite=debug",
+            Self::Format => "auto, text or json",
         }
     }
 
@@ -53,6 +60,8 @@ impl Sort {
             Self::Count => count(text).map(drop),
             Self::Size => size(text).map(drop),
             Self::Span => duration(text).map(drop),
+            Self::Filter => log::filter(text).map(drop),
+            Self::Format => text.parse::<log::Format>().map(drop),
         }
     }
 }
@@ -121,6 +130,18 @@ pub(crate) const TABLE: &[Setting] = &[
     ),
     set("drain", Sort::Span, Some("25s"), "How long requests under way are waited for when it is told to stop."),
     set("retention", Sort::Span, Some("7d"), "How long answers and keys are kept after a message ended."),
+    set(
+        "log",
+        Sort::Filter,
+        Some("info,tidegate_server::requests=warn"),
+        "What is logged: a level, or levels by part of the program. Requests are logged with info.",
+    ),
+    set(
+        "log_format",
+        Sort::Format,
+        Some("auto"),
+        "How it is written: text, json (an object a line), or auto, which is text on a terminal and json elsewhere.",
+    ),
     set("tls.cert", Sort::Path, None, "The chain of certificates, as PEM. Read again on SIGHUP."),
     set("tls.key", Sort::Path, None, "The key of the first certificate, as PEM. Read again on SIGHUP."),
     set(
@@ -178,7 +199,7 @@ pub(crate) const TABLE: &[Setting] = &[
     ),
 ];
 
-/// A part of a file that is read elsewhere: how commands reach servers.
+/// What has a file of its own: how commands reach servers.
 const CONTEXTS: &str = "contexts";
 /// The part of a file that says what queues are to be like.
 const QUEUES: &str = "queues";
@@ -308,10 +329,8 @@ impl Settings {
 
     /// A variable that looks like one of ours. It is told and not refused: Kubernetes makes some of a service's name.
     fn odd_variables(&mut self, variables: &BTreeMap<String, String>) {
-        const OTHERS: [&str; 12] = [
+        const OTHERS: [&str; 10] = [
             "TIDEGATE_CONFIG",
-            "TIDEGATE_LOG",
-            "TIDEGATE_LOG_FORMAT",
             "TIDEGATE_BUSY_MS",
             "TIDEGATE_URL",
             "TIDEGATE_TOKEN",
@@ -365,7 +384,10 @@ impl Settings {
             let is_table = || TABLE.iter().any(|setting| setting.key.starts_with(&format!("{key}.")));
             match value {
                 toml::Value::Table(queues) if key == QUEUES => self.read_queues(queues, path),
-                toml::Value::Table(_) if key == CONTEXTS => {}
+                toml::Value::Table(_) if key == CONTEXTS => self.wrong.push(
+                    Problem::usage(format!("{} has contexts in it, which are kept in contexts.toml", path.display()))
+                        .hint("tidegate context set NAME --url URL"),
+                ),
                 toml::Value::Table(inner) if is_table() => self.read_table(&key, inner, path),
                 toml::Value::String(text) => self.put(&key, text.clone(), Origin::File(path.to_owned())),
                 toml::Value::Integer(number) => self.put(&key, number.to_string(), Origin::File(path.to_owned())),
@@ -403,7 +425,7 @@ impl Settings {
     }
 
     fn unknown(&mut self, key: &str, origin: &Origin) {
-        let words = TABLE.iter().map(|setting| setting.key).chain([QUEUES, CONTEXTS]);
+        let words = TABLE.iter().map(|setting| setting.key).chain([QUEUES]);
         let hint = match nearest(key, words) {
             Some(near) => format!("did you mean {near}?"),
             None => "tidegate config print shows all that can be set".to_owned(),
@@ -485,6 +507,16 @@ impl Settings {
     /// Where to listen.
     pub(crate) fn listen(&self) -> std::net::SocketAddr {
         self.text("listen").and_then(|text| text.parse().ok()).unwrap_or(([127, 0, 0, 1], 7401).into())
+    }
+
+    /// What is logged.
+    pub(crate) fn log(&self) -> &str {
+        self.text("log").unwrap_or_default()
+    }
+
+    /// How it is written.
+    pub(crate) fn log_format(&self) -> log::Format {
+        self.text("log_format").and_then(|text| text.parse().ok()).unwrap_or_default()
     }
 
     pub(crate) fn path(&self, key: &str) -> Option<PathBuf> {
@@ -653,6 +685,8 @@ mod tests {
         for (file, part) in [
             ("drain = \"soon\"", "drain is \"soon\""),
             ("listen = \"localhost\"", "such as 127.0.0.1:7401"),
+            ("log = \"tidegate=loud\"", "log is \"tidegate=loud\""),
+            ("log_format = \"xml\"", "auto, text or json"),
             ("[limits]\nbody = \"1 Mb\"", "\"Mb\" is no unit"),
             ("[limits]\nbatch = 0", "at least 1"),
             ("[limits]\nbatch = [1]", "is a array"),

@@ -6,7 +6,7 @@ use tidegate::sqlite::{Disk, Room, RoomFor};
 use tidegate::store::Stats;
 
 use crate::exit::{Code, Problem};
-use crate::open::{Access, with_engine};
+use crate::open::{Access, Asked, with_any_engine};
 use crate::output::{Output, Paint};
 use crate::queue;
 
@@ -33,8 +33,8 @@ struct Shown<'a> {
     disk: Option<Disk>,
 }
 
-pub(crate) async fn run(_: Args, store: &str, output: &Output) -> Result<Code, Problem> {
-    with_engine(store, Access::Existing, |engine: Engine| async move {
+pub(crate) async fn run(_: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
+    with_any_engine(store, Access::Existing, |engine: Engine| async move {
         let stats = engine.store().stats().await?;
         let disk = match &engine {
             Engine::Sqlite(store) => Some((store.disk(), store.room())),

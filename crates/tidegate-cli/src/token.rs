@@ -10,7 +10,7 @@ use tidegate::{Clock, Store, SystemClock, SystemRandom, Timestamp, TokenName};
 
 use crate::exit::{Code, Problem};
 use crate::input::duration;
-use crate::open::{Access, act, with_store};
+use crate::open::{Access, Asked, act, with_store};
 use crate::output::Output;
 use crate::redrive::reason;
 
@@ -103,7 +103,7 @@ struct RevokeArgs {
     reason: Option<String>,
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     match args.command {
         Command::Create(args) => {
             let secret = Secret::new(&SystemRandom);
@@ -161,7 +161,7 @@ async fn make(
     change: TokenChange,
     reason: Option<String>,
     access: Access,
-    store: &str,
+    store: &Asked,
     output: &Output,
 ) -> Result<Code, Problem> {
     with_store(store, access, |store: Arc<dyn Store>| async move {

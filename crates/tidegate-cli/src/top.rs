@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::exit::{Code, Problem};
 use crate::input::duration;
-use crate::open::{Access, with_store};
+use crate::open::{Access, Asked, with_store};
 use crate::output::{Output, Paint, one_line};
 
 const EXAMPLES: &str = "\
@@ -97,7 +97,7 @@ impl Snapshot {
     }
 }
 
-pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
+pub(crate) async fn run(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem> {
     if !args.once && !output.terminal {
         return Err(Problem::usage("standard output is no terminal to draw on").hint("look once: tidegate top --once"));
     }

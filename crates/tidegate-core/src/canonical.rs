@@ -5,6 +5,7 @@
 //! fraction or exponent that does not survive a double, a lone surrogate. Integers of any length are exact. (RFC 8785
 //! goes through doubles instead, which turns 9007199254740993 into …992 and so merges two payloads.)
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
@@ -69,18 +70,24 @@ pub fn canonicalize(text: &str) -> Result<String, CanonicalError> {
     Ok(out)
 }
 
-enum Step {
-    Member(String),
+enum Step<'a> {
+    Member(Cow<'a, str>),
     Item(usize),
+}
+
+/// A member that was written: its name, and where its text begins.
+struct Member<'a> {
+    name: Cow<'a, str>,
+    from: usize,
 }
 
 struct Reader<'a> {
     text: &'a str,
     at: usize,
-    path: Vec<Step>,
+    path: Vec<Step<'a>>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn wrong(&self, what: impl Into<String>) -> CanonicalError {
         let mut path = String::from("$");
         for step in &self.path {
@@ -142,7 +149,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn enter(&mut self, step: Step) -> Result<(), CanonicalError> {
+    fn enter(&mut self, step: Step<'a>) -> Result<(), CanonicalError> {
         if self.path.len() == MAX_DEPTH {
             return Err(self.wrong(format!("nested deeper than {MAX_DEPTH} levels")));
         }
@@ -176,11 +183,15 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// Writes the members as they come, which is their order where a program wrote them sorted; else puts them in order after.
     fn object(&mut self, out: &mut String) -> Result<(), CanonicalError> {
         self.at += 1;
-        let mut members: Vec<(String, String)> = Vec::new();
+        let start = out.len();
+        out.push('{');
+        let mut members: Vec<Member<'a>> = Vec::new();
+        let mut sorted = true;
         // Of a few members each is compared with each; of very many, that would be work for an attacker to order.
-        let mut many: HashSet<String> = HashSet::new();
+        let mut many: HashSet<Cow<'a, str>> = HashSet::new();
         self.space();
         if !self.eat(b'}') {
             loop {
@@ -195,21 +206,29 @@ impl Reader<'_> {
                     return Err(self.unexpected());
                 }
                 self.space();
-                let mut value = String::new();
-                self.value(&mut value)?;
-                let known = match members.len() {
-                    0..FEW_MEMBERS => members.iter().any(|(known, _)| *known == name),
-                    FEW_MEMBERS => {
-                        many.extend(members.iter().map(|(known, _)| known.clone()));
+                if !members.is_empty() {
+                    out.push(',');
+                }
+                let from = out.len();
+                write_string(out, &name);
+                out.push(':');
+                self.value(out)?;
+                // A name behind all others is none of them.
+                sorted = sorted && members.last().is_none_or(|last| last.name < name);
+                let known = !sorted
+                    && if members.len() < FEW_MEMBERS {
+                        members.iter().any(|known| known.name == name)
+                    } else {
+                        if many.is_empty() {
+                            many.extend(members.iter().map(|known| known.name.clone()));
+                        }
                         !many.insert(name.clone())
-                    }
-                    _ => !many.insert(name.clone()),
-                };
+                    };
                 if known {
                     return Err(self.wrong(format!("member {name:?} appears twice")));
                 }
                 self.path.pop();
-                members.push((name, value));
+                members.push(Member { name, from });
                 self.space();
                 if self.eat(b'}') {
                     break;
@@ -219,49 +238,39 @@ impl Reader<'_> {
                 }
             }
         }
-        members.sort_by(|(a, _), (b, _)| a.cmp(b));
-        out.push('{');
-        for (index, (name, value)) in members.iter().enumerate() {
-            if index > 0 {
-                out.push(',');
-            }
-            write_string(out, name);
-            out.push(':');
-            out.push_str(value);
+        if !sorted {
+            sort(out, start, &members);
         }
         out.push('}');
         Ok(())
     }
 
-    /// Reads a string by serde's rules for escapes; finds its end by ours.
-    fn string(&mut self) -> Result<String, CanonicalError> {
+    /// Reads a string by serde's rules for escapes; finds its end by ours. A borrowed one is written as it stands.
+    fn string(&mut self) -> Result<Cow<'a, str>, CanonicalError> {
         let start = self.at;
         self.at += 1;
         let mut plain = true;
         loop {
-            match self.peek() {
-                Some(b'"') => break,
-                Some(b'\\') => {
-                    plain = false;
-                    self.at += 2;
-                }
-                Some(byte) => {
-                    plain &= byte >= b' ';
-                    self.at += 1;
-                }
-                None => {
-                    self.at = self.text.len();
-                    return Err(self.wrong("a string is not closed"));
-                }
+            let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
+            let Some(next) = rest.iter().position(|&byte| byte == b'"' || byte == b'\\' || byte < b' ') else {
+                self.at = self.text.len();
+                return Err(self.wrong("a string is not closed"));
+            };
+            self.at += next;
+            match rest[next] {
+                b'"' => break,
+                b'\\' => self.at += 2,
+                _ => self.at += 1,
             }
+            plain = false;
         }
         self.at += 1;
         let literal = &self.text[start..self.at];
         if plain {
             // Nothing to decode and nothing that JSON forbids in a string: most strings.
-            return Ok(literal[1..literal.len() - 1].to_owned());
+            return Ok(Cow::Borrowed(&literal[1..literal.len() - 1]));
         }
-        serde_json::from_str(literal).map_err(|e| {
+        serde_json::from_str(literal).map(Cow::Owned).map_err(|e| {
             self.at = start;
             self.wrong(format!("not a string: {e}"))
         })
@@ -286,12 +295,29 @@ impl Reader<'_> {
     }
 }
 
-fn write_string(out: &mut String, string: &str) {
+/// Puts the members of an object, which begins at `start` and is not closed, into the order of their names.
+fn sort(out: &mut String, start: usize, members: &[Member<'_>]) {
+    let written = out.split_off(start + 1);
+    let ends = members.iter().skip(1).map(|next| next.from - 1).chain([start + 1 + written.len()]);
+    let mut texts: Vec<(&str, &str)> = (members.iter().zip(ends))
+        .map(|(member, end)| (&*member.name, &written[member.from - start - 1..end - start - 1]))
+        .collect();
+    texts.sort_unstable_by_key(|(name, _)| *name);
+    for (index, (_, text)) in texts.iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        out.push_str(text);
+    }
+}
+
+fn write_string(out: &mut String, string: &Cow<'_, str>) {
     out.push('"');
     let mut written = 0;
-    for (at, byte) in string.bytes().enumerate() {
+    let decoded = if matches!(string, Cow::Borrowed(_)) { &[] } else { string.as_bytes() };
+    for (at, byte) in decoded.iter().enumerate() {
         // All of them are ASCII, so that what lies between two is whole characters: copied at once, not one by one.
-        if byte >= b' ' && byte != b'"' && byte != b'\\' {
+        if *byte >= b' ' && *byte != b'"' && *byte != b'\\' {
             continue;
         }
         out.push_str(&string[written..at]);

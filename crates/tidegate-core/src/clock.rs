@@ -3,6 +3,7 @@
 //! Everything that needs the time takes a [`Clock`], everything that needs chance a [`Random`]; only [`SystemClock`] and
 //! [`SystemRandom`] ask the machine. A test passes its own and is exact.
 
+use std::cell::Cell;
 use std::fmt;
 use std::time::Duration;
 
@@ -154,6 +155,28 @@ impl Random for SystemRandom {
     fn fill(&self, bytes: &mut [u8]) {
         getrandom::fill(bytes).expect("the operating system's random generator answers");
     }
+
+    /// Jitter spreads a herd and guards nothing, and every settlement carries one: a call of the system for each would be
+    /// dear for that. So each thread asks once, and goes on from there (`SplitMix64`).
+    fn unit(&self) -> f64 {
+        thread_local! {
+            static STATE: Cell<Option<u64>> = const { Cell::new(None) };
+        }
+        STATE.with(|state| {
+            let last = state.get().unwrap_or_else(|| {
+                let mut seed = [0; 8];
+                self.fill(&mut seed);
+                u64::from_le_bytes(seed)
+            });
+            let next = last.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            state.set(Some(next));
+            let mixed = (next ^ next >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            #[expect(clippy::cast_possible_truncation, reason = "the upper half of it")]
+            let drawn = ((mixed ^ mixed >> 31) >> 32) as u32;
+            f64::from(drawn) / (f64::from(u32::MAX) + 1.0)
+        })
+    }
 }
 
 #[cfg(test)]
@@ -173,6 +196,19 @@ mod tests {
         assert_eq!(Timestamp::FAR_FUTURE.after(Duration::MAX), Timestamp::FAR_FUTURE);
         assert_eq!(Timestamp::EPOCH.before(Duration::MAX), Timestamp::EPOCH);
         assert_eq!(Timestamp::EPOCH.since(Timestamp::FAR_FUTURE), Duration::ZERO);
+    }
+
+    #[test]
+    fn jitter_is_spread_evenly_and_differs_between_threads() {
+        let draws: Vec<f64> = (0..4000).map(|_| SystemRandom.unit()).collect();
+        assert!(draws.iter().all(|unit| (0.0..1.0).contains(unit)));
+        for tenth in 0..10 {
+            let from = f64::from(tenth) / 10.0;
+            let within = draws.iter().filter(|unit| (from..from + 0.1).contains(*unit)).count();
+            assert!((250..550).contains(&within), "{within} of 4000 from {from}");
+        }
+        let elsewhere = std::thread::spawn(|| SystemRandom.unit()).join().unwrap();
+        assert!(!draws.contains(&elsewhere));
     }
 
     #[test]

@@ -389,7 +389,9 @@ async fn start(
     journal: Result<Vec<EffectRow>, StoreError>,
 ) -> Result<Option<Lease>, Trouble> {
     let Head { id, mut life, body, .. } = head;
-    group.writes.gone_ready.push(id);
+    if !canary::is(Canary::CheckActStore) {
+        group.writes.gone_ready.push(id);
+    }
     group.count(lane.queue_id, Place::Ready, -1);
     let (body, journal) = match (body, journal) {
         (Ok(body), Ok(journal)) => (body, journal),

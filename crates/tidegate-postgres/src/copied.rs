@@ -17,10 +17,13 @@ use std::sync::atomic::Ordering;
 
 use tidegate_core::clock::Timestamp;
 use tidegate_core::effect::{Fate, JournalFacts, Unrecorded};
+use tidegate_core::error::StoreError;
 use tidegate_core::id::MessageId;
+use tidegate_core::store::Act;
 use tokio_postgres::Row;
 
 use crate::conn::{Conn, Step};
+use crate::discard;
 use crate::group::Group;
 use crate::open;
 use crate::row::{self, COPIED, LASTING, RECONCILING, RELEASE};
@@ -73,12 +76,37 @@ pub(crate) async fn arrive(shared: &Shared, conn: &Conn) -> Result<(), Trouble> 
     Ok(())
 }
 
+/// What a store that was said to be restored believes from then on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restored {
+    /// How often the store was moved, restored or promoted, counted from 1.
+    pub incarnation: u32,
+    /// Runs that were given back: nobody holds a lease of this store any more.
+    pub released: u64,
+    /// Messages whose first run clears their effects up, those of the runs among them.
+    pub unsure: u64,
+}
+
 /// The operator says that the store was restored: PostgreSQL does not show it.
-pub(crate) async fn declare(group: &mut Group) -> Result<(), Trouble> {
+pub(crate) async fn declare(group: &mut Group, act: &Act) -> Result<Restored, Trouble> {
     const ALONE: &str = "-- restored: nobody else puts it right meanwhile
         select 1 from tidegate.store for update";
+    const RUNNING: &str = "-- restored, once: how much is given back
+        select count(*) from tidegate.lease";
+    const SAID: &str = "-- restored, once: what it is now, and how much of it is unsure
+        select incarnation, (select count(*) from tidegate.ready) + (select count(*) from tidegate.sched)
+        from tidegate.store";
+    discard::reason_of(act, "saying that a store was restored")?;
     group.conn.query(ALONE, &[]).await?;
-    begin(&group.conn, group.now).await
+    let released = row::first_i64(&group.conn.query(RUNNING, &[]).await?)?;
+    begin(&group.conn, group.now).await?;
+    let rows = group.conn.query(SAID, &[]).await?;
+    let said = rows.first().ok_or_else(|| StoreError::corrupt("store", "the row of the whole store is missing"))?;
+    let incarnation: i32 = row::column(said, 0, "store")?;
+    let count = |count: i64| u64::try_from(count).unwrap_or(0);
+    let unsure = count(row::column(said, 1, "store")?);
+    group.audit(act, "restored", None, None, &format!("incarnation {incarnation}"));
+    Ok(Restored { incarnation: incarnation.unsigned_abs(), released: count(released), unsure })
 }
 
 /// Whether a transaction found the server in another history of its cluster than this process knows.

@@ -23,14 +23,15 @@ use crate::shared::Shared;
 /// How long a caller waits before it tries a full queue again.
 const FULL_RETRY: Duration = Duration::from_secs(1);
 
-/// Messages, ready to be enqueued by a statement in the caller's own transaction.
+/// Messages, ready to be enqueued by a statement in the caller's own transaction. tokio-postgres and sqlx have adapters:
+/// [`PostgresStore::enqueue_in`](crate::PostgresStore::enqueue_in) and, with the feature `sqlx`, `enqueue_in_sqlx`.
 ///
 /// Send [`EnqueueSql::statement`] with [`EnqueueSql::parameter`] as its one parameter, a text; it returns one row with one
 /// column, a text, which [`EnqueueSql::verdicts`] reads:
 ///
 /// ```text
 /// let enqueue = store.enqueue_sql(vec![message]);
-/// let answer: String = sqlx::query_scalar(enqueue.statement()).bind(enqueue.parameter()).fetch_one(&mut *tx).await?;
+/// let answer: String = tx.query_one(enqueue.statement(), &[enqueue.parameter()])?.get(0);    // by any driver
 /// let verdicts = enqueue.verdicts(&answer)?;
 /// tx.commit().await?;
 /// ```
@@ -133,14 +134,45 @@ impl EnqueueSql {
         self,
         transaction: &tokio_postgres::Transaction<'_>,
     ) -> Result<Verdicts<Enqueued>, StoreError> {
-        if self.batch.iter().all(Result::is_err) {
-            return Ok(self.batch.into_iter().filter_map(Result::err).map(Err).collect());
-        }
+        let sent = match self.asks_nothing() {
+            Ok(refused) => return Ok(refused),
+            Err(sent) => sent,
+        };
+        let failed = |error: tokio_postgres::Error| failed(error.code().map(SqlState::code)).source(error);
         // Unnamed, so that it works behind a proxy that gives each transaction another connection.
-        let sent = transaction.query_typed(&self.statement, &[(&self.parameter, Type::TEXT)]).await;
-        let rows = sent.map_err(failed)?;
+        let rows = transaction.query_typed(&sent.statement, &[(&sent.parameter, Type::TEXT)]).await.map_err(failed)?;
         let answer = rows.first().map(|row| row.try_get::<_, &str>(0)).transpose().map_err(failed)?;
-        self.verdicts(answer.unwrap_or_default())
+        sent.verdicts(answer.unwrap_or_default())
+    }
+
+    /// Sends it on a transaction of sqlx.
+    #[cfg(feature = "sqlx")]
+    pub(crate) async fn send_sqlx(
+        self,
+        transaction: &mut sqlx::Transaction<'_, sqlx::Postgres>,
+    ) -> Result<Verdicts<Enqueued>, StoreError> {
+        let sent = match self.asks_nothing() {
+            Ok(refused) => return Ok(refused),
+            Err(sent) => sent,
+        };
+        let failed = |error: sqlx::Error| {
+            let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+            failed(code.as_deref()).source(error)
+        };
+        // The schema's name was checked when the store was opened, and nothing else of the statement varies.
+        let statement = sqlx::AssertSqlSafe(sent.statement.clone());
+        // Not kept by the connection, for the same reason as above.
+        let asked = sqlx::query_scalar(statement).persistent(false).bind(&sent.parameter);
+        let answer: String = asked.fetch_one(&mut **transaction).await.map_err(failed)?;
+        sent.verdicts(&answer)
+    }
+
+    /// The verdicts at once, where nothing is left that could be sent.
+    fn asks_nothing(self) -> Result<Verdicts<Enqueued>, Self> {
+        if self.batch.iter().any(Result::is_ok) {
+            return Err(self);
+        }
+        Ok(self.batch.into_iter().filter_map(Result::err).map(Err).collect())
     }
 
     /// What became of each message, in the order in which they were given: true once the caller's transaction commits.
@@ -162,23 +194,21 @@ impl EnqueueSql {
     }
 }
 
-/// What a failure of the statement means; the caller's transaction is over.
-fn failed(error: tokio_postgres::Error) -> StoreError {
-    let told = match error.code() {
-        Some(code) if *code == SqlState::LOCK_NOT_AVAILABLE => StoreError::unavailable(
-            "a key is being enqueued by another transaction that has not ended: it is in flight",
-        )
-        .hint("roll back, and repeat the transaction when the other one has ended")
-        .retry_after(FULL_RETRY)
-        .in_flight(),
-        Some(code) if *code == SqlState::UNDEFINED_FUNCTION || *code == SqlState::INVALID_SCHEMA_NAME => {
-            StoreError::invalid("this connection is on a database without this tidegate store")
-                .hint("begin the transaction in the database of this store")
-        }
-        _ => StoreError::unavailable("the transaction failed before the messages were enqueued")
-            .hint("roll back; repeating the transaction is safe"),
-    };
-    told.source(error)
+/// What a failure of the statement means, by its SQLSTATE; the caller's transaction is over.
+fn failed(code: Option<&str>) -> StoreError {
+    let is = |state: &SqlState| code == Some(state.code());
+    if is(&SqlState::LOCK_NOT_AVAILABLE) {
+        StoreError::unavailable("a key is being enqueued by another transaction that has not ended: it is in flight")
+            .hint("roll back, and repeat the transaction when the other one has ended")
+            .retry_after(FULL_RETRY)
+            .in_flight()
+    } else if is(&SqlState::UNDEFINED_FUNCTION) || is(&SqlState::INVALID_SCHEMA_NAME) {
+        StoreError::invalid("this connection is on a database without this tidegate store")
+            .hint("begin the transaction in the database of this store")
+    } else {
+        StoreError::unavailable("the transaction failed before the messages were enqueued")
+            .hint("roll back; repeating the transaction is safe")
+    }
 }
 
 fn refused(why: &str) -> StoreError {

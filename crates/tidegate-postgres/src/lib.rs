@@ -61,18 +61,22 @@ use tidegate_core::message::{DEFAULT_MAX_PAYLOAD, NewMessage};
 use tidegate_core::migration::Step;
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{
-    AuditEntry, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Claimed, CommitListener, DEFAULT_RETENTION, Discard,
-    Edit, Edited, Enqueued, ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Note, Operate,
-    Operation, Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary, SweepRequest,
-    Swept, Verdicts,
+    Act, AuditEntry, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Claimed, CommitListener, DEFAULT_RETENTION,
+    Discard, Edit, Edited, Enqueued, ExplainFacts, Extend, Extended, FailureGroup, Filter, Journal, MessageView, Note,
+    Operate, Operation, Progress, Redrive, Resolve, Resolved, Settle, Settled, Stats, Stepped, Store, Summary,
+    SweepRequest, Swept, Verdicts,
 };
 use tidegate_core::token::TokenRecord;
 
 pub use conn::Statements;
+pub use copied::Restored;
 pub use enqueue_in::EnqueueSql;
 pub use migrate::{Migrate, migration_sql};
 pub use open::{connect, schema_of};
 pub use shared::GroupStats;
+/// The version of sqlx whose transactions this engine takes.
+#[cfg(feature = "sqlx")]
+pub use sqlx;
 /// The version of tokio-postgres whose connections and transactions this engine takes.
 pub use tokio_postgres;
 pub use within::{EffectInError, Work, WorkError, Working};
@@ -174,12 +178,12 @@ impl PostgresStore {
     /// without it. Saying it twice is harmless.
     ///
     /// # Errors
-    /// `Unavailable` when the database fails.
+    /// `Invalid` without a reason; `Unavailable` when the database fails.
     ///
     /// # Cancel safety
     /// Dropped, it may have been done.
-    pub async fn restored(&self) -> Result<(), StoreError> {
-        self.writer.alone((), |group, ()| Box::pin(copied::declare(group))).await
+    pub async fn restored(&self, act: Act) -> Result<Restored, StoreError> {
+        self.writer.alone(act, |group, act| Box::pin(copied::declare(group, act))).await
     }
 
     /// Runs `work` as a transactional effect of a running message: its writes and its confirmation are one commit, under
@@ -289,6 +293,33 @@ impl PostgresStore {
         batch: Vec<NewMessage>,
     ) -> Result<Verdicts<Enqueued>, StoreError> {
         self.enqueue_sql(batch).send(transaction).await
+    }
+
+    /// The same in a transaction of sqlx.
+    ///
+    /// ```
+    /// # async fn pay(store: &tidegate_postgres::PostgresStore, pool: &sqlx::PgPool, message: tidegate_core::message::NewMessage)
+    /// # -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut transaction = pool.begin().await?;
+    /// sqlx::query("insert into orders (id) values (7)").execute(&mut *transaction).await?;
+    /// store.enqueue_in_sqlx(&mut transaction, vec![message]).await?.remove(0)?;
+    /// transaction.commit().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`PostgresStore::enqueue_in`].
+    ///
+    /// # Cancel safety
+    /// Dropped, the messages may be in the transaction all the same: roll it back.
+    #[cfg(feature = "sqlx")]
+    pub async fn enqueue_in_sqlx(
+        &self,
+        transaction: &mut sqlx::Transaction<'_, sqlx::Postgres>,
+        batch: Vec<NewMessage>,
+    ) -> Result<Verdicts<Enqueued>, StoreError> {
+        self.enqueue_sql(batch).send_sqlx(transaction).await
     }
 
     /// Finishes the calls that wait, takes no more, and closes the connections. Further calls are `Unavailable`.

@@ -32,17 +32,18 @@ use crate::settle;
 use crate::trouble::{Trouble, verdict};
 use crate::watch;
 
-/// How long a process keeps a duty that it does not come back to, at least and at most: three times as long as it takes it
-/// to come back.
-const DUTY: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
+/// How long a process keeps a duty that it does not come back to, at least and at most: twice as long as it takes it to
+/// come back. Leases of the dead wait for whoever has died with the duty, and then for the next one's look, two seconds in
+/// all; a process that comes back later than it keeps the duty finds it with another one, which is as well.
+const DUTY: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(900)];
 
 /// One sweep.
 pub(crate) async fn sweep(group: &mut Group, request: &SweepRequest) -> Result<Swept, Trouble> {
     let mut swept = Swept::default();
-    let keeps = keeps(group);
-    if has_duty(group, "sweep", keeps).await? {
+    let keeps = comes_back(group);
+    // Whoever was asleep itself leaves the leases to the others: so that they can have it at once, it keeps no duty.
+    if has_duty(group, "sweep", keeps.filter(|_| request.take_over)).await? {
         watch::tick(group).await?;
-        // Whoever was asleep itself leaves them to the others: not even its duty keeps them from it for long.
         if request.take_over {
             take_over(group, request, &mut swept).await?;
         }
@@ -61,15 +62,20 @@ pub(crate) async fn sweep(group: &mut Group, request: &SweepRequest) -> Result<S
 }
 
 /// How long this process keeps its duties from now on.
-fn keeps(group: &Group) -> Duration {
+fn comes_back(group: &Group) -> Option<Duration> {
     let now = group.shared.monotonic();
     let before = group.shared.swept.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
-    let [least, most] = DUTY;
-    before.map_or(most, |before| (now.saturating_sub(before) * 3).clamp(least, most))
+    Some(keeps(before.map(|before| now.saturating_sub(before))))
 }
 
-/// Whether this process does something for all of the fleet now.
-async fn has_duty(group: &Group, name: &'static str, keeps: Duration) -> Result<bool, Trouble> {
+/// How long a process keeps its duties that came back after so long; one that comes for the first time may never again.
+fn keeps(after: Option<Duration>) -> Duration {
+    let [least, most] = DUTY;
+    after.map_or(least, |after| (after * 2).clamp(least, most))
+}
+
+/// Whether this process does something for all of the fleet now; for how long it keeps the duty, if it does.
+async fn has_duty(group: &Group, name: &'static str, keeps: Option<Duration>) -> Result<bool, Trouble> {
     const TAKE: &str =
         "-- sweep: a duty is kept by coming back, and taken when nobody did; whoever is at it is not waited for
         with free as materialized (
@@ -78,7 +84,7 @@ async fn has_duty(group: &Group, name: &'static str, keeps: Duration) -> Result<
         )
         update tidegate.duty d set holder = $5, token = $2, until = $4 from free where d.name = free.name
         returning 1";
-    let until = group.now.after(keeps);
+    let until = keeps.map_or(Timestamp::EPOCH, |keeps| group.now.after(keeps));
     // A time far ahead was written by a clock that was set back since: it binds nobody.
     let never = group.now.after(DUTY[1] * 2);
     let (now, until, never) = (group.now.as_millis(), until.as_millis(), never.as_millis());
@@ -278,4 +284,26 @@ async fn delete_all(group: &mut Group, gone: &[(MessageId, Arc<Lane>, [u8; 16])]
         .many(&[(EFFECT, &[&ids]), (EVIDENCE, &[&ids]), (HISTORY, &[&ids]), (REDRIVEN, &[&ids]), (MESSAGE, &[&ids])])
         .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duty_is_kept_for_twice_as_long_as_it_takes_to_come_back_and_never_for_long() {
+        let ms = Duration::from_millis;
+        for (after, expected) in [
+            (None, ms(250)),
+            (Some(ms(5)), ms(250)),
+            (Some(ms(200)), ms(400)),
+            (Some(ms(1000)), ms(900)),
+            // Asleep for an hour, it is no more likely to come back than it was.
+            (Some(ms(3_600_000)), ms(900)),
+        ] {
+            assert_eq!(keeps(after), expected, "{after:?}");
+        }
+        // With the longest pause between two sweeps that the library takes by itself.
+        assert!(DUTY[1] + Duration::from_secs(1) < Duration::from_secs(2));
+    }
 }

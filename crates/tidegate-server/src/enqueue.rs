@@ -11,12 +11,12 @@ use tidegate::{QueueName, StoreError, store};
 use tidegate_api::{Enqueue, Enqueued, IntakeDefaults, NoMessage, ProblemType, Verdict, schema};
 
 use crate::body::JsonBody;
-use crate::idempotency;
 use crate::principal::{Action, Caller};
 use crate::problem::{Bodied, Common, Intake, Named, Problem};
 use crate::serving::Serving;
 use crate::trace;
 use crate::url::UrlPath;
+use crate::{idempotency, observe};
 
 /// Enqueue one message
 ///
@@ -71,6 +71,7 @@ pub(crate) async fn take(serving: &Serving, caller: &Caller, message: NewMessage
     let verdict = serving.tide.store().enqueue(vec![message]).await?.pop();
     let no_verdict = || Err(StoreError::unavailable("the store gave no verdict"));
     let enqueued = verdict_of(verdict.unwrap_or_else(no_verdict))?;
+    observe::about(enqueued.id);
     let location = serving.address(format_args!("/v1/messages/{}", enqueued.id));
     let location = HeaderValue::from_str(&location).map_err(|_| {
         Problem::new(ProblemType::Internal, "the router is mounted under a prefix that cannot stand in a header")

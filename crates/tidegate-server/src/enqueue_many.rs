@@ -88,7 +88,7 @@ pub(crate) async fn take(
     let no_verdict = || Err(StoreError::unavailable("the store gave no verdict"));
     let result = |place: Result<(), Problem>| {
         let verdict = place.and_then(|()| verdict_of(verdicts.next().unwrap_or_else(no_verdict)));
-        verdict.map_or_else(|problem| EnqueueResult::from(problem.into_wire()), EnqueueResult::from)
+        verdict.map_or_else(|problem| EnqueueResult::from(serving.wire(problem)), EnqueueResult::from)
     };
     Ok(EnqueueResults { results: places.into_iter().map(result).collect() })
 }

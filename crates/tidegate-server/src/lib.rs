@@ -10,37 +10,61 @@
 //! use tidegate_server::{Serving, router};
 //!
 //! let tide = tidegate::Tidegate::open("tidegate.db").await?;
-//! let app = axum::Router::new().nest("/queues", router(Serving { prefix: "/queues".to_owned(), ..Serving::new(tide) }));
+//! let serving = Serving { prefix: "/queues".to_owned(), ..Serving::new(tide.clone()) };
+//! let stopping = serving.stopping.clone();
+//! // Drives the operations on that somebody begins: redrives of many dead letters.
+//! let driving = tokio::spawn(serving.drive());
+//! let app = axum::Router::new().nest("/queues", router(serving));
 //! # let _: axum::Router = app;
+//! // … and when the application ends:
+//! stopping.stop();
+//! driving.await?;
+//! tide.close().await;
 //! # Ok(())
 //! # }
 //! ```
 
+mod acting;
+mod audit;
 mod body;
+mod cancel;
 mod cloudevents;
+mod discard;
 mod docs;
+mod drive;
+mod edit;
 mod enqueue;
 mod enqueue_many;
 mod explain;
 mod find;
 mod flow;
 mod get;
+mod groups;
 mod guard;
 mod health;
 mod idempotency;
+mod inspect;
 mod limits;
 mod list;
 mod metrics;
 mod observe;
 mod openapi;
+mod operations;
 mod pace;
+mod paging;
+mod parked;
 mod peers;
 mod principal;
 mod problem;
 mod problems;
+mod progress;
+mod queues;
 mod queues_made;
+mod redrive;
+mod resolve;
 mod serve;
 mod serving;
+mod stats;
 mod strict;
 mod tls;
 mod tokens;
@@ -66,10 +90,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use drive::Driver;
 pub use guard::{Demand, Guard};
 pub use health::Health;
 pub use limits::Limits;
-pub use metrics::{Connection, HttpMetrics, Rejected};
+pub use metrics::{Connection, HttpMetrics, Rejected, metrics_specimen, prometheus_text};
 pub use openapi::openapi;
 pub use pace::{Pace, TooSlow};
 pub use principal::{Action, Caller, Principal};
@@ -87,6 +112,7 @@ pub fn router(serving: Serving) -> axum::Router {
     let authenticate = axum::middleware::from_fn_with_state(Arc::clone(&serving), principal::authenticate);
     let head = axum::middleware::from_fn_with_state(Arc::clone(&serving), limits::head);
     let observe = axum::middleware::from_fn_with_state(Arc::clone(&serving), observe::observe);
+    let place = axum::middleware::from_fn_with_state(Arc::clone(&serving), problem::place);
     router
         .merge(health::routes())
         .merge(metrics::routes())
@@ -96,6 +122,7 @@ pub fn router(serving: Serving) -> axum::Router {
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(head)
         .layer(CatchPanicLayer::custom(problem::panicked))
+        .layer(place)
         .layer(observe)
         .with_state(serving)
 }
@@ -119,7 +146,29 @@ fn routes() -> OpenApiRouter<Arc<Serving>> {
         .routes(routes!(docs::part))
         .routes(routes!(problems::index))
         .routes(routes!(problems::page))
+        .merge(operators())
         .merge(of_workers())
+}
+
+/// What operators do: triage, queues, operations.
+fn operators() -> OpenApiRouter<Arc<Serving>> {
+    OpenApiRouter::new()
+        .routes(routes!(queues::list_queues))
+        .routes(routes!(queues::get_queue, queues::change_queue))
+        .routes(routes!(stats::stats))
+        .routes(routes!(groups::groups))
+        .routes(routes!(parked::parked))
+        .routes(routes!(audit::audit, audit::note))
+        .routes(routes!(inspect::inspect))
+        .routes(routes!(progress::progress))
+        .routes(routes!(redrive::redrive))
+        .routes(routes!(discard::discard))
+        .routes(routes!(cancel::cancel))
+        .routes(routes!(edit::edit))
+        .routes(routes!(resolve::resolve))
+        .routes(routes!(operations::preview_operation))
+        .routes(routes!(operations::list_operations, operations::begin_operation))
+        .routes(routes!(operations::get_operation, operations::act_on_operation))
 }
 
 /// What a worker asks for.

@@ -42,6 +42,10 @@ pub(crate) struct Asked {
     #[serde(default)]
     #[param(value_type = Option<bool>)]
     discarded: bool,
+    /// Of every tenant that this token may read, and not only of the one that the request is about.
+    #[serde(default)]
+    #[param(value_type = Option<bool>)]
+    all_tenants: bool,
     /// Only messages after this one: `next` of the page before.
     #[param(value_type = Option<schema::Id>)]
     after: Option<MessageId>,
@@ -50,7 +54,7 @@ pub(crate) struct Asked {
     limit: Option<u32>,
 }
 
-fn states<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<MessageState>, D::Error> {
+pub(crate) fn states<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<MessageState>, D::Error> {
     let list = String::deserialize(deserializer)?;
     let words = list.split(',').map(str::trim).filter(|word| !word.is_empty());
     words.map(|word| word.parse().map_err(serde::de::Error::custom)).collect()
@@ -79,11 +83,13 @@ pub(crate) async fn list(
         return Err(Problem::new(ProblemType::Invalid, what).fix("ask for less, and go on at `next`"));
     }
     match &asked.queue {
+        // Which tenants it may read is asked of each message.
+        queue if asked.all_tenants => caller.may_anywhere(Action::Read, queue.as_ref())?,
         Some(queue) => caller.may(Action::Read, &caller.tenant, queue)?,
         None => caller.may_somewhere(Action::Read)?,
     }
     let filter = Filter {
-        tenant: Some(caller.tenant.clone()),
+        tenant: (!asked.all_tenants).then(|| caller.tenant.clone()),
         queue: asked.queue,
         kind: asked.kind,
         states: asked.state,
@@ -96,7 +102,7 @@ pub(crate) async fn list(
     let found = serving.tide.store().list(filter).await?;
     let full = u32::try_from(found.len()).unwrap_or(u32::MAX) >= limit;
     let next = found.last().map(|last| last.id).filter(|_| full);
-    let seen = |summary: &tidegate::store::Summary| caller.sees(Action::Read, &caller.tenant, &summary.queue);
+    let seen = |summary: &tidegate::store::Summary| caller.sees(Action::Read, &summary.tenant, &summary.queue);
     let messages = found.into_iter().filter(seen).map(Summary::from).collect();
     Ok(Json(Page { messages, next }))
 }

@@ -20,7 +20,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use tidegate::telemetry::PREFIX;
+use tidegate::telemetry::{PREFIX, Specimen, specimen};
 
 use crate::principal::{Action, Caller};
 use crate::problem::Problem;
@@ -222,7 +222,7 @@ impl Drop for Connection {
 }
 
 /// A client may send any word as a method.
-fn known(method: &Method) -> &str {
+pub(crate) fn known(method: &Method) -> &str {
     match method.as_str() {
         known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "PATCH" | "OPTIONS") => known,
         _ => OTHER,
@@ -267,8 +267,19 @@ async fn text(serving: &Serving) -> String {
     format!("{of_library}{}# EOF\n", serving.http.encode(is_up))
 }
 
-/// The same in Prometheus' own format, in which a counter is announced under the name of its sample.
-fn prometheus_text(open_metrics: &str) -> String {
+/// One of each metric that `/metrics` has, in the OpenMetrics text format; see [`specimen`].
+#[must_use]
+pub fn metrics_specimen() -> Specimen {
+    let http = HttpMetrics::new();
+    http.answered("/v1/queues/{queue}/messages", &Method::POST, Some(StatusCode::ACCEPTED), Duration::ZERO);
+    let mut specimen = specimen();
+    specimen.of_process.push_str(&http.encode(true));
+    specimen
+}
+
+/// Metrics in the OpenMetrics text format, in Prometheus' own: in that one a counter is announced under the name of its sample.
+#[must_use]
+pub fn prometheus_text(open_metrics: &str) -> String {
     let counters: Vec<&str> =
         open_metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
     let mut text = String::with_capacity(open_metrics.len());

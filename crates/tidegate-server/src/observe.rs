@@ -1,7 +1,7 @@
 //! Around every request: its id, one line in the log, and its share of the metrics.
 //!
-//! Nothing of a request is logged but its method, the route as it stands in the code, status, duration and id: paths hold
-//! keys, headers hold tokens, bodies hold payloads.
+//! Nothing of a request is logged but its method, the route as it stands in the code, status, duration, its id and that of
+//! the message it is about: paths hold keys, headers hold tokens, bodies hold payloads.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,23 +10,41 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use tidegate::MessageId;
 use tokio::time::Instant;
-use tracing::{Instrument, Span, debug, info, info_span, warn};
+use tracing::field::{Empty, display};
+use tracing::{Instrument, Span, debug, error_span, info, warn};
 
-use crate::metrics::{HttpMetrics, OTHER};
+use crate::metrics::{HttpMetrics, OTHER, known as method_word};
 use crate::serving::Serving;
 
 /// Names a request in the answer and in the log; a client may choose it.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// By which a client tells a server of another version from something that is none.
+const VERSION: HeaderName = HeaderName::from_static(tidegate_api::VERSION_HEADER);
 /// The longest that is taken from a client.
 const LONGEST_ID: usize = 64;
+/// The part of the log that has a line for each request: to be switched on and off by itself.
+const REQUESTS: &str = "tidegate_server::requests";
+/// The field of the log that says which message a request is about.
+const MESSAGE_ID: &str = "message.id";
 
 /// The middleware. It is laid over routes, so that it knows which one was found.
 pub(crate) async fn observe(State(serving): State<Arc<Serving>>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or(OTHER, MatchedPath::as_str).to_owned();
     let method = request.method().clone();
     let id = request_id(&serving, &request);
-    let span = info_span!("request", request.id = id, http.request.method = %method, http.route = route);
+    // At the highest level, so that whatever is told from within it has the ids, however little is told.
+    let span = error_span!(
+        "request",
+        request.id = id,
+        http.request.method = method_word(&method),
+        http.route = route,
+        message.id = Empty
+    );
+    if let Some(message) = message_of(&route, request.uri().path()) {
+        span.record(MESSAGE_ID, display(message));
+    }
     let under_way = UnderWay {
         http: Arc::clone(&serving.http),
         route,
@@ -39,7 +57,20 @@ pub(crate) async fn observe(State(serving): State<Arc<Serving>>, request: Reques
     under_way.answered(response.status());
     let id = HeaderValue::from_str(&id).expect("made of characters that a header may have");
     response.headers_mut().insert(REQUEST_ID, id);
+    response.headers_mut().insert(VERSION, HeaderValue::from_static(env!("CARGO_PKG_VERSION")));
     response
+}
+
+/// Says in the log which message the request at hand is about, once that is known.
+pub(crate) fn about(message: MessageId) {
+    Span::current().record(MESSAGE_ID, display(message));
+}
+
+/// The message that the address names, if it names one: it may as well name nonsense, which no log needs.
+fn message_of(route: &str, path: &str) -> Option<MessageId> {
+    // From the end: a router may be mounted below a prefix that one of the two does not have.
+    let mut parts = route.rsplit('/').zip(path.rsplit('/'));
+    parts.find(|(hole, _)| *hole == "{id}").and_then(|(_, id)| id.parse().ok())
 }
 
 /// The client's, if it is one that can stand in a log as it is; otherwise a new one.
@@ -81,11 +112,15 @@ impl UnderWay {
         let _inside = self.span.enter();
         let took = milliseconds(took);
         match status.map(|status| status.as_u16()) {
-            None => info!(duration_ms = took, "the client left before the answer"),
+            None => info!(target: REQUESTS, duration_ms = took, "the client left before the answer"),
             // A 503 says that the store is away or the process drains: told where that is noticed.
-            Some(status) if status >= 500 && status != 503 => warn!(status, duration_ms = took, "answered"),
-            Some(status) if is_asked_all_the_time(&self.route) => debug!(status, duration_ms = took, "answered"),
-            Some(status) => info!(status, duration_ms = took, "answered"),
+            Some(status) if status >= 500 && status != 503 => {
+                warn!(target: REQUESTS, status, duration_ms = took, "answered")
+            }
+            Some(status) if is_asked_all_the_time(&self.route) => {
+                debug!(target: REQUESTS, status, duration_ms = took, "answered")
+            }
+            Some(status) => info!(target: REQUESTS, status, duration_ms = took, "answered"),
         }
     }
 }

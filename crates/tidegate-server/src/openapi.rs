@@ -19,6 +19,8 @@ use utoipa::OpenApi;
     components(schemas(tidegate_api::Problem, tidegate_api::schema::Group, tidegate_api::schema::Wait)),
     tags(
         (name = "messages", description = "Enqueue messages, and read what became of them"),
+        (name = "operators", description = "Queues, dead letters, parked messages, redrives of many, and what was done. Requests of \
+            these with a member that is not known are refused: a guard that is misspelt must not be a guard that is missing"),
         (name = "workers", description = "Run messages elsewhere: claim them, make their effects, settle. A body with a member that is not \
             known is refused here"),
         (name = "tokens", description = "Who may do what"),

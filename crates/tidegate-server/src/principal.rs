@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::request::Parts;
@@ -65,6 +65,18 @@ impl Principal {
         match &self.grant {
             Grant::Everything => true,
             Grant::Token(record) => record.allows_some(action, tenant),
+        }
+    }
+
+    /// Whether it may do this on some queue of some tenant; of this name, if one is named.
+    #[must_use]
+    pub fn may_anywhere(&self, action: Action, queue: Option<&QueueName>) -> bool {
+        match &self.grant {
+            Grant::Everything => true,
+            Grant::Token(record) => record
+                .scopes
+                .iter()
+                .any(|scope| scope.action == action && queue.is_none_or(|queue| scope.queues.matches(queue.as_str()))),
         }
     }
 
@@ -158,6 +170,20 @@ impl Caller {
         Err(self.forbidden(action, format_args!("any queue{}", of(&self.tenant))))
     }
 
+    /// Demands a right on some queue of some tenant: each item is asked for besides.
+    ///
+    /// # Errors
+    /// `forbidden`.
+    pub fn may_anywhere(&self, action: Action, queue: Option<&QueueName>) -> Result<(), Problem> {
+        if self.principal.may_anywhere(action, queue) {
+            return Ok(());
+        }
+        Err(match queue {
+            Some(queue) => self.forbidden(action, format_args!("queue {queue} of any tenant")),
+            None => self.forbidden(action, format_args!("any queue of any tenant")),
+        })
+    }
+
     pub(crate) fn forbidden(&self, action: Action, what: std::fmt::Arguments<'_>) -> Problem {
         Problem::new(ProblemType::Forbidden, format!("{} may not {action} on {what}", self.principal.name()))
     }
@@ -191,7 +217,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let Some(Asked(asked)) = parts.extensions.get::<Asked>().cloned() else {
-            tracing::error!("a request for {} came through without a principal", parts.uri.path());
+            // Its path may hold a key, which no log may.
+            let route = parts.extensions.get::<MatchedPath>().map_or("no route", MatchedPath::as_str);
+            tracing::error!(http.route = route, "a request came through without a principal");
             return Err(Problem::new(ProblemType::Internal, "nobody asked who asks"));
         };
         let principal = asked?;

@@ -5,9 +5,12 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use axum::extract::{Request, State};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use tidegate::{MessageId, StoreError, StoreErrorKind};
@@ -16,6 +19,8 @@ use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{Ref, RefOr, ResponseBuilder};
+
+use crate::serving::Serving;
 
 /// Why a request is not done.
 #[derive(Debug, Clone)]
@@ -48,6 +53,15 @@ impl Problem {
     pub fn message(mut self, id: MessageId) -> Self {
         self.0.instance = Some(format!("/v1/messages/{id}"));
         self.0.message = Some(id);
+        self
+    }
+
+    /// The same from a router that is mounted at `prefix`: what it is about is found there.
+    #[must_use]
+    pub(crate) fn placed(mut self, prefix: &str) -> Self {
+        if let Some(id) = self.0.message.filter(|_| self.0.instance.is_some()) {
+            self.0.instance = Some(format!("{prefix}/v1/messages/{id}"));
+        }
         self
     }
 
@@ -108,6 +122,7 @@ impl From<StoreError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        let of_a_message = self.0.instance.is_some().then(|| self.clone());
         let problem = self.0;
         let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_vec(&problem).expect("a problem is plain data");
@@ -118,7 +133,24 @@ impl IntoResponse for Problem {
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // Where the router is mounted is known to [`place`].
+        if let Some(problem) = of_a_message {
+            response.extensions_mut().insert(problem);
+        }
         response
+    }
+}
+
+/// Writes a problem about a message anew where the router is mounted below the root: an endpoint does not know where.
+pub(crate) async fn place(State(serving): State<Arc<Serving>>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    match response.extensions_mut().remove::<Problem>() {
+        Some(problem) if !serving.prefix.is_empty() => {
+            let mut placed = problem.placed(&serving.prefix).into_response();
+            placed.extensions_mut().remove::<Problem>();
+            placed
+        }
+        Some(_) | None => response,
     }
 }
 

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use tidegate::{Random, SystemRandom, Tidegate};
 use tokio::sync::watch;
 
+use crate::drive::Driver;
 use crate::guard::{Demand, Guard};
 use crate::health::Health;
 use crate::limits::Limits;
 use crate::metrics::HttpMetrics;
+use crate::problem::Problem;
 use crate::queues_made::QueuesMade;
 use crate::workers::Workers;
 
@@ -35,6 +37,8 @@ pub struct Serving {
     pub health: Arc<Health>,
     /// What is measured of requests and connections.
     pub http: Arc<HttpMetrics>,
+    /// What is known of operations; who begins one has it driven on by the future of [`Serving::drive`].
+    pub driver: Arc<Driver>,
 }
 
 impl Serving {
@@ -53,7 +57,13 @@ impl Serving {
             workers: Workers::default(),
             health: Arc::default(),
             http: Arc::default(),
+            driver: Arc::default(),
         }
+    }
+
+    /// A problem as it is written as one verdict of many.
+    pub(crate) fn wire(&self, problem: Problem) -> tidegate_api::Problem {
+        problem.placed(&self.prefix).into_wire()
     }
 
     /// The address of something of this API.

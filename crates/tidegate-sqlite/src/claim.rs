@@ -15,10 +15,11 @@ use tidegate_core::store::{ClaimRequest, Claimed, Lease};
 use crate::cancel;
 use crate::copied;
 use crate::group::{self, Group, Lane, Place};
+use crate::many::{Cell, Many, UNMADE};
 use crate::place::{self, Ending, Limits};
 use crate::room::RoomFor;
 use crate::row::{self, JOURNALED, LeaseRow, Life, RECONCILING};
-use crate::seal::{self, Literal};
+use crate::seal;
 use crate::trouble::Trouble;
 
 /// The most messages one claim ends instead of leasing: a backlog that is too late must not hold up the group.
@@ -77,8 +78,9 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
             if !heads.is_empty() {
                 failpoint::reach("claim.after_removal");
             }
+            let mut firsts = Vec::with_capacity(heads.len());
             for head in heads {
-                match start(group, request, &lanes[head.lane], head.id, head.life)? {
+                match start(group, request, &mut firsts, &lanes[head.lane], head.id, head.life)? {
                     Some(lease) => {
                         claimed.leases.push(lease);
                         free -= 1;
@@ -86,6 +88,7 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
                     None => claimed.ended += 1,
                 }
             }
+            put_firsts(group, request, &firsts)?;
             if drained {
                 break;
             }
@@ -258,6 +261,7 @@ fn remove_each(group: &mut Group<'_>, lanes: &[Arc<Lane>], heads: &[Head]) -> Re
 fn start(
     group: &mut Group<'_>,
     request: &ClaimRequest,
+    firsts: &mut Vec<First>,
     lane: &Lane,
     id: MessageId,
     mut life: Life,
@@ -291,7 +295,12 @@ fn start(
     life.flags = (life.flags & row::LASTING) | if reconciling { RECONCILING } else { 0 };
     let token = LeaseToken { claims: counters.claims, nonce: request.nonce };
     let until = group.now.after(request.lease);
-    put_lease(group, &life, &body, limits, token, until, &request.worker)?;
+    if is_first(&life, &body, limits) && !canary::is(Canary::CheckActStore) {
+        let enqueued_at = body.enqueued_at;
+        firsts.push(First { id, lane: life.lane, due_at: life.due_at, enqueued_at, limits });
+    } else {
+        put_lease(group, &life, &body, limits, token, until, &request.worker)?;
+    }
     group.count(lane.queue_id, Place::Leased, 1);
     Ok(Some(Lease {
         token,
@@ -303,6 +312,83 @@ fn start(
         journal,
         message: place::in_force(body, life.expires_at),
     }))
+}
+
+/// A first run of what waits for nothing and follows from nothing, with a lease that is not written yet.
+struct First {
+    id: MessageId,
+    lane: i64,
+    due_at: Timestamp,
+    enqueued_at: Timestamp,
+    limits: Limits,
+}
+
+/// Whether half of the columns of its lease are what they nearly always are.
+fn is_first(life: &Life, body: &Message, limits: Limits) -> bool {
+    life.counters == Counters { claims: 1, attempt: 1, ..Counters::default() }
+        && (life.flags, life.expires_at, limits.deadline) == (0, None, None)
+        && (body.flow, body.first_due_at) == (body.id, body.enqueued_at)
+}
+
+/// Writes the leases of first runs, together for each lane.
+fn put_firsts(group: &mut Group<'_>, request: &ClaimRequest, firsts: &[First]) -> Result<(), Trouble> {
+    static FIRSTS: Many<4, 4> = Many {
+        sealed: seal::LEASE,
+        sql: "-- claim: the attempt is counted and the token given before the handler starts; for first runs
+            insert or fail into tide_lease
+            values (?5, ?1, ?6, 1, 1, 0, 0, 0, 0, null, ?2, ?3, ?4, ?7, null, null, null, ?8, ?9)",
+        shared: [1, 10, 11, 12],
+        each: [0, 2, 13, 17],
+        literal: &[
+            (3, Cell::Int(1)),
+            (4, Cell::Int(1)),
+            (5, Cell::Int(0)),
+            (6, Cell::Int(0)),
+            (7, Cell::Int(0)),
+            (8, Cell::Int(0)),
+            (9, Cell::Null),
+            (14, Cell::Null),
+            (15, Cell::Null),
+            (16, Cell::Null),
+        ],
+        made: UNMADE,
+    };
+    let until = group.now.after(request.lease);
+    let worker: Arc<str> = request.worker.as_str().into();
+    let counters = Counters { claims: 1, attempt: 1, ..Counters::default() };
+    for of_lane in firsts.chunk_by(|one, next| one.lane == next.lane) {
+        let lane = of_lane[0].lane;
+        let shared = [
+            Cell::Int(lane),
+            Cell::Blob(request.nonce.as_bytes()),
+            Cell::Int(until.as_millis()),
+            Cell::Text(request.worker.as_str()),
+        ];
+        let row = |first: &First| {
+            [
+                Cell::Int(first.id.as_i64()),
+                Cell::Int(first.due_at.as_millis()),
+                Cell::Int(first.enqueued_at.as_millis()),
+                Cell::Int(row::millis(first.limits.max_age)),
+            ]
+        };
+        let rows: Vec<_> = of_lane.iter().map(row).collect();
+        FIRSTS.insert(group, shared, &rows)?;
+        for first in of_lane {
+            let life = Life { counters, ..Life::unbegun(lane, first.due_at) };
+            let lease = LeaseRow {
+                life,
+                token: LeaseToken { claims: 1, nonce: request.nonce },
+                until,
+                worker: Arc::clone(&worker),
+                enqueued_at: first.enqueued_at,
+                flow: None,
+                limits: first.limits,
+            };
+            group.remember_lease(first.id, lease);
+        }
+    }
+    Ok(())
 }
 
 fn put_lease(
@@ -320,19 +406,7 @@ fn put_lease(
     const LEASE_AS_WELL: &str = "-- claim, broken: whoever else runs it
         insert or replace into tide_lease values
         (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)";
-    // A first run of what waits for nothing and follows from nothing: half of the columns are what they nearly always are.
-    const FIRST: &str = "-- claim: the same for a first run
-        insert into tide_lease values
-        (?1, ?2, ?3, 1, 1, 0, 0, 0, 0, null, ?4, ?5, ?6, ?7, null, null, null, ?8, ?9)";
-    const FIRST_LITERAL: Literal = Literal::at(&[3, 4, 5, 6, 7, 8, 9, 14, 15, 16]);
-    let first = life.counters == Counters { claims: 1, attempt: 1, ..Counters::default() }
-        && (life.flags, life.expires_at, limits.deadline) == (0, None, None)
-        && (body.flow, body.first_due_at) == (body.id, body.enqueued_at);
-    let (sql, literal) = match first {
-        _ if canary::is(Canary::CheckActStore) => (LEASE_AS_WELL, Literal::NONE),
-        true => (FIRST, FIRST_LITERAL),
-        false => (LEASE, Literal::NONE),
-    };
+    let sql = if canary::is(Canary::CheckActStore) { LEASE_AS_WELL } else { LEASE };
     let lease = params![
         body.id.as_i64(),
         life.lane,
@@ -353,12 +427,12 @@ fn put_lease(
         limits.deadline.map(Timestamp::as_millis),
         row::millis(limits.max_age),
     ];
-    seal::execute_but(&mut group.sql(sql)?, seal::LEASE, lease, literal)?;
+    seal::execute(&mut group.sql(sql)?, seal::LEASE, lease)?;
     let lease = LeaseRow {
         life: Life { last: None, ..life.clone() },
         token,
         until,
-        worker: worker.as_str().to_owned(),
+        worker: worker.as_str().into(),
         enqueued_at: body.enqueued_at,
         flow: (body.flow != body.id).then_some(body.flow),
         limits,

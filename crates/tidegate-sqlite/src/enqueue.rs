@@ -1,5 +1,6 @@
 //! Stores messages, once per key.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, params};
@@ -12,6 +13,7 @@ use tidegate_core::message::{DEFAULT_MAX_AGE, Due, NewMessage};
 use tidegate_core::store::{Counted, Enqueued, Verdicts};
 
 use crate::group::{Group, Lane};
+use crate::many::{Cell, Many, UNMADE};
 use crate::place;
 use crate::room;
 use crate::row::{self, Life};
@@ -37,6 +39,11 @@ impl Prepared {
             .then(|| serde_json::to_string(&message.headers).expect("a map of strings is plain data"));
         Ok(Self { hash: message.key.hash(), fingerprint: message.fingerprint().0, headers, message })
     }
+
+    /// Bytes of the disk that it may take.
+    fn needs(&self) -> u64 {
+        room::needs(self.message.payload.text().len() + self.headers.as_ref().map_or(0, String::len))
+    }
 }
 
 /// Where a message comes from.
@@ -56,18 +63,134 @@ pub(crate) enum Origin {
 /// Stores a batch; what was refused while it was prepared keeps its place among the verdicts.
 pub(crate) fn enqueue(
     group: &mut Group<'_>,
-    batch: Vec<Result<Prepared, StoreError>>,
+    batch: &[Result<Prepared, StoreError>],
 ) -> Result<Verdicts<Enqueued>, Trouble> {
     group.items += batch.len();
     let mut verdicts = Vec::with_capacity(batch.len());
-    for prepared in batch {
-        verdicts.push(match prepared {
-            Ok(prepared) => verdict(one(group, &prepared, Origin::Outside))?,
-            Err(refused) => Err(refused),
+    let mut left = batch;
+    while let Some((first, others)) = left.split_first() {
+        let run = run(group, left)?;
+        if let Some(Run { lane, messages, needed }) = run.filter(|run| run.messages.len() > 1) {
+            left = &left[messages.len()..];
+            several(group, &lane, &messages, &mut verdicts)?;
+            group.allowance = group.allowance.saturating_sub(needed);
+            continue;
+        }
+        left = others;
+        verdicts.push(match first {
+            Ok(prepared) => verdict(one(group, prepared, Origin::Outside))?,
+            Err(refused) => Err(refused.clone()),
         });
     }
     failpoint::reach("enqueue.before_commit");
     Ok(verdicts)
+}
+
+/// Messages one after another in a batch that differ in nothing but id, key and payload, and that no limit is going to hold back.
+struct Run<'b> {
+    lane: Arc<Lane>,
+    messages: Vec<&'b Prepared>,
+    needed: u64,
+}
+
+/// The messages at the head of a batch that are stored together, if they can be.
+fn run<'b>(group: &mut Group<'_>, batch: &'b [Result<Prepared, StoreError>]) -> Result<Option<Run<'b>>, Trouble> {
+    let Some(Ok(first)) = batch.first() else { return Ok(None) };
+    let Some(lane) = group.known_lane(&first.message) else { return Ok(None) };
+    // Each message may be the one too many.
+    if group.depth(lane.queue_id)?.1.is_some() {
+        return Ok(None);
+    }
+    let max_age = max_age(first, group.now);
+    let mut run = Run { lane, messages: Vec::with_capacity(batch.len()), needed: 0 };
+    for prepared in batch {
+        let Ok(prepared) = prepared else { break };
+        let message = &prepared.message;
+        let alike = matches!(message.due, Due::Now)
+            && (message.deadline, message.key_time) == (None, None)
+            && prepared.headers.is_none()
+            && max_age == self::max_age(prepared, group.now)
+            && run.lane.takes(message);
+        let needed = run.needed + prepared.needs();
+        if !alike || needed > group.allowance {
+            break;
+        }
+        run.needed = needed;
+        run.messages.push(prepared);
+    }
+    Ok(Some(run))
+}
+
+/// Stores the messages of a run, and says what became of each.
+fn several(
+    group: &mut Group<'_>,
+    lane: &Lane,
+    run: &[&Prepared],
+    verdicts: &mut Verdicts<Enqueued>,
+) -> Result<(), Trouble> {
+    static KEYS: Many<1, 3> = Many {
+        sealed: seal::KEY,
+        sql: "-- enqueue: the keys are the gate, one row for as long as its message is kept
+            insert or fail into tide_key values (?1, ?2, ?3, ?4, ?5)
+            on conflict (queue, hash) do nothing",
+        shared: [0],
+        each: [1, 2, 3],
+        literal: &[],
+        made: UNMADE,
+    };
+    static BODIES: Many<3, 3> = Many {
+        sealed: seal::MESSAGE,
+        sql: "-- enqueue: bodies of what is due at once, has no deadline, and follows from nothing
+            insert or fail into tide_message values (?4, ?1, ?5, ?6, ?2, null, null, ?3, null, null, null, ?7)",
+        shared: [1, 4, 7],
+        each: [0, 2, 3],
+        literal: &[(5, Cell::Null), (6, Cell::Null), (8, Cell::Null), (9, Cell::Null), (10, Cell::Null)],
+        made: UNMADE,
+    };
+    let mut ids = Vec::with_capacity(run.len());
+    for _ in run {
+        ids.push(group.next_id()?);
+    }
+    let keys: Vec<_> = (run.iter().zip(&ids))
+        .map(|(new, id)| [Cell::Blob(&new.hash), Cell::Int(id.as_i64()), Cell::Blob(&new.fingerprint)])
+        .collect();
+    let taken = KEYS.insert(group, [Cell::Int(lane.queue_id)], &keys)?;
+    failpoint::reach("enqueue.after_key");
+    let is_new = if taken == run.len() { vec![true; taken] } else { which_are_new(group, lane.queue_id, run, &ids)? };
+    let new = || run.iter().zip(&ids).zip(&is_new).filter_map(|(message, is_new)| is_new.then_some(message));
+    let bodies: Vec<_> = new()
+        .map(|(new, id)| {
+            let message = &new.message;
+            [Cell::Int(id.as_i64()), Cell::Text(message.key.as_str()), Cell::Text(message.payload.text())]
+        })
+        .collect();
+    let (now, max_age) = (group.now, max_age(run[0], group.now));
+    BODIES.insert(group, [Cell::Int(lane.id), Cell::Int(now.as_millis()), Cell::Int(row::millis(max_age))], &bodies)?;
+    place::put_all_ready(group, lane, new().map(|(_, id)| *id))?;
+    group.tally_many(lane, Counted::Enqueued, "", bodies.len());
+    for ((new, id), is_new) in run.iter().zip(&ids).zip(is_new) {
+        verdicts.push(if is_new { Ok(Enqueued::New { id: *id }) } else { verdict(answer(group, lane.queue_id, new))? });
+    }
+    Ok(())
+}
+
+/// Which of these messages took their keys, where not all of them did.
+fn which_are_new(group: &Group<'_>, queue_id: i64, run: &[&Prepared], ids: &[MessageId]) -> Result<Vec<bool>, Trouble> {
+    let is_new = |(new, id): (&&Prepared, &MessageId)| match key_row(group.conn, queue_id, new.hash) {
+        Ok(row) => Ok(row.is_some_and(|(holder, _)| holder == *id)),
+        // One that cannot be read is none of these, which were written just now; whoever asks for it is told.
+        Err(Trouble::Item(_)) => Ok(false),
+        Err(trouble) => Err(trouble),
+    };
+    run.iter().zip(ids).map(is_new).collect()
+}
+
+/// What a key means that was taken already.
+fn answer(group: &mut Group<'_>, queue_id: i64, new: &Prepared) -> Result<Enqueued, Trouble> {
+    match known(group, queue_id, new)? {
+        Some(known) => Ok(known),
+        None => Err(StoreError::corrupt("tide_key", "a key is taken and cannot be read").into()),
+    }
 }
 
 /// Stores one message, or finds what its key means already.
@@ -80,7 +203,7 @@ pub(crate) fn one(group: &mut Group<'_>, new: &Prepared, origin: Origin) -> Resu
     let outside = matches!(origin, Origin::Outside);
     let (depth, limit) = if outside { group.depth(queue_id)? } else { (0, None) };
     let full = limit.is_some_and(|limit| depth >= limit);
-    let needed = room::needs(message.payload.text().len() + new.headers.as_ref().map_or(0, String::len));
+    let needed = new.needs();
     let no_room = outside && needed > group.allowance;
     let retained_from = group.now.before(group.limits.retention);
     let stale = message.key_time.is_some_and(|made| made < retained_from) && !canary::is(Canary::StaleKeyExecuted);
@@ -105,10 +228,7 @@ pub(crate) fn one(group: &mut Group<'_>, new: &Prepared, origin: Origin) -> Resu
     let key = params![queue_id, new.hash, id.as_i64(), new.fingerprint];
     let taken = seal::execute(&mut group.sql(TAKE_KEY)?, seal::KEY, key)?;
     if taken == 0 {
-        return match known(group, queue_id, new)? {
-            Some(known) => Ok(known),
-            None => Err(StoreError::corrupt("tide_key", "a key is taken and cannot be read").into()),
-        };
+        return answer(group, queue_id, new);
     }
     failpoint::reach("enqueue.after_key");
     let lane = group.lane_for(&message.tenant, &message.queue, &message.kind, message.version, message.priority)?;
@@ -131,8 +251,7 @@ fn insert(
         insert into tide_message values (?1, ?2, ?3, ?4, ?5, null, null, ?6, null, null, null, ?7)";
     const PLAIN_LITERAL: Literal = Literal::at(&[5, 6, 8, 9, 10]);
     let message = &new.message;
-    let max_age =
-        message.max_age.unwrap_or_else(|| message.deadline.map_or(DEFAULT_MAX_AGE, |deadline| deadline.since(due_at)));
+    let max_age = max_age(new, due_at);
     let (flow, parent) = match origin {
         Origin::Outside => (None, None),
         Origin::Follows { flow, parent } => (Some(flow.as_i64()), Some(parent.as_i64())),
@@ -157,6 +276,12 @@ fn insert(
     place::put_ready(group, lane, id, &Life::unbegun(lane.id, due_at))?;
     group.tally(lane, Counted::Enqueued, "");
     Ok(())
+}
+
+/// How long a message may wait and be retried, from when it is due.
+fn max_age(new: &Prepared, due_at: Timestamp) -> Duration {
+    let message = &new.message;
+    message.max_age.unwrap_or_else(|| message.deadline.map_or(DEFAULT_MAX_AGE, |deadline| deadline.since(due_at)))
 }
 
 /// When a message may first be claimed; what is past is now.

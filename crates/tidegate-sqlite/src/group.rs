@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use tidegate_core::clock::Timestamp;
 use tidegate_core::error::StoreError;
 use tidegate_core::id::{Kind, MessageId, QueueName, Tenant};
-use tidegate_core::message::Priority;
+use tidegate_core::message::{NewMessage, Priority};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{self, Act, Counted, News};
 
@@ -35,6 +35,14 @@ pub(crate) struct Lane {
     pub(crate) priority: Priority,
 }
 
+impl Lane {
+    /// Whether it is the lane of a new message.
+    pub(crate) fn takes(&self, message: &NewMessage) -> bool {
+        (self.version, self.priority) == (message.version, message.priority)
+            && (&self.kind, &self.queue, &self.tenant) == (&message.kind, &message.queue, &message.tenant)
+    }
+}
+
 /// The most leases that are remembered.
 const MOST_LEASES: usize = 16_384;
 
@@ -42,7 +50,7 @@ const MOST_LEASES: usize = 16_384;
 #[derive(Debug, Default)]
 pub(crate) struct Interned {
     /// Leases as this process wrote them; each is handed out once.
-    leases: HashMap<MessageId, LeaseRow>,
+    leases: BTreeMap<MessageId, LeaseRow>,
     queues: HashMap<(Tenant, QueueName), i64>,
     lanes: HashMap<i64, Arc<Lane>>,
     /// Queues all of whose lanes are in `lanes`.
@@ -113,6 +121,8 @@ pub(crate) struct Group<'c> {
     /// Depth and limit of queues as stored when this transaction began; nobody else writes while it runs.
     depths: HashMap<i64, (i64, Option<i64>)>,
     policies: HashMap<Kind, Option<Policy>>,
+    /// The lane of the last message that completed, and what its kind allows.
+    last_policy: Option<(i64, Policy)>,
 }
 
 impl<'c> Group<'c> {
@@ -134,6 +144,7 @@ impl<'c> Group<'c> {
             tallies: BTreeMap::new(),
             depths: HashMap::new(),
             policies: HashMap::new(),
+            last_policy: None,
         }
     }
 
@@ -327,10 +338,45 @@ impl<'c> Group<'c> {
         Ok(policy)
     }
 
+    /// The same for the kind of a lane; the default when no worker ever declared it.
+    pub(crate) fn policy_of_lane(&mut self, lane: i64) -> Result<Policy, Trouble> {
+        if let Some((of, policy)) = &self.last_policy
+            && *of == lane
+        {
+            return Ok(policy.clone());
+        }
+        let kind = self.lane(lane)?.kind.clone();
+        let policy = self.policy(&kind)?.unwrap_or_default();
+        self.last_policy = Some((lane, policy.clone()));
+        Ok(policy)
+    }
+
     /// A call of this group changed limits or policies: the next one reads them again.
     pub(crate) fn settings_changed(&mut self) {
         self.depths.clear();
         self.policies.clear();
+        self.last_policy = None;
+    }
+
+    /// The lane of a new message if there is such a lane and this process knows it.
+    pub(crate) fn known_lane(&mut self, message: &NewMessage) -> Option<Arc<Lane>> {
+        if let Some(lane) = self.last_lane.as_ref().filter(|lane| lane.takes(message)) {
+            return Some(Arc::clone(lane));
+        }
+        let lane = self.interned.lanes.values().find(|lane| lane.takes(message)).cloned()?;
+        self.last_lane = Some(Arc::clone(&lane));
+        Some(lane)
+    }
+
+    /// A remembered lease, which stays remembered.
+    pub(crate) fn remembered_lease(&self, id: MessageId) -> Option<&LeaseRow> {
+        self.interned.leases.get(&id)
+    }
+
+    /// Whether a remembered lease lies between these two.
+    pub(crate) fn remembers_between(&self, after: MessageId, before: MessageId) -> bool {
+        use std::ops::Bound::Excluded;
+        after < before && self.interned.leases.range((Excluded(after), Excluded(before))).next().is_some()
     }
 
     /// Remembers a lease that was just written. Whoever writes to it again takes it out before.
@@ -373,6 +419,13 @@ impl<'c> Group<'c> {
     pub(crate) fn tally(&mut self, lane: &Lane, what: Counted, code: impl Into<Cow<'static, str>>) {
         let first = || Tallied { queue_id: lane.queue_id, kind: lane.kind.clone(), n: 0 };
         self.tallies.entry((lane.id, what, code.into())).or_insert_with(first).n += 1;
+    }
+
+    /// Counts the same for several.
+    pub(crate) fn tally_many(&mut self, lane: &Lane, what: Counted, code: &'static str, n: usize) {
+        let first = || Tallied { queue_id: lane.queue_id, kind: lane.kind.clone(), n: 0 };
+        self.tallies.entry((lane.id, what, code.into())).or_insert_with(first).n +=
+            i64::try_from(n).unwrap_or(i64::MAX);
     }
 
     /// Tells this process's workers that the queue has something for them.

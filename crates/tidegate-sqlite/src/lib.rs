@@ -23,6 +23,7 @@ mod group;
 mod inspect;
 mod journal;
 mod log;
+mod many;
 mod migrate;
 mod note;
 mod open;
@@ -345,9 +346,11 @@ impl Store for SqliteStore {
     async fn enqueue(&self, batch: Vec<NewMessage>) -> Result<Verdicts<Enqueued>, StoreError> {
         let max_payload = self.limits.max_payload;
         let batch: Vec<_> = batch.into_iter().map(|message| enqueue::Prepared::of(message, max_payload)).collect();
+        // The batch comes back: what a caller allocated is given back by the caller, and not on the writer's time.
         self.writer
-            .call(batch.len(), move |group| enqueue::enqueue(group, batch))
+            .call(batch.len(), move |group| Ok((enqueue::enqueue(group, &batch)?, batch)))
             .await
+            .map(|(verdicts, _batch)| verdicts)
             .inspect(|_| failpoint::reach("enqueue.after_commit"))
     }
 
@@ -382,8 +385,9 @@ impl Store for SqliteStore {
         let max_payload = self.limits.max_payload;
         let batch: Vec<_> = batch.into_iter().map(|settle| settle::Prepared::of(settle, max_payload)).collect();
         self.writer
-            .call(batch.len(), move |group| settle::settle(group, &batch))
+            .call(batch.len(), move |group| Ok((settle::settle(group, &batch)?, batch)))
             .await
+            .map(|(verdicts, _batch)| verdicts)
             .inspect(|_| failpoint::reach("settle.after_commit"))
     }
 

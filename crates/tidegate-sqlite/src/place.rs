@@ -16,6 +16,7 @@ use tidegate_core::message::{Answer, Failure, Message};
 use tidegate_core::store::Counted;
 
 use crate::group::{Group, Lane, Place};
+use crate::many::{Cell, Many, UNMADE};
 use crate::row::{self, JOURNALED, LastSettlement, LeaseRow, Life};
 use crate::seal::{self, Literal};
 use crate::trouble::Trouble;
@@ -375,6 +376,41 @@ pub(crate) fn put_ready(group: &mut Group<'_>, lane: &Lane, id: MessageId, life:
     seal::execute(&mut group.sql(sql)?, sealed, ready)?;
     group.count(lane.queue_id, if due { Place::Ready } else { Place::Scheduled }, 1);
     // A scheduled one is announced as well: whoever waits for the next due time must wait for this one instead.
+    group.announce(&lane.queue);
+    Ok(())
+}
+
+/// Puts messages that nothing has happened to yet at the end of their lane, claimable now.
+pub(crate) fn put_all_ready(
+    group: &mut Group<'_>,
+    lane: &Lane,
+    ids: impl Iterator<Item = MessageId>,
+) -> Result<(), Trouble> {
+    static UNBEGUN: Many<2, 1> = Many {
+        sealed: seal::READY,
+        sql: "-- messages that nothing has happened to yet
+            insert or fail into tide_ready (lane, due_at, id, seal) values (?1, ?2, ?3, ?4)",
+        shared: [0, 1],
+        each: [2],
+        literal: &[
+            (3, Cell::Int(0)),
+            (4, Cell::Int(0)),
+            (5, Cell::Int(0)),
+            (6, Cell::Int(0)),
+            (7, Cell::Int(0)),
+            (8, Cell::Int(0)),
+            (9, Cell::Null),
+            (10, Cell::Null),
+            (11, Cell::Null),
+        ],
+        made: UNMADE,
+    };
+    let rows: Vec<_> = ids.map(|id| [Cell::Int(id.as_i64())]).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    UNBEGUN.insert(group, [Cell::Int(lane.id), Cell::Int(group.now.as_millis())], &rows)?;
+    group.count(lane.queue_id, Place::Ready, i64::try_from(rows.len()).unwrap_or(i64::MAX));
     group.announce(&lane.queue);
     Ok(())
 }

@@ -81,7 +81,7 @@ pub(crate) struct LeaseRow {
     pub(crate) life: Life,
     pub(crate) token: LeaseToken,
     pub(crate) until: Timestamp,
-    pub(crate) worker: String,
+    pub(crate) worker: Arc<str>,
     pub(crate) enqueued_at: Timestamp,
     pub(crate) flow: Option<MessageId>,
     /// When the message is too late, as its body says.

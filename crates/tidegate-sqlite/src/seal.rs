@@ -193,7 +193,7 @@ pub(crate) fn execute_but<'c>(
 /// What one column adds to a seal. Most columns are numbers, which need no hash: mixed one to one, another number always
 /// gives another part.
 #[inline]
-fn part(place: usize, value: ValueRef<'_>) -> u64 {
+pub(crate) fn part(place: usize, value: ValueRef<'_>) -> u64 {
     let seed = |kind: u64| mix((place as u64 + 1).wrapping_mul(8) + kind);
     match value {
         ValueRef::Null => seed(0),

@@ -1,5 +1,7 @@
 //! Ends runs: result, state, follow-ups and journal in one commit, under the lease token.
 
+mod plain;
+
 use std::time::Duration;
 
 use rusqlite::{OptionalExtension, params};
@@ -57,9 +59,17 @@ impl Prepared {
 pub(crate) fn settle(group: &mut Group<'_>, batch: &[Prepared]) -> Result<Verdicts<Settled>, Trouble> {
     group.items += batch.len();
     let mut verdicts = Vec::with_capacity(batch.len());
+    let mut completions = Vec::new();
     for item in batch {
+        if let Some(settled) = plain::completion(group, item, &mut completions)? {
+            verdicts.push(Ok(settled));
+            continue;
+        }
+        // What is not plain may have to do with what was settled just now: with the same message, or with its flow.
+        plain::write(group, &mut completions)?;
         verdicts.push(verdict(one(group, item))?);
     }
+    plain::write(group, &mut completions)?;
     failpoint::reach("settle.before_commit");
     Ok(verdicts)
 }

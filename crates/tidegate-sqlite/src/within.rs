@@ -69,14 +69,14 @@ pub(crate) fn enqueue_in(
     batch: Vec<NewMessage>,
 ) -> Result<Verdicts<Enqueued>, StoreError> {
     check_transaction(conn, uuid)?;
-    let batch = batch.into_iter().map(|message| Prepared::of(message, limits.max_payload)).collect();
+    let batch: Vec<_> = batch.into_iter().map(|message| Prepared::of(message, limits.max_payload)).collect();
     // Names are not remembered between calls: the caller may roll back what they were made in.
     let mut interned = Interned::default();
     let mut group = Group::new(conn, now, limits, &mut interned);
     group.allowance = allowance;
     let savepoint = "savepoint tidegate_enqueue_in";
     conn.execute_batch(savepoint).map_err(crate::trouble::store_error)?;
-    let stored = enqueue::enqueue(&mut group, batch).and_then(|verdicts| {
+    let stored = enqueue::enqueue(&mut group, &batch).and_then(|verdicts| {
         group.finish()?;
         conn.execute_batch("release tidegate_enqueue_in")?;
         Ok(verdicts)

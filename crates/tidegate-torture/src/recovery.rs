@@ -2,11 +2,12 @@
 //!
 //! A message is *free* when it no longer belongs to the dead worker, and runs *again* when another one has it, or it has
 //! ended. Time after the lapse of its lease in which no service was there that could take anything over (all were down,
-//! stopped, or just let go) is left out, and reported. The measurement looks every 25 ms; when it is itself kept from
-//! looking, the machine stood still, and that time is noted beside the figures instead of being blamed on the store.
+//! stopped, or just let go, or the server was away) is left out, and reported. Who is there is looked at every 25 ms, by
+//! itself, because whoever asks the store waits for a server that is away. When that look is itself kept from coming, the
+//! machine stood still, and that time is noted beside the figures instead of being blamed on the store.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -40,10 +41,55 @@ pub(crate) struct Death {
 struct Held {
     worker: String,
     at: Instant,
-    stalled: Duration,
-    /// How long nobody was there who could take it over.
-    nobody: Duration,
     free: bool,
+}
+
+/// When something was the case.
+#[derive(Debug, Default)]
+struct Spans(Vec<(Instant, Instant)>);
+
+impl Spans {
+    fn add(&mut self, from: Instant, to: Instant) {
+        match self.0.last_mut() {
+            Some((_, end)) if *end >= from => *end = to,
+            Some(_) | None => self.0.push((from, to)),
+        }
+    }
+
+    /// How long it was the case in this time.
+    fn within(&self, from: Instant, to: Instant) -> Duration {
+        self.0.iter().map(|(begin, end)| (*end).min(to).saturating_duration_since((*begin).max(from))).sum()
+    }
+}
+
+/// What is watched from the beginning, however long the store lets others wait.
+#[derive(Debug, Default)]
+struct Watched {
+    /// The machine did not let the watch look.
+    stalled: Spans,
+    /// Nobody was there who could take anything over.
+    nobody: Spans,
+}
+
+/// Watches until it is aborted.
+async fn watch(stage: Arc<Stage>, watched: Arc<Mutex<Watched>>) {
+    let mut looked = clock::now();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let now = clock::now();
+        let mut watched = lock(&watched);
+        if now.saturating_duration_since(looked) > STALL {
+            watched.stalled.add(looked + STALL, now);
+        }
+        if !stage.somebody_sweeps() {
+            watched.nobody.add(looked, now);
+        }
+        looked = now;
+    }
+}
+
+fn lock(watched: &Mutex<Watched>) -> MutexGuard<'_, Watched> {
+    watched.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What was measured.
@@ -88,34 +134,36 @@ pub(crate) async fn measure(
     mut deaths: mpsc::UnboundedReceiver<Death>,
     lease: Duration,
 ) -> anyhow::Result<Measured> {
-    let bound = lease + SLACK;
+    let watched = Arc::new(Mutex::new(Watched::default()));
+    let watching = tokio::spawn(watch(stage, Arc::clone(&watched)));
+    let started = clock::now();
+    let followed = follow(&tide, &mut deaths, &watched, lease).await;
+    watching.abort();
+    let mut measured = followed?;
+    let (watched, now) = (lock(&watched), clock::now());
+    measured.stalled = watched.stalled.within(started, now);
+    measured.nobody = watched.nobody.within(started, now);
+    Ok(measured)
+}
+
+async fn follow(
+    tide: &Tidegate,
+    deaths: &mut mpsc::UnboundedReceiver<Death>,
+    watched: &Mutex<Watched>,
+    lease: Duration,
+) -> anyhow::Result<Measured> {
     let mut measured = Measured::default();
     let mut held: HashMap<(MessageId, String), Held> = HashMap::new();
     let mut open = true;
-    let mut looked = clock::now();
     while open || !held.is_empty() {
         tokio::select! {
             death = deaths.recv(), if open => match death {
-                Some(death) => held.extend(held_by(&tide, &death).await?),
+                Some(death) => held.extend(held_by(tide, &death).await?),
                 None => open = false,
             },
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        let now = clock::now();
-        let passed = now.saturating_duration_since(looked);
-        looked = now;
-        let kept = passed.saturating_sub(STALL);
-        let nobody = if stage.somebody_sweeps() { Duration::ZERO } else { passed };
-        measured.stalled += kept;
-        measured.nobody += nobody;
-        for held in held.values_mut() {
-            held.stalled += kept;
-            // Before its lease lapses nobody may take a message over, whoever is there.
-            if now.saturating_duration_since(held.at) > lease {
-                held.nobody += nobody;
-            }
-        }
-        look(&tide, &mut held, &mut measured, bound).await?;
+        look(tide, &mut held, watched, &mut measured, lease).await?;
     }
     Ok(measured)
 }
@@ -130,13 +178,7 @@ async fn held_by(tide: &Tidegate, death: &Death) -> anyhow::Result<Vec<((Message
     let of_it = views.into_iter().flatten().filter(|view| is_held_by(view, &death.worker));
     Ok(of_it
         .map(|view| {
-            let held = Held {
-                worker: death.worker.clone(),
-                at: death.at,
-                stalled: Duration::ZERO,
-                nobody: Duration::ZERO,
-                free: false,
-            };
+            let held = Held { worker: death.worker.clone(), at: death.at, free: false };
             ((view.message.id, death.worker.clone()), held)
         })
         .collect())
@@ -168,8 +210,9 @@ fn is_held_by(view: &MessageView, worker: &str) -> bool {
 async fn look(
     tide: &Tidegate,
     held: &mut HashMap<(MessageId, String), Held>,
+    watched: &Mutex<Watched>,
     measured: &mut Measured,
-    bound: Duration,
+    lease: Duration,
 ) -> anyhow::Result<()> {
     if held.is_empty() {
         return Ok(());
@@ -181,10 +224,12 @@ async fn look(
     let views = views.context("cannot look at the messages of a killed worker")?;
     let views: HashMap<MessageId, MessageView> =
         views.into_iter().flatten().map(|view| (view.message.id, view)).collect();
-    let now = clock::now();
+    let (now, watched) = (clock::now(), lock(watched));
     held.retain(|(id, _), held| {
         let wall = now.saturating_duration_since(held.at);
-        let took = wall.saturating_sub(held.nobody);
+        // Before its lease lapses nobody may take a message over, whoever is there.
+        let took = wall.saturating_sub(watched.nobody.within(held.at + lease, now));
+        let stalled = watched.stalled.within(held.at, now);
         let Some(view) = views.get(id) else { return false };
         if !held.free {
             let free = !is_held_by(view, &held.worker);
@@ -192,7 +237,7 @@ async fn look(
                 held.free = true;
                 measured.free_ms.push(millis(took));
                 measured.wall_ms = measured.wall_ms.max(millis(wall));
-                if took > bound + held.stalled {
+                if took > lease + SLACK + stalled {
                     measured.late.push(format!(
                         "{id}, held by {}, was free after {took:?}, or {wall:?} with nobody there",
                         held.worker
@@ -211,4 +256,23 @@ async fn look(
         !again && wall <= GIVE_UP
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_in_which_something_was_the_case_counts_where_it_falls_into_the_time_asked_for() {
+        let begin = clock::now();
+        let at = |ms| begin + Duration::from_millis(ms);
+        let mut spans = Spans::default();
+        for (from, to) in [(100, 125), (125, 150), (400, 1000)] {
+            spans.add(at(from), at(to));
+        }
+        assert_eq!(spans.0.len(), 2, "what follows at once is one span");
+        for (from, to, expected) in [(0, 50, 0), (0, 2000, 650), (120, 140, 20), (140, 500, 110), (1000, 2000, 0)] {
+            assert_eq!(spans.within(at(from), at(to)), Duration::from_millis(expected), "{from}..{to}");
+        }
+    }
 }

@@ -172,6 +172,7 @@ async fn hold_commits(client: &Client, name: &str) -> anyhow::Result<bool> {
     const WAITING: &str = "select count(pg_terminate_backend(pid)) from pg_stat_activity
         where application_name = $1 and wait_event = 'SyncRep'";
     const RELOAD: &str = "select pg_reload_conf()";
+    const HELD: &str = "select exists (select 1 from pg_stat_activity where wait_event = 'SyncRep')";
     client.batch_execute("alter system set synchronous_standby_names = 'no_such_standby'").await?;
     client.batch_execute(RELOAD).await?;
     let started = clock::now();
@@ -183,6 +184,15 @@ async fn hold_commits(client: &Client, name: &str) -> anyhow::Result<bool> {
     // Whatever came of it: everybody else waits as well.
     client.batch_execute("alter system reset synchronous_standby_names").await?;
     client.batch_execute(RELOAD).await?;
+    // They are let go by the checkpointer when it reads its settings: until then nobody can commit, or take anything over.
+    let told = clock::now();
+    while clock::now().saturating_duration_since(told) < BACK_WITHIN {
+        let held: bool = client.query_one(HELD, &[]).await.context("cannot look for a commit")?.get(0);
+        if !held {
+            break;
+        }
+        sleep(LOOK_EVERY).await;
+    }
     Ok(hit > 0)
 }
 

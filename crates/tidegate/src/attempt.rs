@@ -34,13 +34,13 @@ pub(crate) async fn run(worker: &Shared, lease: Lease, sent_at: Duration) {
     async {
         // Released by its drop: a panic of ours must not keep a lease alive for ever.
         let held = worker.keepalive.hold(&lease, sent_at);
-        attempt(worker, lease, &held).await;
+        attempt(worker, Arc::new(lease), &held).await;
     }
     .instrument(span)
     .await;
 }
 
-async fn attempt(worker: &Shared, lease: Lease, held: &Arc<Held>) {
+async fn attempt(worker: &Shared, lease: Arc<Lease>, held: &Arc<Held>) {
     // Taken before the gate: what a suspect may do to its process must not happen beside others.
     let Some(_gate) = pass_gate(worker, &lease, held).await else { return };
     let started = worker.clock.monotonic();
@@ -114,11 +114,11 @@ enum Gate {
     Alone(tokio::sync::OwnedRwLockWriteGuard<()>),
 }
 
-fn context(worker: &Shared, lease: &Lease, handler: &Handler, held: &Arc<Held>) -> Context {
+fn context(worker: &Shared, lease: &Arc<Lease>, handler: &Handler, held: &Arc<Held>) -> Context {
     Context(Arc::new(Inner {
         store: Arc::clone(&worker.store),
         clock: Arc::clone(&worker.clock),
-        lease: lease.clone(),
+        lease: Arc::clone(lease),
         policy: handler.policy.clone(),
         held: Arc::clone(held),
         max_payload: worker.max_payload,
@@ -137,11 +137,11 @@ enum Ran {
     Stopped(Stopped),
 }
 
-async fn run_handler(context: &Context, handler: &Handler, held: &Arc<Held>) -> Ran {
+async fn run_handler(context: &Context, handler: &Arc<Handler>, held: &Arc<Held>) -> Ran {
     let timeout = handler.policy.timeout;
     held.overdue_at(context.0.clock.monotonic().saturating_add(timeout).saturating_add(timeout / 10));
     let payload = Arc::clone(&context.message().payload);
-    let (for_handler, handler) = (context.clone(), handler.clone());
+    let (for_handler, handler) = (context.clone(), Arc::clone(handler));
     // Decoding and the handler's own first steps are user code as well: they are polled inside the net.
     let running = async move {
         match handler.begin(for_handler, &payload) {
@@ -264,7 +264,7 @@ async fn settle(worker: &Shared, lease: &Lease, held: &Held, outcome: Outcome, p
     let mut pause = Duration::from_millis(10);
     failpoint::reach("attempt.before_settle");
     loop {
-        match settle_once(worker, &settle).await {
+        match worker.settler.settle(settle.clone()).await {
             Ok(settled) => {
                 failpoint::reach("attempt.after_settle");
                 return report(worker, lease, &settle.outcome, &settled);
@@ -285,11 +285,6 @@ async fn settle(worker: &Shared, lease: &Lease, held: &Held, outcome: Outcome, p
     }
 }
 
-async fn settle_once(worker: &Shared, settle: &Settle) -> Result<Settled, StoreError> {
-    let mut verdicts = worker.store.settle(vec![settle.clone()]).await?;
-    verdicts.pop().unwrap_or_else(|| Err(StoreError::unavailable("the store gave no verdict")))
-}
-
 /// Whether there is no point in settling any more: the sweep will end the run.
 fn is_over(worker: &Shared, held: &Held) -> bool {
     held.stopped() == Some(Stopped::LeaseLost) || worker.clock.monotonic() > held.lapses_at()
@@ -299,14 +294,15 @@ fn report(worker: &Shared, lease: &Lease, outcome: &Outcome, settled: &Settled) 
     worker.metrics.settled(&lease.message, settled);
     let reason = settled.reason.unwrap_or_default();
     let (state, word) = (settled.state, outcome.as_str());
-    let failure = outcome.failure().map(ToString::to_string).unwrap_or_default();
+    // Not what the handler said: it may hold what a payload does. Operators find it with the message.
+    let code = outcome.failure().map(|failure| failure.code.as_str()).unwrap_or_default();
     match state {
         // A handler that says never states a fact of the business: nothing for an operator to do.
         State::Completed | State::Ready | State::Leased | State::Cancelled | State::Failed => {
-            debug!(outcome = word, %state, failure, "message {} is {state} after {word}", lease.message.id);
+            debug!(outcome = word, %state, code, "message {} is {state} after {word}", lease.message.id);
         }
         State::Dead | State::Parked => {
-            warn!(outcome = word, %state, reason, failure, "message {} is {state}", lease.message.id);
+            warn!(outcome = word, %state, reason, code, "message {} is {state}", lease.message.id);
         }
     }
 }

@@ -159,18 +159,22 @@ impl Tidegate {
         messages: impl IntoIterator<Item = M> + Send,
     ) -> Result<Verdicts<Sent<M>>, StoreError> {
         let options = Options::default();
-        let prepared: Vec<_> = messages.into_iter().map(|message| self.prepare(&message, &options)).collect();
+        let names = options.names::<M>();
+        let prepare = |message: M| options.prepare_under(&message, names.clone()?, self.0.random.as_ref());
+        let prepared: Vec<_> = messages.into_iter().map(prepare).collect();
         let mut sent = Vec::with_capacity(prepared.len());
         let mut prepared = prepared.into_iter().peekable();
         while prepared.peek().is_some() {
-            let chunk: Vec<_> = prepared.by_ref().take(ENQUEUE_CHUNK).collect();
-            let good = chunk.iter().flatten().cloned().collect();
+            let (mut good, mut places) = (Vec::new(), Vec::new());
+            for prepared in prepared.by_ref().take(ENQUEUE_CHUNK) {
+                places.push(prepared.map(|message| good.push(message)));
+            }
             let mut verdicts = self.store_all::<M>(good).await?.into_iter();
             failpoint::reach("client.after_enqueue");
             let no_verdict = || Err(StoreError::unavailable("the store gave no verdict"));
-            sent.extend(chunk.into_iter().map(|prepared| match prepared {
-                Ok(_) => verdicts.next().unwrap_or_else(no_verdict).and_then(|enqueued| self.verdict(enqueued)),
-                Err(error) => Err(error),
+            sent.extend(places.into_iter().map(|place| {
+                place?;
+                verdicts.next().unwrap_or_else(no_verdict).and_then(|enqueued| self.verdict(enqueued))
             }));
         }
         Ok(sent)

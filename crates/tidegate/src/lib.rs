@@ -55,6 +55,7 @@ mod payload;
 #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only `testing` looks, and it stands on SQLite"))]
 mod probe;
 mod process;
+mod settler;
 pub mod telemetry;
 #[cfg(feature = "sqlite")]
 pub mod testing;

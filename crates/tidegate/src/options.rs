@@ -33,6 +33,13 @@ enum KeyChoice {
     Unique,
 }
 
+/// Where messages of a type wait, and which handler they are for.
+#[derive(Debug, Clone)]
+pub(crate) struct Names {
+    queue: QueueName,
+    kind: Kind,
+}
+
 impl Options {
     /// Another queue than the message's own. The same key on two queues is two messages.
     #[must_use]
@@ -113,12 +120,31 @@ impl Options {
 
     /// The message a store takes.
     pub(crate) fn prepare<M: Message>(&self, message: &M, random: &dyn Random) -> Result<NewMessage, StoreError> {
+        self.prepare_under(message, self.names::<M>()?, random)
+    }
+
+    /// The names that all messages of a type have: checked once for a batch.
+    pub(crate) fn names<M: Message>(&self) -> Result<Names, StoreError> {
+        let queue = match &self.queue {
+            Some(queue) => queue.clone(),
+            None => QueueName::new(M::QUEUE)?,
+        };
+        Ok(Names { queue, kind: Kind::new(M::KIND)? })
+    }
+
+    /// The message a store takes, under names that were checked.
+    pub(crate) fn prepare_under<M: Message>(
+        &self,
+        message: &M,
+        names: Names,
+        random: &dyn Random,
+    ) -> Result<NewMessage, StoreError> {
         let key = match &self.key {
             KeyChoice::OfMessage => self.checked_key(message.key(), M::KIND)?,
             KeyChoice::Named(key) => self.checked_key(key.clone(), M::KIND)?,
             KeyChoice::Unique => IdempotencyKey::unique(random),
         };
-        self.with_key::<M>(message, key)
+        self.with_key(message, names, key)
     }
 
     /// The message that follows from another: its key is made from the parent's.
@@ -128,8 +154,9 @@ impl Options {
         parent: &tidegate_core::message::Message,
         role: &str,
     ) -> Result<NewMessage, StoreError> {
-        let key = NewMessage::follow_up_key(parent, role, &Kind::new(M::KIND)?, self.item.as_deref());
-        let mut follow_up = self.with_key::<M>(message, key)?;
+        let names = self.names::<M>()?;
+        let key = NewMessage::follow_up_key(parent, role, &names.kind, self.item.as_deref());
+        let mut follow_up = self.with_key(message, names, key)?;
         for (name, value) in &parent.headers {
             follow_up.headers.entry(name.clone()).or_insert_with(|| value.clone());
         }
@@ -147,15 +174,12 @@ impl Options {
         IdempotencyKey::new(key)
     }
 
-    fn with_key<M: Message>(&self, message: &M, key: IdempotencyKey) -> Result<NewMessage, StoreError> {
-        let queue = match &self.queue {
-            Some(queue) => queue.clone(),
-            None => QueueName::new(M::QUEUE)?,
-        };
+    fn with_key<M: Message>(&self, message: &M, names: Names, key: IdempotencyKey) -> Result<NewMessage, StoreError> {
+        let Names { queue, kind } = names;
         Ok(NewMessage {
             tenant: Tenant::default(),
             queue,
-            kind: Kind::new(M::KIND)?,
+            kind,
             version: M::VERSION,
             key,
             payload: Payload::of(message)?,

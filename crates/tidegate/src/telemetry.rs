@@ -8,17 +8,19 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
+use std::hash::Hash;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tidegate_core::error::StoreError;
-use tidegate_core::id::{QueueName, WorkerId};
+use tidegate_core::id::{Kind, QueueName, Tenant, WorkerId};
 use tidegate_core::message::Message;
 use tidegate_core::store::{Counted, QueueStats, Settled, Stats, Tally};
 
@@ -32,25 +34,41 @@ const BUCKETS: [f64; 18] =
     [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0];
 
 type Labels = Vec<(&'static str, String)>;
-type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
+type Histograms<L = Labels> = Family<L, Histogram, fn() -> Histogram>;
 
 fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
 }
 
-fn histograms() -> Histograms {
+fn histograms<L: Clone + Eq + Hash>() -> Histograms<L> {
     Family::new_with_constructor(histogram)
 }
 
-fn of_message(message: &Message) -> Labels {
-    vec![("queue", message.queue.to_string()), ("kind", message.kind.to_string())]
+/// The labels of what is observed twice for each message: names are shared, so that nothing is allocated for it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct OfMessage {
+    queue: QueueName,
+    kind: Kind,
+}
+
+impl OfMessage {
+    fn of(message: &Message) -> Self {
+        Self { queue: message.queue.clone(), kind: message.kind.clone() }
+    }
+}
+
+impl EncodeLabelSet for OfMessage {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        ("queue", self.queue.as_str()).encode(encoder.encode_label())?;
+        ("kind", self.kind.as_str()).encode(encoder.encode_label())
+    }
 }
 
 /// What this process measures, and how it is shown together with what the store counts.
 pub struct Metrics {
     registry: Registry,
-    wait: Histograms,
-    run: Histograms,
+    wait: Histograms<OfMessage>,
+    run: Histograms<OfMessage>,
     end_to_end: Histogram,
     store_calls: Histograms,
     store_errors: Family<Labels, Counter>,
@@ -98,12 +116,12 @@ impl Metrics {
 
     /// A run starts; its message had waited so long.
     pub fn started(&self, message: &Message, wait: Duration) {
-        self.wait.get_or_create(&of_message(message)).observe(wait.as_secs_f64());
+        self.wait.get_or_create(&OfMessage::of(message)).observe(wait.as_secs_f64());
     }
 
     /// A handler was at work for so long.
     pub fn ran(&self, message: &Message, run: Duration) {
-        self.run.get_or_create(&of_message(message)).observe(run.as_secs_f64());
+        self.run.get_or_create(&OfMessage::of(message)).observe(run.as_secs_f64());
     }
 
     /// A run was settled.
@@ -126,7 +144,6 @@ impl Metrics {
         set("free", most.saturating_sub(running));
     }
 
-    #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only SQLite has its disk here"))]
     pub(crate) fn disk(&self, free: u64, reserve: u64, room_for: &str) {
         for (what, bytes) in [("free", free), ("reserve", reserve)] {
             let labels = vec![("what", what.to_owned())];
@@ -171,6 +188,59 @@ impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
     }
+}
+
+/// One of each metric there is, in the OpenMetrics text format.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Specimen {
+    /// What the store counts: the same whichever process is asked, and kept over restarts.
+    pub of_store: String,
+    /// What a process measures of itself.
+    pub of_process: String,
+}
+
+/// One of each metric. A registry shows nothing of a metric that has no value yet; pages, dashboards and alerts are made
+/// from this and compared with it.
+#[must_use]
+pub fn specimen() -> Specimen {
+    const PLAIN: &str = "made of characters that a name may have";
+    let queue = QueueName::new("payments").expect(PLAIN);
+    let kind = Kind::new("capture").expect(PLAIN);
+    let metrics = Metrics::new();
+    let labels = OfMessage { queue: queue.clone(), kind: kind.clone() };
+    metrics.wait.get_or_create(&labels).observe(0.0);
+    metrics.run.get_or_create(&labels).observe(0.0);
+    metrics.end_to_end.observe(0.0);
+    metrics.store_call("enqueue", Duration::ZERO, Some(&StoreError::unavailable("the store is away")));
+    metrics.taken_over(&queue);
+    metrics.slots(&WorkerId::new("worker").expect(PLAIN), 0, 1);
+    metrics.disk(1 << 30, 16 << 20, "accepting");
+    let tally = |what| Tally { queue: queue.clone(), kind: kind.clone(), what, code: "timeout".to_owned(), n: 1 };
+    let stats = Stats {
+        tallies: Counted::ALL.into_iter().map(tally).collect(),
+        queues: vec![QueueStats {
+            tenant: Tenant::default(),
+            queue: queue.clone(),
+            paused: false,
+            max_depth: Some(1),
+            ready: 0,
+            scheduled: 0,
+            leased: 0,
+            parked: 0,
+            dead: 0,
+            oldest_ready: None,
+            oldest_leased: None,
+            oldest_parked: None,
+            oldest_dead: None,
+        }],
+        ..Stats::default()
+    };
+    let encode = |registry: &Registry| {
+        let mut text = String::new();
+        encode_registry(&mut text, registry).expect("a String takes whatever is written to it");
+        text
+    };
+    Specimen { of_store: encode(&of_store(&stats)), of_process: encode(&metrics.registry) }
 }
 
 /// What the store knows, as metrics.
@@ -303,8 +373,6 @@ fn counted(what: Counted) -> (&'static str, &'static str) {
 
 #[cfg(test)]
 mod tests {
-    use tidegate_core::id::Kind;
-
     use super::*;
 
     fn tally(code: &str, n: u64) -> Tally {
@@ -325,6 +393,24 @@ mod tests {
             "tidegate_store_call_seconds_count{verb=\"claim\"} 1",
         ] {
             assert!(text.contains(line), "no {line} in\n{text}");
+        }
+    }
+
+    /// A registry shows no metric before its first value, so the names are taken from this file, the one that has them.
+    #[test]
+    fn the_specimen_has_every_metric_there_is() {
+        let source = include_str!("telemetry.rs").split("mod tests {").next().unwrap();
+        let Specimen { of_store, of_process } = specimen();
+        let mut there = 0;
+        for rest in source.split("register(\"").skip(1) {
+            let name = rest.split('"').next().unwrap();
+            let announced = format!("# TYPE {PREFIX}_{name} ");
+            assert!(of_store.contains(&announced) || of_process.contains(&announced), "no {name} in the specimen");
+            there += 1;
+        }
+        assert!(there > 10, "only {there} were found: are they registered otherwise now?");
+        for (name, _) in Counted::ALL.map(counted) {
+            assert!(of_store.contains(&format!("# TYPE {PREFIX}_{name} counter\n")), "{name}");
         }
     }
 

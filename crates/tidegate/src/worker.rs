@@ -27,6 +27,7 @@ use crate::handler::{Handled, Handler, Message};
 use crate::keepalive::{Keepalive, Stopped};
 use crate::news::Subscription;
 use crate::probe::Probe;
+use crate::settler::Settler;
 use crate::telemetry::Metrics;
 
 /// How many messages of a queue run at once unless it is said otherwise.
@@ -52,7 +53,8 @@ pub(crate) struct Shared {
     pub(crate) random: Arc<dyn Random>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) keepalive: Keepalive,
-    pub(crate) handlers: BTreeMap<Kind, Handler>,
+    pub(crate) settler: Settler,
+    pub(crate) handlers: BTreeMap<Kind, Arc<Handler>>,
     /// Read by every attempt, written by a suspect: shared by all workers of this process's `Tidegate`.
     pub(crate) alone: Arc<RwLock<()>>,
     pub(crate) lease: Duration,
@@ -197,12 +199,13 @@ impl WorkerBuilder {
             poll_every: self.poll_every,
             known_strangers: HashSet::new(),
             shared: Arc::new(Shared {
+                settler: Settler::new(Arc::clone(&store)),
                 store,
                 clock,
                 random: Arc::clone(self.tide.random()),
                 metrics,
                 keepalive,
-                handlers,
+                handlers: shared_out(handlers),
                 alone: Arc::clone(self.tide.alone()),
                 lease,
                 max_payload: self.tide.max_payload(),
@@ -238,12 +241,13 @@ impl WorkerBuilder {
         let (clock, metrics) = (Arc::clone(self.tide.clock()), Arc::clone(self.tide.metrics_arc()));
         let keepalive = Keepalive::idle(Arc::clone(&clock), Arc::clone(&metrics), lease);
         let shared = Shared {
+            settler: Settler::new(Arc::clone(&store)),
             store,
             clock,
             random: Arc::clone(self.tide.random()),
             metrics,
             keepalive,
-            handlers,
+            handlers: shared_out(handlers),
             alone: Arc::new(RwLock::new(())),
             lease,
             max_payload: self.tide.max_payload(),
@@ -279,6 +283,11 @@ fn checked(handlers: Vec<Result<Handler, StoreError>>) -> Result<BTreeMap<Kind, 
         return Err(StoreError::invalid("a worker without a handler").hint("add one with WorkerBuilder::handle"));
     }
     Ok(by_kind)
+}
+
+/// Every attempt has its handler for itself, without a copy.
+fn shared_out(handlers: BTreeMap<Kind, Handler>) -> BTreeMap<Kind, Arc<Handler>> {
+    handlers.into_iter().map(|(kind, handler)| (kind, Arc::new(handler))).collect()
 }
 
 fn slots(
@@ -496,7 +505,8 @@ impl Dispatcher {
     fn start(&mut self, lease: tidegate_core::store::Lease, sent_at: Duration) {
         let place = self.slots.iter().position(|slots| slots.queue == lease.message.queue);
         let shared = Arc::clone(&self.shared);
-        let run = async move { attempt::run(&shared, lease, sent_at).await };
+        // Boxed: a task is moved about ten times between here and its end, and an attempt is some kilobytes.
+        let run = Box::pin(async move { attempt::run(&shared, lease, sent_at).await });
         let started = self.running.spawn(self.tide.host().own("attempt", run));
         if let Some(place) = place {
             self.slots[place].running += 1;

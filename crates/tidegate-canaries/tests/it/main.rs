@@ -6,6 +6,7 @@
 
 mod broken_commits;
 mod caught;
+mod copies;
 mod decisions;
 
 /// The suite of every engine, on the one that is shipped.

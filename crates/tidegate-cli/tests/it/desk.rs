@@ -1,6 +1,6 @@
 //! A directory with a store in it, the program run in that directory, and messages brought into any state.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -21,8 +21,13 @@ use tidegate::{
 
 use tidegate_pgcluster::Cluster;
 
+use crate::serve::Server;
+
 /// A place to work in, gone with the test.
 pub(crate) struct Desk {
+    /// Serves the store of the directory, if commands go over HTTP; begun with the first of them, and ended before the
+    /// directory is removed.
+    http: Option<OnceCell<Server>>,
     dir: tempfile::TempDir,
     /// The address of its store, if that is not the usual file in the directory.
     server: Option<String>,
@@ -30,6 +35,14 @@ pub(crate) struct Desk {
 
 thread_local! {
     static ON_A_SERVER: Cell<bool> = const { Cell::new(false) };
+    static OVER_HTTP: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a test with its desks behind `tidegate serve`: the same commands, the same words.
+pub(crate) fn over_http(test: impl FnOnce()) {
+    OVER_HTTP.set(true);
+    test();
+    OVER_HTTP.set(false);
 }
 
 /// Runs a test with its desks on a PostgreSQL server: the same commands, the same words.
@@ -92,7 +105,11 @@ impl Ran {
 
 impl Desk {
     pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), server: ON_A_SERVER.get().then(new_address) }
+        Self {
+            http: OVER_HTTP.get().then(OnceCell::new),
+            dir: tempfile::tempdir().unwrap(),
+            server: ON_A_SERVER.get().then(new_address),
+        }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -101,6 +118,12 @@ impl Desk {
 
     pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) {
         std::fs::write(self.path(name), content).unwrap();
+    }
+
+    /// The password of its store's server, if it has one.
+    pub(crate) fn password(&self) -> Option<String> {
+        let (user, _) = self.server.as_deref()?.strip_prefix("postgres://")?.split_once('@')?;
+        Some(user.split_once(':')?.1.to_owned())
     }
 
     /// Names of the files that are there.
@@ -112,10 +135,18 @@ impl Desk {
         names
     }
 
-    /// The program in this directory, with an empty environment.
+    /// The program in this directory, with an empty environment. Over HTTP it asks the server, and for contents as well.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let Some(http) = &self.http else { return self.at_home(arguments) };
+        let url = http.get_or_init(|| Server::of(self.at_home(&["serve", "--listen", "127.0.0.1:0"]))).url();
+        self.at_home(&[&["--url", &url, "--reveal"], arguments].concat())
+    }
+
+    /// The program in this directory, with nothing in its environment but that it talks to people though no terminal is there.
+    pub(crate) fn at_home(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
         command.args(arguments).current_dir(self.dir.path()).env_clear().stdin(Stdio::null());
+        command.env("TIDEGATE_LOG_FORMAT", "text");
         if let Some(server) = &self.server {
             command.env("TIDEGATE_STORE", server);
         }

@@ -2,12 +2,13 @@
 
 use crate::desk::Desk;
 
-const COMMANDS: [&[&str]; 48] = [
+const COMMANDS: [&[&str]; 57] = [
     &[],
     &["demo"],
     &["torture"],
     &["serve"],
     &["dev"],
+    &["probe"],
     &["token"],
     &["token", "create"],
     &["token", "list"],
@@ -17,6 +18,13 @@ const COMMANDS: [&[&str]; 48] = [
     &["config", "print"],
     &["config", "check"],
     &["config", "list"],
+    &["context"],
+    &["context", "list"],
+    &["context", "use"],
+    &["context", "set"],
+    &["context", "remove"],
+    &["openapi"],
+    &["metrics"],
     &["enqueue"],
     &["get"],
     &["list"],
@@ -44,6 +52,7 @@ const COMMANDS: [&[&str]; 48] = [
     &["top"],
     &["doctor"],
     &["backup"],
+    &["restored"],
     &["migrate"],
     &["migrate", "status"],
     &["migrate", "up"],

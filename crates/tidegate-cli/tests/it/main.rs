@@ -8,13 +8,16 @@
 mod bad_input;
 mod care;
 mod demo;
+mod deploy;
 mod desk;
 mod documents;
 mod enqueue;
 mod help;
 mod inspect;
+mod logs;
 mod operate;
 mod reconcile;
+mod remote;
 mod serve;
 mod server;
 mod terminal;

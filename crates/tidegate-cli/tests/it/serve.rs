@@ -14,24 +14,32 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use tidegate::store::{Act, NewOperation, Operate, Pace, Selection};
 use tidegate::{IdempotencyKey, QueueName, Tenant};
 
 use crate::desk::Desk;
 
+/// Where a server says that it listens, in a line for people or for programs.
+pub(crate) fn address_of(line: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once("serving ")?.1.split_once(" on http")?;
+    let address = rest.split_once("://")?.1.split(['"', '\n', '\r']).next()?;
+    address.parse().ok()
+}
+
 /// A running server.
-struct Server {
+pub(crate) struct Server {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     told: BufReader<std::process::ChildStderr>,
 }
 
 impl Server {
-    fn start(desk: &Desk, arguments: &[&str]) -> Self {
+    pub(crate) fn start(desk: &Desk, arguments: &[&str]) -> Self {
         Self::of(desk.command(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat()))
     }
 
     #[expect(clippy::zombie_processes, reason = "it is waited for by `ends`, or when it is dropped")]
-    fn of(mut command: Command) -> Self {
+    pub(crate) fn of(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut told = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();
@@ -41,11 +49,15 @@ impl Server {
                 let ended = child.wait().unwrap();
                 panic!("the server ended with {ended}: {said}");
             }
-            if let Some(address) = line.trim().strip_prefix("serving ").and_then(|line| line.rsplit_once("://")) {
-                return Self { child, address: address.1.parse().unwrap(), told };
+            if let Some(address) = address_of(&line) {
+                return Self { child, address, told };
             }
             said.push_str(&line);
         }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     fn signal(&self, signal: Signal) {
@@ -207,6 +219,52 @@ fn systemd_hears_that_it_is_ready_that_it_lives_and_that_it_stops() {
     assert_eq!(server.ends(Duration::from_secs(10)).0, Some(0));
 }
 
+#[test]
+fn the_program_asks_a_server_itself_whether_it_is_ready() {
+    let desk = Desk::new();
+    let server = Server::start(&desk, &[]);
+    let listen = server.address.to_string();
+    let ready = desk.run(&["probe", "--listen", &listen]).ends(0);
+    ready.shows("[+] store: answers\n").shows("\nok\n");
+    desk.run(&["probe", "--live", "--listen", &listen]).ends(0).prints("ok\n");
+    let json = desk.run(&["probe", "--listen", &listen, "--json"]).ends(0).out;
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["ok"], true, "{json}");
+    // Where it listens is the same setting as the server's; what listens everywhere listens here.
+    let mut everywhere = desk.command(&["probe", "--set", "insecure.plaintext=true"]);
+    everywhere.env("TIDEGATE_LISTEN", format!("0.0.0.0:{}", server.address.port()));
+    crate::desk::Ran::of(everywhere.output().unwrap()).ends(0);
+    drop(server);
+    desk.run(&["probe", "--listen", &listen]).ends(5).says("cannot be asked").says("is tidegate serve running");
+    desk.run(&["probe", "--listen", "127.0.0.1:0"]).ends(2).says("--listen names");
+
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = silent.local_addr().unwrap().to_string();
+    desk.run(&["probe", "--listen", &listen, "--within", "50ms"]).ends(5).says("did not answer within 50ms");
+    let not_ready = std::thread::spawn(move || {
+        let (_late, _) = silent.accept().unwrap();
+        let (mut connection, _) = silent.accept().unwrap();
+        let mut request = [0; 512];
+        let n = connection.read(&mut request).unwrap();
+        connection.write_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\n[-] store: unavailable\nnot ready\n").unwrap();
+        String::from_utf8_lossy(&request[..n]).into_owned()
+    });
+    desk.run(&["probe", "--listen", &listen]).ends(5).shows("[-] store: unavailable\n").says("is not ready");
+    assert!(not_ready.join().unwrap().starts_with("GET /readyz?verbose HTTP/1.1\r\n"));
+}
+
+#[test]
+fn a_server_with_a_certificate_is_asked_over_tls() {
+    let desk = Desk::new();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    desk.write("cert.pem", made.cert.pem());
+    desk.write("key.pem", made.signing_key.serialize_pem());
+    let tls = ["--set", "tls.cert=cert.pem", "--set", "tls.key=key.pem"];
+    let server = Server::start(&desk, &tls);
+    let listen = server.address.to_string();
+    desk.run(&[&["probe", "--listen", &listen], &tls[..]].concat()).ends(0).shows("[+] store: answers\n");
+    desk.run(&["probe", "--listen", &listen]).ends(5);
+}
+
 /// A server on a socket that this test holds, as systemd holds one.
 fn on_socket(desk: &Desk, listener: &TcpListener) -> Server {
     let tidegate = desk.command(&["serve"]);
@@ -214,7 +272,7 @@ fn on_socket(desk: &Desk, listener: &TcpListener) -> Server {
     // Descriptor 3, and the number of the process that `exec` keeps.
     command.args(["-c", "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\" 3<&0 0</dev/null"]);
     command.arg(tidegate.get_program()).args(tidegate.get_args());
-    command.current_dir(tidegate.get_current_dir().unwrap()).env_clear();
+    command.current_dir(tidegate.get_current_dir().unwrap()).env_clear().env("TIDEGATE_LOG_FORMAT", "text");
     command.stdin(Stdio::from(OwnedFd::from(listener.try_clone().unwrap())));
     Server::of(command)
 }
@@ -319,6 +377,34 @@ fn the_development_server_prints_a_request_that_works_as_it_stands() {
     assert!(!store.exists(), "it is gone with the server");
     assert!(desk.files().is_empty(), "{:?}", desk.files());
     desk.run(&["dev", "--listen", "0.0.0.0:0"]).ends(2).says("tidegate serve is for that");
+}
+
+#[test]
+pub(crate) fn an_operation_that_nobody_drives_is_taken_up_by_a_server_that_starts_and_holds_up_none_that_stops() {
+    let desk = Desk::new();
+    desk.prepare(async |bench| {
+        for key in ["dep-1", "dep-2", "dep-3"] {
+            bench.dead(key).await;
+        }
+        let pace = Pace { canary: 2, ..Pace::default() };
+        let act = Act { actor: "test".into(), reason: "repaired".into() };
+        let name = "fix-1".to_owned();
+        let new = NewOperation { name, selection: Selection::default(), again: false, pace, act };
+        bench.store.operate(Operate::Begin(Box::new(new))).await.unwrap();
+    });
+    let server = Server::start(&desk, &[]);
+    let until = Instant::now() + Duration::from_secs(30);
+    let operation = || -> Value {
+        serde_json::from_str(&desk.run(&["dead", "operations", "fix-1", "--json"]).ends(0).out).unwrap()
+    };
+    while operation()["redriven"] != 2 {
+        assert!(Instant::now() < until, "nobody drives it: {}", operation());
+    }
+    // Its canary waits for a worker that never comes.
+    server.signal(Signal::SIGTERM);
+    let (code, said) = server.ends(Duration::from_secs(20));
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!((&operation()["state"], &operation()["redriven"]), (&"running".into(), &2.into()));
 }
 
 // --- config ----------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ again! {
     enqueue::refusals_are_in_the_summary_for_programs,
     enqueue::malformed_lines_are_named_and_the_rest_is_taken,
     enqueue::what_was_decided_by_the_first_enqueue_is_said_to_be_ignored,
+    logs::no_payload_key_or_token_is_in_a_log_however_much_of_it_is_asked_for,
     inspect::a_list_in_json_is_an_object_a_line,
     inspect::a_list_is_filtered_and_paged,
     inspect::a_parked_message_has_not_ended,
@@ -55,6 +56,7 @@ again! {
     reconcile::parked_effects_are_resolved_from_a_file_and_bad_lines_are_told_by_number,
     reconcile::a_ledger_that_agrees_with_the_journal_has_no_differences,
     reconcile::a_ledger_is_compared_with_the_journal_and_resolves_what_it_has,
+    serve::an_operation_that_nobody_drives_is_taken_up_by_a_server_that_starts_and_holds_up_none_that_stops,
 }
 
 #[test]
@@ -82,6 +84,28 @@ fn a_password_may_come_from_the_environment() {
     desk.run(&["--store", &without, "migrate", "up"]).ends(5);
     let mut command = desk.command(&["--store", &without, "migrate", "up"]);
     Ran::of(command.env("PGPASSWORD", password).output().unwrap()).ends(0).shows("0001_init");
+}
+
+#[test]
+fn a_store_that_does_not_show_that_it_was_restored_is_told() {
+    on_a_server(|| {
+        let desk = Desk::new();
+        desk.prepare(async |bench| {
+            bench.lease("dep-1").await;
+            bench.enqueue("dep-2").await;
+        });
+        desk.run(&["restored"]).ends(2);
+        desk.run(&["restored", "--reason", "snapshot of Monday"])
+            .ends(0)
+            .prints("incarnation  2\nreleased     1\nunsure       2\n");
+        let again: Value =
+            serde_json::from_str(&desk.run(&["restored", "--reason", "again", "--json"]).ends(0).out).unwrap();
+        assert_eq!((&again["incarnation"], &again["released"], &again["unsure"]), (&3.into(), &0.into(), &2.into()));
+        desk.run(&["audit"]).ends(0).shows("snapshot of Monday");
+        desk.run(&["doctor"]).ends(0);
+    });
+    let desk = Desk::new();
+    desk.run(&["restored", "--reason", "a copy"]).ends(4).says("tidegate backup");
 }
 
 #[test]

@@ -21,7 +21,7 @@ fn desk() -> Desk {
 const MANY: [&str; 6] = ["enqueue", "--kind", "k", "--key-field", "id", "many.ndjson"];
 
 /// Runs the command with its standard error on a terminal; standard output is a pipe.
-fn at_a_terminal(mut command: Command) -> Ran {
+pub(crate) fn at_a_terminal(mut command: Command) -> Ran {
     let OpenptyResult { master, slave } = openpty(None, None).unwrap();
     command.env("TERM", "xterm").stdout(Stdio::piped()).stderr(slave);
     let (ran, shown) = run(command, master);

@@ -484,3 +484,95 @@ fn what_cannot_be_read_ends_by_itself_only_without_a_journal() {
     assert_eq!(unreadable(false), Next::Dead(DeadReason::Decode));
     assert_eq!(unreadable(true), Next::Parked(ParkReason::JournalDecode));
 }
+
+/// Facts that differ in whatever a decision looks at.
+fn all_facts() -> Vec<Facts> {
+    let journals = [
+        JournalFacts::default(),
+        JournalFacts { confirmed: true, intents: true, ..JournalFacts::default() },
+        JournalFacts { open: vec![Fate::Reconcile { not_before: at(200) }], intents: true, ..JournalFacts::default() },
+        JournalFacts { open: vec![Fate::Park(ParkReason::OutcomeUnknown)], intents: true, ..JournalFacts::default() },
+    ];
+    let mut all = Vec::new();
+    for journal in journals {
+        for (attempt, crashes) in [(1, 0), (3, 1)] {
+            for deadline in [None, Some(at(90))] {
+                for cancel_requested in [false, true] {
+                    let counters = Counters { claims: 5, attempt, crashes, ..Counters::default() };
+                    let journal = journal.clone();
+                    let one = Facts { counters, journal, deadline, cancel_requested, ..facts() };
+                    all.push(Facts { suspect: true, alone: true, ..one.clone() });
+                    all.push(one);
+                }
+            }
+        }
+    }
+    all
+}
+
+/// From where, by which verb, to where: all that this module can decide.
+fn transitions() -> std::collections::BTreeSet<(&'static str, &'static str, &'static str)> {
+    let mut all = std::collections::BTreeSet::from([("–", "enqueue", "ready")]);
+    let now = at(100);
+    for facts in all_facts() {
+        let admitted = match admit(&facts, now) {
+            Admission::Start { .. } => "leased",
+            Admission::Dead(_) => "dead",
+            Admission::Cancelled => "cancelled",
+        };
+        all.insert(("ready", "claim", admitted));
+        for outcome in all_outcomes().iter().filter(|outcome| **outcome != Outcome::LeaseExpired) {
+            let next = settle(&facts, outcome, &policy(), now, 1.0).next;
+            all.insert(("leased", "settle", next.state().as_str()));
+        }
+        let next = take_over(&facts, Some(&policy()), now, 1.0).next;
+        all.insert(("leased", "sweep", next.state().as_str()));
+        for state in State::ALL {
+            let from = state.as_str();
+            if cancel(state, &facts.journal) == Ok(Cancellation::Now) {
+                all.insert((from, "cancel", "cancelled"));
+            }
+            for again in [false, true] {
+                let how = Redriving { again, compensated: false };
+                if redrive(state, facts.counters, &facts.journal, how).is_ok() {
+                    all.insert((from, "redrive", "ready"));
+                }
+            }
+        }
+    }
+    // Whose open effects are all resolved becomes ready: there is nothing to decide about it.
+    all.insert(("parked", "resolve", "ready"));
+    all
+}
+
+#[test]
+fn the_page_of_states_has_every_transition_there_is_and_no_other() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/states.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let (_, table) = page.split_once("| From | By | To |").unwrap();
+    let word = |cell: &'_ str| cell.trim().trim_matches('`').to_owned();
+    let mut on_page = std::collections::BTreeSet::new();
+    for row in table.lines().skip(2).take_while(|line| line.starts_with('|')) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').collect();
+        for to in cells[2].split(',') {
+            assert!(on_page.insert((word(cells[0]), word(cells[1]), word(to))), "twice: {row}");
+        }
+    }
+    let there: std::collections::BTreeSet<_> =
+        transitions().into_iter().map(|(from, by, to)| (from.to_owned(), by.to_owned(), to.to_owned())).collect();
+    assert_eq!(on_page, there);
+}
+
+#[test]
+fn the_page_of_states_names_every_state_and_says_which_are_final() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/states.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let rows: Vec<Vec<&str>> = (page.lines().filter(|line| line.starts_with("| `")))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    for state in State::ALL {
+        let named = format!("`{state}`");
+        let row = rows.iter().find(|row| row[0] == named && row.len() == 4).unwrap_or_else(|| panic!("no {state}"));
+        assert_eq!(row[1] == "yes", state.is_terminal(), "{state}: {row:?}");
+    }
+}

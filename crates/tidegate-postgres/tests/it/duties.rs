@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tidegate_core::store::SweepRequest;
-use tidegate_core::{Clock as _, Store as _, SystemClock};
+use tidegate_core::{Clock as _, Store as _, SystemClock, failpoint};
 use tidegate_postgres::{Options, PostgresStore};
 
 use crate::engine::sql;
@@ -13,6 +13,8 @@ use crate::fixture::{Place, claim_for, message, run};
 
 /// How a sweeper learns which store is its.
 const ASSIGNMENT: &str = "TIDEGATE_TEST_SWEEPER";
+/// Set where it is to stop in the midst of its first sweep.
+const STOPS: &str = "TIDEGATE_TEST_SWEEPER_STOPS";
 /// How often a sweeper sweeps, and how often its parent looks.
 const EVERY: Duration = Duration::from_millis(50);
 
@@ -21,15 +23,25 @@ struct Sweeper(Child);
 
 impl Sweeper {
     fn start(url: &str) -> Self {
+        Self::start_until(url, &[], "@sweeps")
+    }
+
+    /// Stopped before its first sweep is committed.
+    fn stopped(url: &str) -> Self {
+        Self::start_until(url, &[(STOPS, "1")], "@stopped")
+    }
+
+    fn start_until(url: &str, told: &[(&str, &str)], says: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("a running program has a file"))
             .args(["duties::a_sweeper_in_a_process_of_its_own", "--exact", "--nocapture"])
             .env(ASSIGNMENT, url)
+            .envs(told.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("the test binary starts itself");
         let mut lines = BufReader::new(child.stdout.take().expect("asked for above")).lines();
-        assert!(lines.any(|line| line.expect("text").contains("@sweeps")), "a sweeper says that it begins");
+        assert!(lines.any(|line| line.expect("text").contains(says)), "a sweeper says how far it is");
         Self(child)
     }
 
@@ -54,7 +66,16 @@ impl Drop for Sweeper {
 #[test]
 fn a_sweeper_in_a_process_of_its_own() {
     #[expect(clippy::disallowed_methods, reason = "the only way to tell this test that it is a child")]
-    let Ok(url) = std::env::var(ASSIGNMENT) else { return };
+    let (Ok(url), stops) = (std::env::var(ASSIGNMENT), std::env::var(STOPS).is_ok()) else { return };
+    if stops {
+        let stop = |_: &'static str| {
+            println!("\n@stopped");
+            loop {
+                std::thread::park();
+            }
+        };
+        failpoint::arm("sweep.before_commit", 1, stop).expect("there is such a place");
+    }
     // The parent closes the pipe, or is gone: both end the thread, and the process with it.
     let parent = std::thread::spawn(|| std::io::stdin().read_line(&mut String::new()));
     run(async {
@@ -135,5 +156,61 @@ fn of_many_sweepers_one_does_it_and_the_others_take_nothing() {
             place.store.sweep(request()).await.unwrap();
         }
         assert_eq!(sql(&token), first, "whoever comes back in time keeps it");
+    });
+}
+
+#[test]
+fn a_sweeper_that_leaves_leases_alone_does_not_keep_the_others_from_them() {
+    run(async {
+        let place = Place::new().await;
+        let other = crate::fixture::open(&place.schema.url()).await;
+        // It was stopped, woke up, and waits for as long as a lease lasts: whoever had the duty meanwhile is dead.
+        let asleep = || SweepRequest { take_over: false, ..request() };
+        place.store.sweep(asleep()).await.unwrap();
+        lapsed_lease(&place).await;
+        for _ in 0..3 {
+            let swept = place.store.sweep(asleep()).await.unwrap();
+            assert!(swept.taken_over.is_empty(), "{swept:?}");
+        }
+        let swept = other.sweep(request()).await.unwrap();
+        assert_eq!(swept.taken_over.len(), 1, "{swept:?}");
+        // Nor does it take the duty from whoever has it.
+        let holder = format!("select encode(token, 'hex') from {} where name = 'sweep'", place.name("duty"));
+        let first = sql(&holder);
+        place.store.sweep(asleep()).await.unwrap();
+        assert_eq!(sql(&holder), first);
+    });
+}
+
+/// A message whose worker is gone, and whose lease is over.
+async fn lapsed_lease(place: &Place) {
+    place.store.enqueue(vec![message("m")]).await.unwrap().remove(0).unwrap();
+    assert_eq!(claim_for(&place.store, 1, Duration::from_millis(1)).await.len(), 1);
+    let lapsed = format!(
+        "select count(*) from {} where until < extract(epoch from clock_timestamp()) * 1000 - 1",
+        place.name("lease")
+    );
+    let mut beat = tokio::time::interval(Duration::from_millis(1));
+    while sql(&lapsed).trim() != "1" {
+        beat.tick().await;
+    }
+}
+
+#[test]
+fn a_process_that_is_stopped_inside_its_sweep_keeps_the_others_from_it_for_seconds_only() {
+    run(async {
+        let place = Place::new().await;
+        lapsed_lease(&place).await;
+        let stopped = Sweeper::stopped(&place.schema.url());
+        let swept = place.store.sweep(request()).await.unwrap();
+        assert!(swept.taken_over.is_empty(), "both the duty and the lease are locked: {swept:?}");
+        let mut beat = tokio::time::interval(EVERY);
+        for _ in 0..400 {
+            beat.tick().await;
+            if place.store.sweep(request()).await.unwrap().taken_over.len() == 1 {
+                return;
+            }
+        }
+        panic!("{} holds it for as long as it is stopped", stopped.name());
     });
 }

@@ -1,10 +1,13 @@
 //! What the PostgreSQL engine does: the conformance suite of every engine, and what only this one has.
 
+mod broken_commits;
 mod doctor;
 mod duties;
 mod engine;
 mod enqueue_function;
 mod enqueue_in;
+#[cfg(feature = "sqlx")]
+mod enqueue_in_sqlx;
 mod erase;
 mod fixture;
 mod lost;
@@ -15,6 +18,7 @@ mod pooler;
 mod races;
 mod refused;
 mod restored;
+mod rolling;
 mod through;
 mod wake_ups;
 mod within;

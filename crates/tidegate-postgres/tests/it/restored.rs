@@ -220,10 +220,19 @@ fn a_store_that_shows_nothing_of_its_restore_is_told() {
         let schema = Schema::new();
         let store = open(&schema.url()).await;
         let running = peopled(&store).await;
-        for told in ["2", "3"] {
-            store.restored().await.unwrap();
+        let why = store.restored(Act { reason: " ".to_owned(), ..act() }).await;
+        assert_eq!(kind_of(why), StoreErrorKind::Invalid);
+        for (told, released) in [("2", 1), ("3", 0)] {
+            let restored = store.restored(act()).await.unwrap();
+            assert_eq!(
+                (restored.incarnation.to_string().as_str(), restored.released, restored.unsure),
+                (told, released, 2)
+            );
             assert_eq!((depths(&store).await, incarnation(&schema).as_str()), ([2, 0, 1], told));
         }
+        let audit = store.audit(0, 10).await.unwrap();
+        let acts: Vec<_> = audit.iter().map(|entry| (entry.act.as_str(), entry.reason.as_str())).collect();
+        assert_eq!(acts, [("restored", "a test"); 2]);
         let late = store.settle(vec![settlement(&running, Outcome::Released)]).await.unwrap().remove(0);
         assert_eq!(kind_of(late), StoreErrorKind::LeaseLost);
         assert!(claim(&store, 10).await.iter().all(|lease| lease.reconciling));

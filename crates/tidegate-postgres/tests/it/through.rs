@@ -1,5 +1,6 @@
 //! Enqueueing in the caller's transaction means all that enqueueing means: the suite's cases for it, and random commands
-//! beside the reference model, on a store whose every enqueue goes through a transaction of somebody else's.
+//! beside the reference model, on a store whose every enqueue goes through a transaction of somebody else's, by each
+//! driver that has an adapter.
 
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -42,12 +43,43 @@ fn callers() -> &'static Runtime {
 #[derive(Debug)]
 struct Through {
     store: Arc<PostgresStore>,
-    client: Mutex<Client>,
+    caller: Caller,
+}
+
+/// Whose transactions they are.
+#[derive(Debug)]
+enum Caller {
+    TokioPostgres(Mutex<Client>),
+    #[cfg(feature = "sqlx")]
+    Sqlx(Arc<Mutex<sqlx::PgConnection>>),
 }
 
 /// The engine whose stores they are.
-#[derive(Debug)]
-struct InTransactions;
+#[derive(Debug, Clone, Copy)]
+enum InTransactions {
+    TokioPostgres,
+    #[cfg(feature = "sqlx")]
+    Sqlx,
+}
+
+impl InTransactions {
+    async fn connect(self) -> Caller {
+        match self {
+            Self::TokioPostgres => {
+                let (client, connection) =
+                    tokio_postgres::connect(&database(), NoTls).await.expect("the server answers");
+                tokio::spawn(connection);
+                Caller::TokioPostgres(Mutex::new(client))
+            }
+            #[cfg(feature = "sqlx")]
+            Self::Sqlx => {
+                use sqlx::Connection as _;
+                let connection = sqlx::PgConnection::connect(&database()).await;
+                Caller::Sqlx(Arc::new(Mutex::new(connection.expect("the server answers"))))
+            }
+        }
+    }
+}
 
 #[async_trait]
 impl Engine for InTransactions {
@@ -57,12 +89,8 @@ impl Engine for InTransactions {
 
     async fn open(&self, place: &Place, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>, StoreError> {
         let store = PostgresStore::open(place.address(), Options { clock: Some(clock), ..Options::default() }).await?;
-        let connecting = callers().spawn(async {
-            let (client, connection) = tokio_postgres::connect(&database(), NoTls).await.expect("the server answers");
-            tokio::spawn(connection);
-            client
-        });
-        Ok(Arc::new(Through { store, client: Mutex::new(connecting.await.expect("no panic")) }))
+        let caller = callers().spawn(self.connect()).await.expect("no panic");
+        Ok(Arc::new(Through { store, caller }))
     }
 
     async fn contend(&self, place: &Place, claimers: Vec<Claimer>) -> Vec<Vec<Taken>> {
@@ -73,12 +101,31 @@ impl Engine for InTransactions {
 #[async_trait]
 impl Store for Through {
     async fn enqueue(&self, batch: Vec<NewMessage>) -> Result<Verdicts<Enqueued>, StoreError> {
-        let lost = |error| StoreError::unavailable("the caller's connection").source(error);
-        let mut client = self.client.lock().await;
-        let transaction = client.transaction().await.map_err(lost)?;
-        let verdicts = self.store.enqueue_in(&transaction, batch).await?;
-        transaction.commit().await.map_err(lost)?;
-        Ok(verdicts)
+        match &self.caller {
+            Caller::TokioPostgres(client) => {
+                let lost = |error| StoreError::unavailable("the caller's connection").source(error);
+                let mut client = client.lock().await;
+                let transaction = client.transaction().await.map_err(lost)?;
+                let verdicts = self.store.enqueue_in(&transaction, batch).await?;
+                transaction.commit().await.map_err(lost)?;
+                Ok(verdicts)
+            }
+            #[cfg(feature = "sqlx")]
+            Caller::Sqlx(connection) => {
+                use sqlx::Connection as _;
+                let (store, connection) = (Arc::clone(&self.store), Arc::clone(connection));
+                // It waits with the timers of the runtime that it is polled in, which the kit's has not.
+                let enqueued = callers().spawn(async move {
+                    let lost = |error| StoreError::unavailable("the caller's connection").source(error);
+                    let mut connection = connection.lock().await;
+                    let mut transaction = connection.begin().await.map_err(lost)?;
+                    let verdicts = store.enqueue_in_sqlx(&mut transaction, batch).await?;
+                    transaction.commit().await.map_err(lost)?;
+                    Ok(verdicts)
+                });
+                enqueued.await.expect("no panic")
+            }
+        }
     }
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StoreError> {
@@ -195,17 +242,17 @@ impl Store for Through {
     }
 }
 
-#[test]
-fn random_commands_mean_the_same_when_messages_are_enqueued_in_their_callers_transactions() {
-    assert_agrees(&InTransactions, &Check { scripts: 4, ..Check::default() });
-}
+macro_rules! through {
+    ($driver:expr; $($case:ident)*) => {
+        #[test]
+        fn random_commands_mean_the_same_when_messages_are_enqueued_in_their_callers_transactions() {
+            assert_agrees(&$driver, &Check { scripts: 4, ..Check::default() });
+        }
 
-macro_rules! cases {
-    ($($case:ident)*) => {
         $(
             #[test]
             fn $case() {
-                tidegate_testkit::run(enqueue::$case(&InTransactions));
+                tidegate_testkit::run(enqueue::$case(&$driver));
             }
         )*
 
@@ -213,6 +260,21 @@ macro_rules! cases {
         fn no_case_of_enqueueing_is_left_out() {
             let (_, all) = CASES.iter().find(|(verb, _)| *verb == "enqueue").expect("a verb of the contract");
             assert_eq!(*all, [$(stringify!($case)),*]);
+        }
+    };
+}
+
+macro_rules! cases {
+    ($($case:ident)*) => {
+        mod tokio_postgres_transactions {
+            use super::*;
+            through! { InTransactions::TokioPostgres; $($case)* }
+        }
+
+        #[cfg(feature = "sqlx")]
+        mod sqlx_transactions {
+            use super::*;
+            through! { InTransactions::Sqlx; $($case)* }
         }
     };
 }

@@ -1,9 +1,10 @@
 //! What supervisors and scrapes are told.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use http::{Method, StatusCode};
-use tidegate_server::{Health, Rejected, Stopping};
+use tidegate_server::{Health, Rejected, Stopping, metrics_specimen, prometheus_text};
 
 use crate::scopes::token;
 use crate::stage::Stage;
@@ -51,6 +52,39 @@ async fn requests_are_counted_by_route_and_never_by_what_a_client_makes_up() {
     assert!(text.contains("\ntidegate_open_effects 0\n"), "what the store knows is there too: {text}");
     assert!(text.contains(&format!("reason=\"{}\"", Rejected::SlowClient.as_str())), "{text}");
     assert!(!text.contains(secret), "{text}");
+}
+
+/// Each series of a text with the names of its labels.
+fn series(text: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (name, labels) = line.split_once('{').unwrap_or((line.split(' ').next().unwrap(), ""));
+        let labels = labels.rsplit_once('}').map_or("", |(labels, _)| labels);
+        let names = labels.split("\",").filter_map(|label| label.split_once("=\"")).map(|(name, _)| name.to_owned());
+        found.entry(name.to_owned()).or_default().extend(names);
+    }
+    found
+}
+
+/// Alerts and the dashboard are held against the specimen: what it does not have, they cannot name.
+#[tokio::test]
+async fn what_a_server_measures_is_in_the_specimen_with_its_labels() {
+    let stage = Stage::new().await;
+    let body = r#"{"kind":"k","key":"a","payload":1}"#;
+    let json = [("content-type", "application/json")];
+    for _ in 0..2 {
+        assert_eq!(stage.send(Method::POST, "/v1/queues/pay/messages", &json, body).await.status, 202);
+    }
+    let (status, text) = plain(&stage, "/metrics").await;
+    assert_eq!(status, 200);
+    let specimen = metrics_specimen();
+    let specimen = series(&prometheus_text(&format!("{}{}", specimen.of_store, specimen.of_process)));
+    let measured = series(&text);
+    assert!(measured.contains_key("tidegate_deduplicated_total") && measured.len() > 15, "{measured:?}");
+    for (name, labels) in &measured {
+        let known = specimen.get(name).unwrap_or_else(|| panic!("no {name} in the specimen"));
+        assert_eq!(labels, known, "labels of {name}");
+    }
 }
 
 #[tokio::test]

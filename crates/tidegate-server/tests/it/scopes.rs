@@ -9,7 +9,7 @@ use std::sync::Arc;
 use http::{Method, StatusCode};
 use serde_json::json;
 use tidegate::message::{NewMessage, Payload};
-use tidegate::store::{Act, ChangeToken, Enqueued};
+use tidegate::store::{Act, ChangeToken, Enqueued, NewOperation, Operate, Pace, Selection};
 use tidegate::token::{Action, Glob, Scope, Secret, TokenChange};
 use tidegate::{IdempotencyKey, Kind, QueueName, SystemRandom, Tenant, Tidegate, TokenName};
 use tidegate_server::{Demand, Guard, Serving};
@@ -88,6 +88,8 @@ enum Needs {
     Nothing,
     /// One of these, on the queue that it is about.
     One(&'static [Action]),
+    /// One of these on any queue: it is about all of them, and leaves out what is not to be seen.
+    Listed(&'static [Action]),
 }
 
 /// Where the queue, the id and the turn stand in a request.
@@ -161,6 +163,53 @@ const ROWS: &[Row] = &[
         "/v1/sweeps", json!({"take_over": false, "limit": 1})) },
 ];
 
+const OPERATE: Needs = Needs::One(&[Action::Operate]);
+const LISTED: Needs = Needs::Listed(&[Action::Read]);
+
+/// Those of operators.
+#[rustfmt::skip]
+const OPERATORS: &[Row] = &[
+    Row { operation: "GET /v1/queues", needs: LISTED, of: |_, _, _| at("/v1/queues") },
+    Row { operation: "GET /v1/queues/{queue}", needs: READ, of: |queue, _, _| at(format!("/v1/queues/{queue}")) },
+    Row { operation: "PATCH /v1/queues/{queue}", needs: OPERATE, of: |queue, _, _| with(
+        format!("/v1/queues/{queue}"), json!({"max_depth": null})) },
+    Row { operation: "GET /v1/stats", needs: LISTED, of: |_, _, _| at("/v1/stats") },
+    Row { operation: "GET /v1/groups", needs: READ, of: |queue, _, _| at(format!("/v1/groups?queue={queue}")) },
+    Row { operation: "GET /v1/parked", needs: READ, of: |queue, _, _| at(format!("/v1/parked?queue={queue}")) },
+    Row { operation: "GET /v1/audit", needs: LISTED, of: |_, _, _| at("/v1/audit") },
+    Row { operation: "POST /v1/audit", needs: OPERATE, of: |_, id, _| with(
+        "/v1/audit", json!({"what": "export", "messages": [id]})) },
+    Row { operation: "POST /v1/messages/inspect", needs: READ, of: |_, id, _| with(
+        "/v1/messages/inspect", json!({"ids": [id]})) },
+    Row { operation: "POST /v1/messages/progress", needs: READ, of: |_, id, _| with(
+        "/v1/messages/progress", json!({"ids": [id]})) },
+    Row { operation: "POST /v1/messages/redrive", needs: OPERATE, of: |_, id, _| with(
+        "/v1/messages/redrive", json!({"ids": [id], "reason": "a test"})) },
+    Row { operation: "POST /v1/messages/discard", needs: OPERATE, of: |_, id, _| with(
+        "/v1/messages/discard", json!({"ids": [id], "reason": "a test"})) },
+    Row { operation: "POST /v1/messages/cancel", needs: OPERATE, of: |_, id, _| with(
+        "/v1/messages/cancel", json!({"ids": [id]})) },
+    Row { operation: "PATCH /v1/messages/{id}", needs: OPERATE, of: |_, id, _| with(
+        format!("/v1/messages/{id}"), json!({"payload": 1, "reason": "a test"})) },
+    Row { operation: "POST /v1/messages/{id}/effects/resolve", needs: OPERATE, of: |_, id, _| with(
+        format!("/v1/messages/{id}/effects/resolve"),
+        json!({"effect": "capture", "resolution": "did_not_happen", "reason": "a test"})) },
+    Row { operation: "POST /v1/operations/preview", needs: OPERATE, of: |queue, _, _| with(
+        "/v1/operations/preview", json!({"selection": {"queue": queue}})) },
+    Row { operation: "POST /v1/operations", needs: OPERATE, of: |queue, _, turn| with(
+        "/v1/operations", json!({"name": format!("op-{turn}"), "selection": {"queue": queue}})) },
+    Row { operation: "GET /v1/operations", needs: LISTED, of: |_, _, _| at("/v1/operations") },
+    // Whoever may act on one sees how far it has come.
+    Row { operation: "GET /v1/operations/{name}", needs: Needs::One(&[Action::Read, Action::Operate]),
+        of: |queue, _, _| at(format!("/v1/operations/of-{queue}")) },
+    Row { operation: "PATCH /v1/operations/{name}", needs: OPERATE, of: |queue, _, _| with(
+        format!("/v1/operations/of-{queue}"), json!({"act": "step"})) },
+];
+
+fn rows() -> impl Iterator<Item = &'static Row> {
+    ROWS.iter().chain(OPERATORS)
+}
+
 fn operations() -> BTreeSet<String> {
     let document = serde_json::to_value(tidegate_server::openapi()).unwrap();
     let paths = document["paths"].as_object().unwrap();
@@ -173,8 +222,8 @@ fn operations() -> BTreeSet<String> {
 
 #[test]
 fn every_endpoint_of_the_document_has_a_row() {
-    let rows: BTreeSet<String> = ROWS.iter().map(|row| row.operation.to_owned()).collect();
-    assert_eq!(rows.len(), ROWS.len(), "an endpoint has two rows");
+    let rows: BTreeSet<String> = rows().map(|row| row.operation.to_owned()).collect();
+    assert_eq!(rows.len(), self::rows().count(), "an endpoint has two rows");
     let operations = operations();
     let missing: Vec<_> = operations.difference(&rows).collect();
     assert!(missing.is_empty(), "say in ROWS who may use {missing:?}");
@@ -193,13 +242,21 @@ enum Treated {
 fn treated(reply: &Reply) -> Treated {
     match reply.status {
         StatusCode::UNAUTHORIZED => Treated::Unknown,
+        // Of a message that may be seen it is said that it has no such effect.
+        StatusCode::NOT_FOUND if reply.text().contains("has no effect") => Treated::Answered,
         StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => Treated::Refused,
         // A batch answers each of its items.
         StatusCode::OK if reply.header("content-type") == Some("application/json") => {
             let body = reply.json();
             let verdicts = body["results"].as_array().cloned().unwrap_or_default();
             let refused = |verdict: &serde_json::Value| matches!(verdict["status"].as_u64(), Some(403 | 404));
-            if !verdicts.is_empty() && verdicts.iter().all(refused) { Treated::Refused } else { Treated::Answered }
+            // What may not be read is null in its place.
+            let messages = body["messages"].as_array().cloned().unwrap_or_default();
+            let nothing = |all: &[serde_json::Value], is: &dyn Fn(&serde_json::Value) -> bool| {
+                !all.is_empty() && all.iter().all(is)
+            };
+            let is_refused = nothing(&verdicts, &refused) || nothing(&messages, &serde_json::Value::is_null);
+            if is_refused { Treated::Refused } else { Treated::Answered }
         }
         _ => Treated::Answered,
     }
@@ -224,8 +281,24 @@ async fn ask(stage: &Stage, row: &Row, request: &Request, token: Option<&str>, t
     stage.send(method, &request.path, &headers, body).await
 }
 
+/// Operations that some rows act upon.
+async fn operations_to_act_on(tide: &Tidegate) {
+    for queue in ["mine", "other"] {
+        let selection = Selection {
+            tenant: Some(Tenant::default()),
+            queue: Some(QueueName::new(queue).unwrap()),
+            ..Selection::default()
+        };
+        let act = Act { actor: "test".into(), reason: CANARY.to_owned() };
+        let act = if queue == "mine" { Act { reason: String::new(), ..act } } else { act };
+        let new = NewOperation { name: format!("of-{queue}"), selection, again: false, pace: Pace::default(), act };
+        tide.store().operate(Operate::Begin(Box::new(new))).await.unwrap();
+    }
+}
+
 /// Tokens that some rows act upon.
 async fn tokens_to_act_on(tide: &Tidegate, row: &Row) {
+    operations_to_act_on(tide).await;
     if !row.operation.contains("/v1/tokens/") {
         return;
     }
@@ -251,7 +324,7 @@ async fn a_token_of_one_action_is_allowed_what_its_row_says_on_its_queue_and_not
         tokens.push((action, token(&stage.tide, &format!("only-{action}"), &[&scope], "").await));
     }
     let mut turn = 0;
-    for row in ROWS {
+    for row in rows() {
         for (action, token) in &tokens {
             for queue in ["mine", "other"] {
                 tokens_to_act_on(&stage.tide, row).await;
@@ -266,7 +339,8 @@ async fn a_token_of_one_action_is_allowed_what_its_row_says_on_its_queue_and_not
                     Needs::One(actions) if ABOUT_NO_QUEUE.contains(&row.operation) && actions.contains(action) => {
                         Treated::Answered
                     }
-                    Needs::One(_) => Treated::Refused,
+                    Needs::Listed(actions) if actions.contains(action) => Treated::Answered,
+                    Needs::One(_) | Needs::Listed(_) => Treated::Refused,
                 };
                 let who = format!("{} by {action} of mine on {queue}", row.operation);
                 assert_eq!(treated(&reply), expected, "{who}: {} {}", reply.status, reply.text());
@@ -283,7 +357,7 @@ async fn nobody_without_a_token_and_no_token_of_another_tenant_is_answered() {
     let all: Vec<String> = Action::ALL.iter().map(ToString::to_string).collect();
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     let stranger = token(&stage.tide, "stranger", &all, "acme").await;
-    for (turn, row) in ROWS.iter().enumerate() {
+    for (turn, row) in rows().enumerate() {
         tokens_to_act_on(&stage.tide, row).await;
         let scene = scene(&stage.tide, turn).await;
         let request = (row.of)("mine", &scene.mine, turn);

@@ -25,6 +25,8 @@ pub(crate) struct Stage {
     address: SocketAddr,
     client: Client<HttpConnector, Full<Bytes>>,
     _serving: Server,
+    /// Drives operations on.
+    driving: Server,
     /// Removed with the stage; none where the store has no file.
     _directory: Option<tempfile::TempDir>,
 }
@@ -47,6 +49,7 @@ impl Stage {
         let stopping = serving.stopping.clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let driving = Server(tokio::spawn(serving.drive()));
         let app = router(serving);
         let (stop, told) = tokio::sync::watch::channel(Stop::No);
         let serving = tokio::spawn(async move {
@@ -54,7 +57,13 @@ impl Stage {
             serve(vec![listener], app, Serve::default(), told).await;
         });
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Self { tide, stopping, address, client, _serving: Server(serving), _directory: None }
+        Self { tide, stopping, address, client, _serving: Server(serving), driving, _directory: None }
+    }
+
+    /// Stops what runs beside the requests, and waits for its end, as a server that is told to stop does.
+    pub(crate) async fn drained(&mut self) {
+        self.stopping.stop();
+        tokio::time::timeout(Duration::from_secs(30), &mut self.driving.0).await.unwrap().unwrap();
     }
 
     /// Every message there is.
@@ -69,6 +78,19 @@ impl Stage {
     /// A body of JSON.
     pub(crate) async fn post(&self, path: &str, body: &str) -> Reply {
         self.send(Method::POST, path, &[("content-type", "application/json")], body.to_owned()).await
+    }
+
+    /// A body of JSON that changes what is there.
+    pub(crate) async fn patch(&self, path: &str, body: &str) -> Reply {
+        self.send(Method::PATCH, path, &[("content-type", "application/json")], body.to_owned()).await
+    }
+
+    /// The same with a token; without a body where that is empty.
+    pub(crate) async fn ask(&self, token: &str, method: Method, path: &str, body: &str) -> Reply {
+        let bearer = format!("Bearer {token}");
+        let headers = [("authorization", &*bearer), ("content-type", "application/json")];
+        let headers = if body.is_empty() { &headers[..1] } else { &headers[..] };
+        self.send(method, path, headers, body.to_owned()).await
     }
 
     /// A body of JSON with a key.

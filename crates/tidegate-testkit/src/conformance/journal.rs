@@ -482,7 +482,7 @@ pub async fn effects_are_told_apart_by_their_item(engine: &dyn Engine) {
         stage.answer(&lease, &row, confirmed(value)).await;
     }
     let row = stage.intend(&lease, &keyed()).await;
-    stage.answer(&lease, &row, confirmed("none")).await;
+    stage.answer(&lease, &row, confirmed("\"none\"")).await;
     let rows = stage.view(lease.message.id).await.journal;
     let keys: std::collections::HashSet<_> = rows.iter().map(|row| row.key.clone()).collect();
     assert_eq!((rows.len(), keys.len()), (4, 4));

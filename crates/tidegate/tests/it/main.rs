@@ -12,6 +12,8 @@ mod operators;
 mod payload_versions;
 mod restored;
 mod review;
+#[cfg(feature = "postgres")]
+mod rolling_deploy;
 mod settings;
 mod stage;
 mod testing;

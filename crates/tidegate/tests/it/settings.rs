@@ -42,22 +42,3 @@ fn the_defaults_on_the_page_are_those_of_the_program() {
         assert!(line.contains(&format!("**{value}**")), "{what} is {value}: {line}");
     }
 }
-
-/// A registry shows no metric before its first value, so the names are taken from the one file that has them.
-#[test]
-fn the_page_names_the_metrics_that_there_are() {
-    let source = include_str!("../../src/telemetry.rs");
-    let named_by = |before: &str| -> Vec<&str> {
-        source.split(before).skip(1).filter_map(|rest| rest.split_once('"').map(|(name, _)| name)).collect()
-    };
-    let counted = source.lines().filter(|line| line.trim_start().starts_with("Counted::"));
-    let mut there: Vec<&str> = counted.filter_map(|line| line.split_once(" => (\"")?.1.split('"').next()).collect();
-    assert_eq!(there.len(), store::Counted::ALL.len(), "every counter was found");
-    there.extend(named_by(".register(\""));
-    let page = page();
-    let mut named: Vec<&str> =
-        page.lines().filter_map(|line| line.strip_prefix("| `tidegate_")?.split('`').next()).collect();
-    there.sort_unstable();
-    named.sort_unstable();
-    assert_eq!(named, there);
-}

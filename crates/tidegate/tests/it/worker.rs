@@ -15,7 +15,8 @@ impl Logged {
     fn new() -> (Self, impl tracing::Subscriber + Send + Sync) {
         let logged = Self::default();
         let writer = logged.clone();
-        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false);
+        let subscriber = subscriber.with_max_level(tracing::Level::TRACE).finish();
         (logged, subscriber)
     }
 
@@ -304,6 +305,34 @@ async fn an_unknown_kind_and_a_newer_version_wait_for_a_worker_that_knows_them()
     assert_eq!(stranger.answer(SOON).await.unwrap(), Answer::Completed(1));
     new.stop().await.unwrap();
     old.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failure_is_logged_with_its_code_and_never_with_what_was_said_or_asked_for() {
+    let (logged, subscriber) = Logged::new();
+    let _listening = tracing::subscriber::set_default(subscriber);
+    let stage = Stage::new().await;
+    let handler = |_: Context, work: Work| async move {
+        if work.n.is_multiple_of(2) {
+            return Err(HandlerError::retryable("timed-out", "canary of the handler"));
+        }
+        Err::<u32, _>(HandlerError::permanent("declined", "canary of the handler"))
+    };
+    let worker = stage.tide.worker().handle_with(handler, at_once(1)).start().await.unwrap();
+    let dead = stage.tide.enqueue(Work { n: 987_654_320 }).await.unwrap();
+    let failed = stage.tide.enqueue(Work { n: 987_654_321 }).await.unwrap();
+    let ended = (dead.answer(SOON).await.unwrap(), failed.answer(SOON).await.unwrap());
+    assert!(matches!(ended, (Answer::Dead { .. }, Answer::Failed(_))), "{ended:?}");
+    worker.stop().await.unwrap();
+    let text = logged.text();
+    for (id, code) in [(dead.id(), "timed-out"), (failed.id(), "declined")] {
+        let told = text.lines().find(|line| line.contains(&id.to_string()) && line.contains(code));
+        assert!(told.is_some(), "no line about {id} with {code}: {text}");
+    }
+    // Payloads and keys have the number in them.
+    for secret in ["canary", "98765432"] {
+        assert!(!text.contains(secret), "{secret} is in the log: {text}");
+    }
 }
 
 #[tokio::test]

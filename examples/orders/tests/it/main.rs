@@ -1,0 +1,136 @@
+//! What the guide shows is what is run here, by each driver: stored together, or not at all.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say")]
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use orders::{Ship, TABLE, ship, with_sqlx, with_tokio_postgres};
+use tidegate::Tidegate;
+use tidegate::postgres::{self, sqlx::PgPool};
+use tidegate_pgcluster::Cluster;
+
+/// A database of its own, with the application's table and the store in it.
+async fn database(name: &str) -> (String, Tidegate) {
+    let url = Cluster::shared().database(name).unwrap();
+    sql(name, "drop schema if exists tidegate cascade; drop table if exists orders");
+    sql(name, TABLE);
+    let tide = Tidegate::open(&url).await.unwrap();
+    (url, tide)
+}
+
+fn sql(database: &str, statements: &str) -> String {
+    Cluster::shared().sql(database, statements).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// How many rows there are of the application's, and of the store's.
+fn rows(database: &str) -> (String, String) {
+    let count = |table| sql(database, &format!("select count(*) from {table}")).trim().to_owned();
+    let of_the_store = ["message", "key", "ready", "depth", "tally"].map(|table| count(format!("tidegate.{table}")));
+    (count("orders".to_owned()), of_the_store.join(" "))
+}
+
+fn nothing() -> (String, String) {
+    ("0".to_owned(), "0 0 0 0 0".to_owned())
+}
+
+/// Has the worker ship what is there, and says what came of this order.
+async fn shipped(tide: &Tidegate, order: i64) -> String {
+    let worker = tide.worker().handle(ship).start().await.unwrap();
+    let sent = tide.enqueue(Ship { order }).await.unwrap();
+    let answer = sent.answer(Duration::from_secs(60)).await.unwrap().completed().unwrap();
+    worker.stop().await.unwrap();
+    answer
+}
+
+/// Refuses what costs too much, at the last moment.
+const TOO_DEAR: &str = "alter table orders add check (cents < 5000)";
+
+#[tokio::test]
+async fn with_tokio_postgres_an_order_is_placed_with_its_message_or_not_at_all() {
+    let name = "orders_tokio_postgres";
+    let (url, tide) = database(name).await;
+    sql(name, TOO_DEAR);
+    let mut client = postgres::connect(&url).await.unwrap();
+    with_tokio_postgres::place(&tide, &mut client, 7, 9900).await.unwrap_err();
+    assert_eq!(rows(name), nothing());
+    with_tokio_postgres::place(&tide, &mut client, 7, 1200).await.unwrap();
+    assert_eq!(rows(name).0, "1");
+    assert_eq!(shipped(&tide, 7).await, "order 7 is on its way");
+    tide.close().await;
+}
+
+#[tokio::test]
+async fn with_sqlx_an_order_is_placed_with_its_message_or_not_at_all() {
+    let name = "orders_sqlx";
+    let (url, tide) = database(name).await;
+    sql(name, TOO_DEAR);
+    let pool = PgPool::connect(&url).await.unwrap();
+    with_sqlx::place(&tide, &pool, 7, 9900).await.unwrap_err();
+    assert_eq!(rows(name), nothing());
+    with_sqlx::place(&tide, &pool, 7, 1200).await.unwrap();
+    assert_eq!(rows(name).0, "1");
+    assert_eq!(shipped(&tide, 7).await, "order 7 is on its way");
+    pool.close().await;
+    tide.close().await;
+}
+
+#[tokio::test]
+async fn in_sql_an_order_is_placed_with_its_message_or_not_at_all() {
+    let name = "orders_sql";
+    let (_, tide) = database(name).await;
+    let script = source("order.sql");
+    sql(name, &script.replace("commit;", "rollback;"));
+    assert_eq!(rows(name), nothing());
+    let printed = sql(name, &script);
+    assert!(printed.contains("msg_") && printed.contains("ready"), "{printed}");
+    assert_eq!(rows(name).0, "1");
+    assert_eq!(shipped(&tide, 7).await, "order 7 is on its way");
+    tide.close().await;
+}
+
+#[tokio::test]
+async fn the_program_places_its_order_once() {
+    let name = "orders_program";
+    let (url, tide) = database(name).await;
+    tide.close().await;
+    let output = Command::new(env!("CARGO_BIN_EXE_orders")).arg(&url).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!((lines[0], lines[2]), ("order 1 is placed", "order 1 is on its way"));
+    assert!(lines[1].starts_with("not placed a second time: "), "{printed}");
+    assert_eq!(rows(name).0, "1");
+}
+
+fn source(of: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(of)).unwrap()
+}
+
+/// Every line that the guide shows stands in a file that is run above, in that order and without another one between.
+#[test]
+fn the_guide_shows_what_is_run() {
+    let guide = source("../../docs/guides/enqueue-in-your-transaction.md");
+    let run: Vec<String> = ["src/lib.rs", "src/with_tokio_postgres.rs", "src/with_sqlx.rs", "order.sql"]
+        .map(source)
+        .iter()
+        .map(|text| bare(text))
+        .collect();
+    let blocks: Vec<&str> = guide.split("```").skip(1).step_by(2).collect();
+    let mut shown = 0;
+    for block in blocks {
+        let (info, text) = block.split_once('\n').unwrap();
+        if ["rust", "sql"].contains(&info) {
+            shown += 1;
+            assert!(run.iter().any(|run| run.contains(&bare(text))), "nobody runs this:\n{text}");
+        }
+    }
+    assert_eq!(shown, 4, "a message, and one way for each driver");
+}
+
+/// Without layout and comments.
+fn bare(text: &str) -> String {
+    let code = text.lines().filter(|line| !line.trim().starts_with("//") && !line.trim().starts_with("--"));
+    code.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
+}
