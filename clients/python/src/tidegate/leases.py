@@ -129,10 +129,10 @@ class Claim:
         }
 
 
-def claim(env: Env, claim: Claim) -> Steps[list[Lease]]:
+def claim(env: Env, claim: Claim, *, within: float | None = None) -> Steps[list[Lease]]:
     """Messages to run. Repeated while what it brings would still hold for a while: a lease counts from the first sending."""
     request = Request("POST", "/v1/leases", body=encoded(claim.wire()), repeatable=True, patience=claim.wait)
-    reply = yield from exchange_json(env, request, within=claim.lease / 2)
+    reply = yield from exchange_json(env, request, within=claim.lease / 2 if within is None else within)
     return [Lease.read(one) for one in reply["leases"]]
 
 

@@ -32,11 +32,9 @@ from .steps import Env
 
 log = logging.getLogger("tidegate.worker")
 
-#: The longest that one claim waits at the server, in seconds.
-_LONGEST_WAIT = 20.0
 #: The longest pause between claims while the server does not answer, in seconds.
 _LONGEST_PAUSE = 5.0
-#: How long a drain waits for handlers that were told to stop, in seconds.
+#: How long a drain waits for handlers that were told to stop, and for a server that does not answer, in seconds.
 _GRACE = 2.0
 
 Handler = Union[Callable[[Context, Any], Any], Callable[[AsyncContext, Any], Awaitable[Any]]]
@@ -83,7 +81,8 @@ class Worker:
 
     ``concurrency``: how many messages of each queue run at once; ``queues`` names some that differ, or that no handler names.
     ``lease``: how long a message is lost to others when this process is killed. ``drain``: how long a worker that is stopped
-    waits for its handlers before it hands their messages back.
+    waits for its handlers before it hands their messages back. ``wait``: how long a claim waits at the server at most; for a
+    server whose ``limits.wait`` is shorter.
     """
 
     def __init__(
@@ -98,6 +97,7 @@ class Worker:
         queues: Mapping[str, int] | None = None,
         lease: Duration = 30,
         drain: Duration = 30,
+        wait: Duration = 20,
         name: str | None = None,
         env: Env = Env(),
     ) -> None:
@@ -107,6 +107,7 @@ class Worker:
         self._queues = dict(queues or {})
         self._lease = seconds(lease)
         self._drain = seconds(drain)
+        self._wait = seconds(wait)
         self._env = env
         self._handlers: dict[str, _Registered] = {}
         self._stop = threading.Event()
@@ -130,7 +131,8 @@ class Worker:
         def register(function: H) -> H:
             if kind in self._handlers:
                 raise ValueError(f"two handlers for kind {kind}; hint: a kind names one handler")
-            awaits = inspect.iscoroutinefunction(function)
+            # Also an object that is called as one.
+            awaits = any(inspect.iscoroutinefunction(one) for one in (function, getattr(function, "__call__", None)))
             self._handlers[kind] = _Registered(kind, queue or kind, version, policy, decode, function, awaits)
             return function
 
@@ -205,6 +207,7 @@ class _Service:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+        self._slots = worker.slots()
         self._handlers = worker._handlers
         self._env = worker._env
         self._lease = worker._lease
@@ -214,7 +217,6 @@ class _Service:
         # Short, so that a second try is still in time.
         self._keepers_driver = Driver(replace(worker._server, timeout=min(worker._server.timeout, self._lease / 6)))
         self._keepalive = Keepalive(self._env, self._keepers_driver, self._lease)
-        self._slots = worker.slots()
         self._busy = dict.fromkeys(self._slots, 0)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
@@ -307,7 +309,7 @@ class _Service:
             nonce=secrets.token_hex(16),
             lease=self._lease,
             # A lease counts from before the claim: what comes last must still have most of it.
-            wait=min(_LONGEST_WAIT, self._lease / 3),
+            wait=min(self._worker._wait, self._lease / 3),
         )
         sent_at = self._env.clock()
         claiming = asyncio.ensure_future(self._async_driver.run(leases.claim(self._env, claim)))
@@ -330,7 +332,7 @@ class _Service:
         """What was handed out to a claim whose answer nobody waited for."""
         again = replace(claim, slots=0, wait=0.0)
         try:
-            came = await self._async_driver.run(leases.claim(self._env, again))
+            came = await self._async_driver.run(leases.claim(self._env, again, within=_GRACE))
         except TidegateError as error:
             log.info("worker %s: what the last claim brought comes back when its lease lapses: %s", self._worker.name, error)
             return
