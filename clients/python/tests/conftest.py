@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -39,8 +40,10 @@ class RealServer:
         lines = []
         for line in self._process.stdout:
             lines.append(line)
-            if " on http://" in line:
-                self.url = line.rsplit(" on ", 1)[1].strip()
+            # A line of its own, or in a log that is JSON.
+            listening = re.search(r" on (http://[0-9.:]+)", line)
+            if listening is not None:
+                self.url = listening[1]
                 self.listen = self.url.removeprefix("http://")
                 # Whatever else it says must not fill the pipe.
                 threading.Thread(target=self._process.stdout.read, daemon=True).start()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union
 
-from tidegate.steps import Env, NoReply, Pause, Reply, Request, Retries, Steps
+from tidegate.steps import Ask, Env, NoReply, Pause, Reply, Request, Retries, Steps
 
 T = TypeVar("T")
 Script = Union[Reply, NoReply, Callable[[Request], Reply]]
@@ -52,6 +52,8 @@ class Scripted:
             self.pauses.append(step.seconds)
             self.now += step.seconds
             return None
+        if isinstance(step, Ask):
+            return step.function(step.key)
         self.requests.append(step)
         assert self.replies, f"nobody wrote a reply to {step.method} {step.path}"
         reply = self.replies.pop(0)

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Union
-from urllib.parse import quote
 
 from .durations import Duration, moment, ms, seconds
 from .errors import Problem, problem
 from .exchange import encoded, exchange_json
-from .model import TERMINAL, Enqueued, Flow, Message, Page
+from .model import TERMINAL, Enqueued, Flow, Message, Page, part
 from .steps import Env, Json, Request, Steps
 
 #: The longest that one request waits at the server.
@@ -77,7 +76,7 @@ def enqueue(
     message = NewMessage(
         kind, payload, key, queue, version, priority, delay, due_at, deadline, max_age, key_time, headers
     ).wire()
-    path = f"/v1/queues/{_part(message['queue'])}/messages"
+    path = f"/v1/queues/{part(message['queue'])}/messages"
     reply = yield from exchange_json(env, Request("POST", path, body=encoded(message), repeatable=True))
     return Enqueued.read(reply)
 
@@ -94,25 +93,25 @@ def enqueue_many(env: Env, messages: Sequence[NewMessage]) -> Steps[list[Union[E
 def get(env: Env, id: str, *, reveal: bool = False) -> Steps[Message]:
     """Everything about a message. ``reveal`` shows payload and values to a token that may see them, and is audited."""
     query = {"reveal": "payload"} if reveal else {}
-    reply = yield from exchange_json(env, Request("GET", f"/v1/messages/{_part(id)}", query=query, repeatable=True))
+    reply = yield from exchange_json(env, Request("GET", f"/v1/messages/{part(id)}", query=query, repeatable=True))
     return Message.read(reply)
 
 
 def find(env: Env, queue: str, key: str) -> Steps[Message]:
     """The message of a key."""
-    path = f"/v1/queues/{_part(queue)}/keys/{_part(key)}"
+    path = f"/v1/queues/{part(queue)}/keys/{part(key)}"
     return Message.read((yield from exchange_json(env, Request("GET", path, repeatable=True))))
 
 
 def wait(env: Env, id: str, *, timeout: Duration = 30) -> Steps[Message]:
     """A message when it has ended or is parked, or as it is after ``timeout``: then it is pending, and nothing is called off."""
-    said = yield from _waited(env, f"/v1/messages/{_part(id)}", timeout, lambda said: said["state"] in (*TERMINAL, "parked"))
+    said = yield from _waited(env, f"/v1/messages/{part(id)}", timeout, lambda said: said["state"] in (*TERMINAL, "parked"))
     return Message.read(said)
 
 
 def flow(env: Env, id: str, *, timeout: Duration = 0) -> Steps[Flow]:
     """A message with everything that followed from it; with a ``timeout``, when nothing of it is to be run any more."""
-    said = yield from _waited(env, f"/v1/flows/{_part(id)}", timeout, lambda said: not said["live"])
+    said = yield from _waited(env, f"/v1/flows/{part(id)}", timeout, lambda said: not said["live"])
     return Flow.read(said)
 
 
@@ -151,7 +150,3 @@ def _waited(env: Env, path: str, timeout: Duration, is_over: Any) -> Steps[Any]:
         said = yield from exchange_json(env, Request("GET", path, query=query, repeatable=True, patience=patience))
         if is_over(said) or left <= _LONGEST_WAIT:
             return said
-
-
-def _part(text: str) -> str:
-    return quote(text, safe="")

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import httpx
 
-from .steps import NoReply, Pause, Reply, Request, Step, Steps
+from .steps import Ask, NoReply, Pause, Reply, Request, Step, Steps
 
 T = TypeVar("T")
 
 #: Errors of a connection that was never made. Everything else may have carried the request.
-_NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Server:
             headers["Tidegate-Tenant"] = self.tenant
         # Whoever waits for many messages holds a connection for each.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-        verify: Any = True if self.ca_file is None else _tls(self.ca_file)
+        # To read the certificate authorities of the machine takes longer than many requests.
+        verify: Any = self.url.startswith("https:") if self.ca_file is None else _tls(self.ca_file)
         return {"base_url": self.url.rstrip("/"), "headers": headers, "limits": limits, "verify": verify}
 
     def request(self, request: Request) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def _reply(response: httpx.Response) -> Reply:
 
 def _no_reply(error: httpx.HTTPError | httpx.InvalidURL) -> NoReply:
     why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return NoReply(why, left=not isinstance(error, (*_NEVER_LEFT, httpx.InvalidURL)))
+    return NoReply(why, left=not isinstance(error, (*NEVER_LEFT, httpx.InvalidURL)))
 
 
 class Driver:
@@ -99,6 +100,8 @@ class Driver:
     def _carry_out(self, step: Step) -> Any:
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
+        if isinstance(step, Ask):
+            return step.function(step.key)
         try:
             return _reply(self._http.request(**self.server.request(step)))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -134,6 +137,8 @@ class AsyncDriver:
     async def _carry_out(self, step: Step) -> Any:
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
+        if isinstance(step, Ask):
+            return await asyncio.wait_for(step.function(step.key), step.within)
         try:
             return _reply(await self._http.request(**self.server.request(step)))
         except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -85,6 +85,10 @@ class InFlight(Conflict):
     """Another request with this key is being accepted at this moment."""
 
 
+class LeaseLost(Conflict):
+    """Somebody else has the message by now: nothing that is done for it under this lease counts any more."""
+
+
 class QueueFull(Problem):
     """The queue is at its limit."""
 
@@ -106,6 +110,7 @@ _BY_SLUG: dict[str, type[Problem]] = {
     "key-conflict": KeyConflict,
     "stale-key": StaleKey,
     "in-flight": InFlight,
+    "lease-lost": LeaseLost,
     "queue-full": QueueFull,
     "corrupt": Corrupt,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from typing import Any
 
 from .errors import Problem, TidegateError, Unreachable, problem_of
@@ -34,6 +35,8 @@ def exchange(env: Env, request: Request, *, within: float | None = None) -> Step
         if not may_repeat or env.clock() + delay >= give_up_at:
             raise error
         yield from pause(delay)
+        if request.again is not None:
+            request = replace(request, body=request.again)
     raise AssertionError("unreachable: the loop ends by return or raise")
 
 

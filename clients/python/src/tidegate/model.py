@@ -10,11 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 from .durations import moment_of
 
 #: States in which a message stays unless a person acts.
 TERMINAL = frozenset({"completed", "failed", "dead", "cancelled"})
+
+
+def part(text: str) -> str:
+    """A name as a part of a path."""
+    return quote(text, safe="")
 
 
 class Key(str):

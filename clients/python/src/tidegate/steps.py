@@ -29,6 +29,8 @@ class Request:
     body: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     repeatable: bool = False
+    #: What is sent instead when it is sent again.
+    again: bytes | None = None
     #: How long the server may take on purpose, in seconds; the client's own time-out comes on top.
     patience: float = 0.0
 
@@ -49,6 +51,15 @@ class Pause:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Ask:
+    """A function of the application. One that is awaited is given up after ``within`` seconds; one that blocks cannot be."""
+
+    function: Callable[[str], Any]
+    key: str
+    within: float
+
+
 class NoReply(Exception):
     """A request got no whole reply. ``left`` is false only if it certainly never left."""
 
@@ -57,7 +68,7 @@ class NoReply(Exception):
         self.left = left
 
 
-Step = Union[Request, Pause]
+Step = Union[Request, Pause, Ask]
 #: A course of steps that ends in a ``T``.
 Steps = Generator[Step, Any, T]
 
