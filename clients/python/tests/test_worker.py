@@ -406,6 +406,20 @@ def test_a_message_whose_run_crashed_runs_alone_in_its_process(server: RealServe
     assert beside == [0]
 
 
+def test_a_handler_that_blocks_everything_keeps_its_lease(server: RealServer) -> None:
+    worker = Worker(server.url, lease=1.5)
+
+    @worker.handle("pay", policy=SOON)
+    async def pay(ctx: AsyncContext, payload: Any) -> int:
+        # Not how it is done: the whole event loop waits.
+        time.sleep(4)
+        return ctx.attempt
+
+    with Client(server.url) as tide, working(worker):
+        message = ended(tide, tide.enqueue("pay", 1, key="k").id)
+        assert (message.state, message.attempt, message.history) == ("completed", 1, ())
+
+
 def test_a_cancel_request_is_told_and_lets_no_effect_begin(server: RealServer) -> None:
     worker = Worker(server.url, lease=0.6)
     began = threading.Event()
