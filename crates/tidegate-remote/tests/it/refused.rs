@@ -46,7 +46,11 @@ async fn errors_of_the_store_are_the_same_over_http() {
     local.pause(ChangeQueue { tenant: Tenant::default(), queue: queue("work"), change: limit, act }).await.unwrap();
     let another = tidegate::message::NewMessage { kind: Kind::new("other").unwrap(), ..message("a") };
     let full = message("b");
-    let too_late = tidegate::message::NewMessage { deadline: Some(tidegate::Timestamp::EPOCH), ..message("c") };
+    let too_late = tidegate::message::NewMessage {
+        deadline: Some(tidegate::Timestamp::EPOCH),
+        due: tidegate::message::Due::At(tidegate::Timestamp::from_millis(4_000_000_000_000)),
+        ..message("c")
+    };
     for case in [another, full, too_late] {
         let here = local.enqueue(vec![case.clone()]).await.unwrap().pop().unwrap().unwrap_err();
         let there = remote.enqueue(vec![case]).await.unwrap().pop().unwrap().unwrap_err();
