@@ -184,7 +184,7 @@ fn a_sweeper_that_leaves_leases_alone_does_not_keep_the_others_from_them() {
 
 /// A message whose worker is gone, and whose lease is over.
 async fn lapsed_lease(place: &Place) {
-    place.store.enqueue(vec![message("m")]).await.unwrap().remove(0).unwrap();
+    place.store.enqueue(vec![message("m")]).await.expect("answered").remove(0).expect("stored");
     assert_eq!(claim_for(&place.store, 1, Duration::from_millis(1)).await.len(), 1);
     let lapsed = format!(
         "select count(*) from {} where until < extract(epoch from clock_timestamp()) * 1000 - 1",

@@ -15,7 +15,10 @@ async fn connect() -> PgConnection {
 /// A table of the application's own, beside the store's.
 async fn orders(place: &Place, connection: &mut PgConnection) -> String {
     let orders = place.name("orders");
-    sqlx::raw_sql(AssertSqlSafe(format!("create table {orders} (id bigint)"))).execute(connection).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(format!("create table {orders} (id bigint)")))
+        .execute(connection)
+        .await
+        .expect("a table of its own");
     orders
 }
 

@@ -15,7 +15,7 @@ const CLAIMS: usize = 40;
 async fn pages_of_claims(place: &Place, prefix: &str) -> u64 {
     let store = open(&place.schema.url()).await;
     let batch = (0..CLAIMS).map(|n| message(&format!("{prefix}-{n}"))).collect();
-    store.enqueue(batch).await.unwrap();
+    store.enqueue(batch).await.expect("answered");
     store.close().await;
     // What a session has seen is told at its end.
     let before = pages(place);
