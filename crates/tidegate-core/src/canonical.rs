@@ -311,6 +311,7 @@ fn sort(out: &mut String, start: usize, members: &[Member<'_>]) {
     }
 }
 
+#[expect(clippy::ptr_arg, reason = "whether it is borrowed says whether there is anything to escape")]
 fn write_string(out: &mut String, string: &Cow<'_, str>) {
     out.push('"');
     let mut written = 0;

@@ -172,7 +172,6 @@ impl Random for SystemRandom {
             state.set(Some(next));
             let mixed = (next ^ next >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-            #[expect(clippy::cast_possible_truncation, reason = "the upper half of it")]
             let drawn = ((mixed ^ mixed >> 31) >> 32) as u32;
             f64::from(drawn) / (f64::from(u32::MAX) + 1.0)
         })

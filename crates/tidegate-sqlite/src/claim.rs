@@ -15,7 +15,7 @@ use tidegate_core::store::{ClaimRequest, Claimed, Lease};
 use crate::cancel;
 use crate::copied;
 use crate::group::{self, Group, Lane, Place};
-use crate::many::{Cell, Many, UNMADE};
+use crate::many::{Cell, Many, unmade};
 use crate::place::{self, Ending, Limits};
 use crate::room::RoomFor;
 use crate::row::{self, JOURNALED, LeaseRow, Life, RECONCILING};
@@ -351,7 +351,7 @@ fn put_firsts(group: &mut Group<'_>, request: &ClaimRequest, firsts: &[First]) -
             (15, Cell::Null),
             (16, Cell::Null),
         ],
-        made: UNMADE,
+        made: unmade(),
     };
     let until = group.now.after(request.lease);
     let worker: Arc<str> = request.worker.as_str().into();

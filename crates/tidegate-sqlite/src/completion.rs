@@ -10,7 +10,7 @@ use tidegate_core::lifecycle::{self, Counters, Next, Outcome};
 use tidegate_core::store::{Counted, Settled};
 
 use crate::group::{Group, Place};
-use crate::many::{Cell, Many, UNMADE};
+use crate::many::{Cell, Many, unmade};
 use crate::place;
 use crate::seal;
 use crate::settle::{Prepared, is_whole_flow};
@@ -147,7 +147,7 @@ fn put_results(group: &mut Group<'_>, completions: &[Completion<'_>]) -> Result<
             (10, Cell::Null),
             (14, Cell::Null),
         ],
-        made: UNMADE,
+        made: unmade(),
     };
     let lane = group.lane(completions[0].lane)?;
     let mut rows: Vec<_> = (completions.iter())

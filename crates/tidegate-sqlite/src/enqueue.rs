@@ -13,7 +13,7 @@ use tidegate_core::message::{DEFAULT_MAX_AGE, Due, NewMessage};
 use tidegate_core::store::{Counted, Enqueued, Verdicts};
 
 use crate::group::{Group, Lane};
-use crate::many::{Cell, Many, UNMADE};
+use crate::many::{Cell, Many, unmade};
 use crate::place;
 use crate::room;
 use crate::row::{self, Life};
@@ -136,7 +136,7 @@ fn several(
         shared: [0],
         each: [1, 2, 3],
         literal: &[],
-        made: UNMADE,
+        made: unmade(),
     };
     static BODIES: Many<3, 3> = Many {
         sealed: seal::MESSAGE,
@@ -145,7 +145,7 @@ fn several(
         shared: [1, 4, 7],
         each: [0, 2, 3],
         literal: &[(5, Cell::Null), (6, Cell::Null), (8, Cell::Null), (9, Cell::Null), (10, Cell::Null)],
-        made: UNMADE,
+        made: unmade(),
     };
     let mut ids = Vec::with_capacity(run.len());
     for _ in run {

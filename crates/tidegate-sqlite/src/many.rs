@@ -65,7 +65,9 @@ pub(crate) struct Many<const SHARED: usize, const EACH: usize> {
 }
 
 /// No statement made yet.
-pub(crate) const UNMADE: [OnceLock<String>; SIZES.len()] = [const { OnceLock::new() }; SIZES.len()];
+pub(crate) const fn unmade() -> [OnceLock<String>; SIZES.len()] {
+    [const { OnceLock::new() }; SIZES.len()]
+}
 
 impl<const SHARED: usize, const EACH: usize> Many<SHARED, EACH> {
     /// Inserts the rows; says how many were.
@@ -159,7 +161,7 @@ mod tests {
         shared: [1],
         each: [0, 3],
         literal: &[(2, Cell::Null)],
-        made: UNMADE,
+        made: unmade(),
     };
 
     #[test]

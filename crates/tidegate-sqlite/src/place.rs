@@ -16,7 +16,7 @@ use tidegate_core::message::{Answer, Failure, Message};
 use tidegate_core::store::Counted;
 
 use crate::group::{Group, Lane, Place};
-use crate::many::{Cell, Many, UNMADE};
+use crate::many::{Cell, Many, unmade};
 use crate::row::{self, JOURNALED, LastSettlement, LeaseRow, Life};
 use crate::seal::{self, Literal};
 use crate::trouble::Trouble;
@@ -403,7 +403,7 @@ pub(crate) fn put_all_ready(
             (10, Cell::Null),
             (11, Cell::Null),
         ],
-        made: UNMADE,
+        made: unmade(),
     };
     let rows: Vec<_> = ids.map(|id| [Cell::Int(id.as_i64())]).collect();
     if rows.is_empty() {

@@ -24,7 +24,7 @@ pub(crate) async fn put(tide: &Tidegate, tenant: &str, queue: &str, count: usize
             QueueName::new(queue).unwrap(),
             Kind::new("work").unwrap(),
             IdempotencyKey::unique(&random),
-            Payload::from_json(r#"{"card":"4242","cents":100}"#).unwrap(),
+            Payload::from_json(r#"{"card":"4242-4242-4242","cents":100}"#).unwrap(),
         )
     };
     let stored = tide.store().enqueue((0..count).map(message).collect()).await.unwrap();
@@ -91,11 +91,12 @@ pub(crate) fn at_once(max_attempts: u32) -> Policy {
 async fn park(tide: &Tidegate) -> MessageId {
     let handler = |context: Context, _: Work| async move {
         let effect = context.effect("capture").at_most_once();
-        let _: u32 = effect.call(|_| async { EffectAnswer::unknown("time-out after the send of 4242") }).await?;
+        let _: u32 =
+            effect.call(|_| async { EffectAnswer::unknown("time-out after the send of 4242-4242-4242") }).await?;
         Err::<u32, _>(HandlerError::retryable("not_reached", "the effect has no answer"))
     };
     let worker = tide.worker().handle_with(handler, at_once(1)).start().await.unwrap();
-    let sent = tide.enqueue(Work { card: "4242".into(), cents: 1 }).await.unwrap();
+    let sent = tide.enqueue(Work { card: "4242-4242-4242".into(), cents: 1 }).await.unwrap();
     let answer = sent.answer(std::time::Duration::from_secs(30)).await.unwrap();
     assert!(matches!(answer, tidegate::Answer::Parked { .. }), "{answer:?}");
     worker.stop().await.unwrap();
@@ -303,7 +304,7 @@ async fn a_confirmation_that_came_too_late_is_listed_as_evidence_and_masked() {
     let unknown = Outcome::Unknown { failure: Failure::new("timeout", "no reply") };
     let parked = stage.tide.store().settle(vec![ends(&lease, unknown)]).await.unwrap().pop().unwrap().unwrap();
     assert_eq!(parked.state, tidegate::State::Parked);
-    let answer = journal::EffectAnswer::Confirmed { value: r#"{"charge":"ch_4242"}"#.into() };
+    let answer = journal::EffectAnswer::Confirmed { value: r#"{"charge":"ch_4242-4242-4242"}"#.into() };
     journal(JournalWrite::Answer { effect, seq: 0, answer }).await.unwrap_err();
 
     let reader = token(&stage.tide, "reader", &["read", "operate"], "").await;
@@ -311,13 +312,12 @@ async fn a_confirmation_that_came_too_late_is_listed_as_evidence_and_masked() {
     let evidence = &page.of(200)["messages"][0]["evidence"][0];
     assert_eq!((&evidence["effect"], &evidence["item"]), (&json!("capture"), &json!("2")));
     assert_eq!(evidence["value"], json!({"masked": true, "bytes": 20}));
-    assert!(!page.text().contains("4242"), "{}", page.text());
+    assert!(!page.text().contains("4242-4242-4242"), "{}", page.text());
     // That it did not happen is not believed yet; that it did needs no waiting, and twice is once.
     let path = format!("/v1/messages/{id}/effects/resolve");
     let body = r#"{"effect":"capture","item":"2","resolution":"did_not_happen","reason":"not in the ledger"}"#;
     stage.ask(&reader, Method::POST, &path, body).await.problem("conflict");
-    let body =
-        r#"{"effect":"capture","item":"2","resolution":"happened","result":{"charge":"ch_4242"},"reason":"late"}"#;
+    let body = r#"{"effect":"capture","item":"2","resolution":"happened","result":{"charge":"ch_4242-4242-4242"},"reason":"late"}"#;
     for _ in 0..2 {
         assert_eq!(stage.ask(&reader, Method::POST, &path, body).await.of(200)["state"], "ready");
     }
@@ -402,11 +402,11 @@ async fn many_messages_are_read_in_their_order_and_masked_unless_they_may_be_rev
     let found = |at: usize| messages[at]["id"].as_str().map(ToOwned::to_owned);
     assert_eq!([0, 2, 3].map(found), [mine[1], mail, mine[0]].map(|id| Some(id.to_string())));
     assert_eq!((&messages[1], &messages[4]), (&Value::Null, &Value::Null));
-    assert!(!masked.text().contains("4242"), "{}", masked.text());
+    assert!(!masked.text().contains("4242-4242-4242"), "{}", masked.text());
     assert_eq!(audit(&stage).await.len(), before, "masked, it is no reveal");
 
     let shown = stage.ask(&support, Method::POST, "/v1/messages/inspect", &body("payload")).await.of(200);
-    assert_eq!(shown["messages"][0]["payload"]["card"], "4242");
+    assert_eq!(shown["messages"][0]["payload"]["card"], "4242-4242-4242");
     assert_eq!(shown["messages"][2]["payload"]["masked"], true, "it may read the queue mail and not reveal on it");
     let rows = audit(&stage).await;
     let revealed: Vec<_> = rows[before..].iter().map(|row| (row.act.as_str(), row.message.unwrap())).collect();
@@ -554,16 +554,16 @@ async fn a_payload_is_changed_and_what_changed_is_shown_to_whoever_may_see_it() 
         async |token: &str, path: &str, body: &str| -> Reply { stage.ask(token, Method::PATCH, path, body).await };
     let path = format!("/v1/messages/{id}");
     let shown = format!("{path}?reveal=payload");
-    let body = r#"{"payload":{ "card":"4242","cents":10000},"reason":"cents were euros"}"#;
+    let body = r#"{"payload":{ "card":"4242-4242-4242","cents":10000},"reason":"cents were euros"}"#;
     edit(&ops, &shown, body).await.problem("forbidden");
     let masked = edit(&ops, &path, body).await;
     let edited = masked.of(200);
     assert_eq!((&edited["changed"], &edited["changes"]), (&json!(true), &Value::Null));
-    assert!(!masked.text().contains("4242"), "{}", masked.text());
+    assert!(!masked.text().contains("4242-4242-4242"), "{}", masked.text());
     let view = stage.tide.store().inspect(vec![id]).await.unwrap().pop().flatten().unwrap();
-    assert_eq!(&*view.message.payload, r#"{ "card":"4242","cents":10000}"#);
+    assert_eq!(&*view.message.payload, r#"{ "card":"4242-4242-4242","cents":10000}"#);
 
-    let body = r#"{"payload":{"card":"4242","cents":99,"note":null},"reason":"and again"}"#;
+    let body = r#"{"payload":{"card":"4242-4242-4242","cents":99,"note":null},"reason":"and again"}"#;
     let edited = edit(&both, &shown, body).await.of(200);
     assert_eq!(
         edited["changes"],
