@@ -606,6 +606,16 @@ pub fn answered(row: &EffectRow, answer: &EffectAnswer, now: Timestamp) -> Resul
     }
 }
 
+/// The row as the holder of this lease sees it. An intent under another token is a send whose answer is missing: whoever did
+/// not send it cannot say that it was not done, so it reads as unknown (PROTOCOL §3).
+#[must_use]
+pub fn seen_under(row: &EffectRow, token: LeaseToken) -> EffectRow {
+    if row.state == EffectState::Intent && row.token != token {
+        return EffectRow { state: EffectState::Unknown { why: "no answer".into() }, ..row.clone() };
+    }
+    row.clone()
+}
+
 /// The row of an intent whose send never left, because the reply to its writing was missing. `None` when the lease left none.
 ///
 /// Only the holder of the lease can know that, and says so when it ends the run: without it, an effect that is sent at most

@@ -201,7 +201,7 @@ impl Applying<'_> {
                 if effect::repeats(row, answer) {
                     return Ok(Some(Applied::Known(row.clone())));
                 }
-                EffectRow { state: effect::answered(row, answer, now)?, ..row.clone() }
+                EffectRow { state: effect::answered(&effect::seen_under(row, token), answer, now)?, ..row.clone() }
             }
             JournalWrite::NotSent { effect } => match effect::not_sent(rows, effect, token, now) {
                 Some(row) => row,

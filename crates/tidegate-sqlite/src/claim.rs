@@ -56,10 +56,18 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
     for slots in &request.queues {
         let Some(queue_id) = group.known_queue(&request.tenant, &slots.queue)? else { continue };
         // Another process may have paused it, so it is read here and now.
-        if group::queue_row(group.conn, queue_id)?.paused {
-            continue;
-        }
-        let lanes = served(group, request, queue_id)?;
+        let looked = group::queue_row(group.conn, queue_id)
+            .and_then(|queue| if queue.paused { Ok(Vec::new()) } else { served(group, request, queue_id) });
+        let lanes = match looked {
+            Ok(lanes) if lanes.is_empty() => continue,
+            Ok(lanes) => lanes,
+            // As with rows: the other queues go on.
+            Err(Trouble::Item(error)) => {
+                unreadable = unreadable.or(Some(error));
+                continue;
+            }
+            Err(trouble) => return Err(trouble),
+        };
         let mut free = slots.slots;
         while free > 0 && claimed.ended < MOST_ENDED {
             promote_heads(group, &lanes, free)?;
@@ -80,7 +88,8 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
             }
             let mut firsts = Vec::with_capacity(heads.len());
             for head in heads {
-                match start(group, request, &mut firsts, &lanes[head.lane], head.id, head.life)? {
+                let begun = start(group, request, &mut firsts, &lanes[head.lane], head.id, head.life);
+                match begun.map_err(after_removal)? {
                     Some(lease) => {
                         claimed.leases.push(lease);
                         free -= 1;
@@ -106,6 +115,17 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
         failpoint::reach("claim.before_commit");
     }
     Ok(claimed)
+}
+
+/// The heads have left their lanes: what goes wrong from here on undoes the whole group, or they would be nowhere.
+fn after_removal(trouble: Trouble) -> Trouble {
+    match trouble {
+        Trouble::Item(error) => Trouble::Group(rusqlite::Error::SqliteFailure(
+            rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT),
+            Some(error.what().to_owned()),
+        )),
+        group @ Trouble::Group(_) => group,
+    }
 }
 
 /// The leases that this very call made before, if its reply was lost.

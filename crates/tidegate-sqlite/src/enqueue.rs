@@ -98,8 +98,11 @@ fn run<'b>(group: &mut Group<'_>, batch: &'b [Result<Prepared, StoreError>]) -> 
     let Some(Ok(first)) = batch.first() else { return Ok(None) };
     let Some(lane) = group.known_lane(&first.message) else { return Ok(None) };
     // Each message may be the one too many.
-    if group.depth(lane.queue_id)?.1.is_some() {
-        return Ok(None);
+    match group.depth(lane.queue_id) {
+        Ok((_, None)) => {}
+        // What cannot be read is told to each.
+        Ok((_, Some(_))) | Err(Trouble::Item(_)) => return Ok(None),
+        Err(trouble) => return Err(trouble),
     }
     let max_age = max_age(first, group.now);
     let mut run = Run { lane, messages: Vec::with_capacity(batch.len()), needed: 0 };

@@ -118,7 +118,7 @@ fn apply(
             if effect::repeats(row, answer) {
                 return Ok(Some(row.clone()));
             }
-            EffectRow { state: effect::answered(row, answer, group.now)?, ..row.clone() }
+            EffectRow { state: effect::answered(&effect::seen_under(row, token), answer, group.now)?, ..row.clone() }
         }
         JournalWrite::NotSent { effect } => match effect::not_sent(rows, effect, token, group.now) {
             Some(row) => row,

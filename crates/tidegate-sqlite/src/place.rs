@@ -526,7 +526,11 @@ pub(crate) fn put(
                 Next::Parked(reason) => (reason.as_str(), Counted::Parked, Place::Parked),
                 Next::Ready { .. } | Next::Completed | Next::Failed | Next::Cancelled => unreachable!("matched above"),
             };
-            let journal = journal_if(group.conn, id, life.flags)?;
+            // Only for the group of failures: that it cannot be read may be why the message comes to be here.
+            let journal = match journal_if(group.conn, id, life.flags) {
+                Err(Trouble::Item(_)) => Vec::new(),
+                read => read?,
+            };
             let effect = group::failed_effect(&journal);
             let (code, detail) = failure.map_or((reason, ""), |failure| (&failure.code, &failure.detail));
             let failures = GroupId::of(&lane.kind, code, effect, detail);

@@ -60,9 +60,17 @@ pub(crate) fn settle(group: &mut Group<'_>, batch: &[Prepared]) -> Result<Verdic
     let mut verdicts = Vec::with_capacity(batch.len());
     let mut completions = Vec::new();
     for item in batch {
-        if let Some(settled) = completion::decide(group, item, &mut completions)? {
-            verdicts.push(Ok(settled));
-            continue;
+        // A refusal here is of this one alone: nothing was changed for it.
+        match verdict(completion::decide(group, item, &mut completions))? {
+            Ok(None) => {}
+            Ok(Some(settled)) => {
+                verdicts.push(Ok(settled));
+                continue;
+            }
+            Err(refused) => {
+                verdicts.push(Err(refused));
+                continue;
+            }
         }
         // What is not plain may have to do with what was settled just now: with the same message, or with its flow.
         completion::write(group, &mut completions)?;

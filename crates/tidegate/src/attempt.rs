@@ -67,16 +67,26 @@ async fn attempt(worker: &Shared, lease: Arc<Lease>, held: &Arc<Held>) {
 /// Who may run: everybody together, or a suspect alone. `None` when the lease was lost while waiting.
 async fn pass_gate(worker: &Shared, lease: &Lease, held: &Arc<Held>) -> Option<Gate> {
     if !lease.suspect || canary::is(Canary::SuspectInCompany) {
-        return tokio::select! {
+        let stopped = tokio::select! {
             biased;
-            passed = Arc::clone(&worker.alone).read_owned() => Some(Gate::Together(passed)),
-            () = given_up(worker, lease, held) => None,
+            passed = Arc::clone(&worker.alone).read_owned() => return Some(Gate::Together(passed)),
+            stopped = held.wait_stopped() => stopped,
         };
+        // Not beside the gate: one that opens meanwhile must not start what is on its way back.
+        give_back(worker, lease, held, stopped).await;
+        return None;
     }
-    let alone = tokio::select! {
+    let passed = tokio::select! {
         biased;
-        passed = Arc::clone(&worker.alone).write_owned() => passed,
-        () = given_up(worker, lease, held) => return None,
+        passed = Arc::clone(&worker.alone).write_owned() => Ok(passed),
+        stopped = held.wait_stopped() => Err(stopped),
+    };
+    let alone = match passed {
+        Ok(alone) => alone,
+        Err(stopped) => {
+            give_back(worker, lease, held, stopped).await;
+            return None;
+        }
     };
     // Said before it starts, or a crash would be held against nobody, for ever.
     let say = Extend { id: lease.message.id, token: lease.token, lease: worker.lease, alone: true };
@@ -96,9 +106,9 @@ async fn pass_gate(worker: &Shared, lease: &Lease, held: &Arc<Held>) -> Option<G
     }
 }
 
-/// Waits for a reason not to start, and hands the message back where that is still ours to do.
-async fn given_up(worker: &Shared, lease: &Lease, held: &Arc<Held>) {
-    match held.wait_stopped().await {
+/// Hands back a message that did not start, where that is still ours to do.
+async fn give_back(worker: &Shared, lease: &Lease, held: &Arc<Held>, stopped: Stopped) {
+    match stopped {
         Stopped::LeaseLost => {}
         Stopped::OutOfTime | Stopped::Drained | Stopped::CancelRequested => {
             settle(worker, lease, held, Outcome::Released, Progress::default()).await;

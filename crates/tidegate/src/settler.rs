@@ -56,7 +56,7 @@ impl Settler {
             Place::Alone(settle) => self.call(settle, Vec::new()).await,
             Place::Fetching(settle) => {
                 let turn = Turn(Some(self));
-                tokio::task::yield_now().await;
+                let_others_run().await;
                 let others = turn.take();
                 self.call(settle, others).await
             }
@@ -108,6 +108,21 @@ impl Settler {
         gathered.fetched = false;
         std::mem::take(&mut gathered.waiting)
     }
+}
+
+/// Lets what is ready on this thread run once. Not `tokio::task::yield_now`: that keeps the task on its thread until the
+/// thread has nothing else to do, and a handler that blocks the thread would keep everybody's settlement. Woken by itself,
+/// the task stands at the end of the thread's queue, from where another thread takes it.
+async fn let_others_run() {
+    let mut yielded = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return std::task::Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
 }
 
 /// Whoever fetches next. Dropped before, it tells those who waited for it that they have to settle again.
@@ -167,6 +182,22 @@ mod tests {
 
     fn has_begun(settling: Pin<&mut impl Future<Output = Verdict>>) -> bool {
         matches!(settling.poll(&mut Context::from_waker(Waker::noop())), Poll::Pending)
+    }
+
+    #[test]
+    fn a_handler_that_blocks_its_thread_keeps_nobodys_settlement() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        let (settler, _metrics) = settler();
+        let (unblock, blocked) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        drop(runtime.spawn(async move {
+            // Spawned from here it is what this thread runs next, and no other thread takes it.
+            drop(tokio::spawn(async move { blocked.recv() }));
+            drop(tell.send(settler.settle(settlement(1)).await));
+        }));
+        let verdict = told.recv_timeout(std::time::Duration::from_secs(10));
+        drop(unblock);
+        assert!(verdict.is_ok(), "settled beside the thread that is blocked");
     }
 
     #[tokio::test]

@@ -3,15 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidegate_core::clock::SystemRandom;
 use tidegate_core::effect::{EffectAnswer, EffectId, EffectPolicy, EffectRow, IntentTimes, MAX_RECONCILE, Reached};
-use tidegate_core::id::EffectName;
-use tidegate_core::lifecycle::State;
-use tidegate_core::store::{Filter, Journal, JournalWrite, Lease, SweepRequest};
+use tidegate_core::id::{EffectName, IdempotencyKey, Kind, Nonce, QueueName, Tenant, WorkerId};
+use tidegate_core::lifecycle::{Outcome, State};
+use tidegate_core::message::{NewMessage, Payload};
+use tidegate_core::retry::Policy;
+use tidegate_core::store::{
+    ClaimRequest, Enqueued, Filter, Journal, JournalWrite, Lease, QueueSlots, Settle, SweepRequest,
+};
 use tidegate_core::{Store as _, StoreError, StoreErrorKind};
 use tidegate_sqlite::{Options, SqliteStore};
 use tidegate_testkit::ManualClock;
 
-use crate::fixture::{Place, claim, completion, kind_of, message, run, started, transactional};
+use crate::fixture::{Place, claim, completion, kind, kind_of, message, queue, run, started, transactional};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -124,4 +129,78 @@ fn leases_that_cannot_be_read_are_in_nobodys_way() {
     assert!(second.taken_over.is_empty() && !second.more, "there is nothing to do at once: {second:?}");
     let left: i64 = peer.query_row("select count(*) from tide_lease", [], |row| row.get(0)).expect("counted");
     assert_eq!(left, 3, "kept for a person");
+}
+
+#[test]
+fn a_journal_that_cannot_be_read_parks_its_message_and_takes_nobody_along() {
+    let place = Place::new();
+    let store = place.open();
+    let lease = run(started(&store, "damaged"));
+    let row = intent(&store, &lease, &keyed(MINUTE)).expect("a first send");
+    let refused = JournalWrite::Answer { effect: row.effect, seq: row.seq, answer: EffectAnswer::NotDone };
+    journal(&store, &lease, refused).expect("noted");
+    let released = Settle { outcome: Outcome::Released, ..completion(&lease) };
+    run(store.settle(vec![released])).expect("answered").remove(0).expect("given back");
+    place.connection().execute("update tide_effect set key = 'x'", []).expect("spoilt");
+    let innocent = run(store.enqueue(vec![message("innocent")])).expect("answered").remove(0).expect("stored");
+    let leases = run(claim(&store, 5));
+    let taken: Vec<_> = leases.iter().map(|lease| Enqueued::New { id: lease.message.id }).collect();
+    assert_eq!(taken, [innocent]);
+    let parked = "select count(*) from tide_held where state = 'parked'";
+    assert_eq!(place.connection().query_row(parked, [], |row| row.get::<_, i64>(0)), Ok(1), "and is kept for a person");
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_refuses_settlements_of_its_own_kind_alone() {
+    let place = Place::new();
+    let store = place.open();
+    run(async {
+        let other = Kind::new("other").expect("a valid name");
+        store.declare(vec![(other.clone(), Policy::default())]).await.expect("declared");
+        place.connection().execute("update tide_policy set declared_at = declared_at + 1", []).expect("spoilt");
+        let key = IdempotencyKey::new("b").expect("a valid key");
+        let theirs = NewMessage::new(queue(), other.clone(), key, Payload::from_json("1").expect("JSON"));
+        for stored in store.enqueue(vec![message("a"), theirs]).await.expect("answered") {
+            stored.expect("stored");
+        }
+        let request = ClaimRequest {
+            worker: WorkerId::new("w").expect("a valid name"),
+            tenant: Tenant::default(),
+            queues: vec![QueueSlots { queue: queue(), slots: 2 }],
+            kinds: vec![(kind(), 1), (other, 1)],
+            nonce: Nonce::new(&SystemRandom),
+            lease: Duration::from_secs(3600),
+        };
+        let leases = store.claim(request).await.expect("answered").leases;
+        assert_eq!(leases.len(), 2);
+        let verdicts = store.settle(leases.iter().map(completion).collect()).await.expect("a verdict for each");
+        for (lease, verdict) in leases.iter().zip(verdicts) {
+            assert_eq!(verdict.is_ok(), lease.message.kind == kind(), "{verdict:?}");
+        }
+    });
+}
+
+#[test]
+fn a_queue_that_cannot_be_read_keeps_no_other_from_being_claimed() {
+    let place = Place::new();
+    let store = place.open();
+    run(async {
+        let spoilt = QueueName::new("zzz").expect("a valid name");
+        let key = IdempotencyKey::new("b").expect("a valid key");
+        let theirs = NewMessage::new(spoilt.clone(), kind(), key, Payload::from_json("1").expect("JSON"));
+        for stored in store.enqueue(vec![message("a"), theirs]).await.expect("answered") {
+            stored.expect("stored");
+        }
+        place.connection().execute("update tide_queue set max_depth = 7 where name = 'zzz'", []).expect("spoilt");
+        let slots = |queue| QueueSlots { queue, slots: 2 };
+        let request = ClaimRequest {
+            worker: WorkerId::new("w").expect("a valid name"),
+            tenant: Tenant::default(),
+            queues: vec![slots(queue()), slots(spoilt)],
+            kinds: vec![(kind(), 1)],
+            nonce: Nonce::new(&SystemRandom),
+            lease: Duration::from_secs(3600),
+        };
+        assert_eq!(store.claim(request).await.expect("what can be read comes first").leases.len(), 1);
+    });
 }

@@ -337,6 +337,17 @@ pub async fn a_not_done_of_the_second_send_leaves_the_effect_open(engine: &dyn E
     assert!(answered.state.is_open(), "{:?}", answered.state);
 }
 
+/// A "not done" of a run that did not send says nothing about the send of the run before it, whose answer is missing.
+pub async fn a_not_done_of_another_run_leaves_the_effect_open(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let first = stage.started("m").await;
+    let row = stage.intend(&first, &lookup()).await;
+    stage.crash().await;
+    let second = stage.take_one().await;
+    let answered = stage.answer(&second, &row, EffectAnswer::NotDone).await;
+    assert!(answered.state.is_open(), "{:?}", answered.state);
+}
+
 /// An open effect that the code now describes otherwise is another effect and not sent.
 pub async fn an_open_effect_that_changed_in_the_code_is_not_sent(engine: &dyn Engine) {
     let stage = Stage::new(engine).await;

@@ -161,6 +161,7 @@ macro_rules! __cases {
                 a_confirmed_effect_is_never_intended_again
                 a_keyed_effect_is_sent_again_under_the_same_key_within_its_window
                 a_not_done_of_the_second_send_leaves_the_effect_open
+                a_not_done_of_another_run_leaves_the_effect_open
                 an_open_effect_that_changed_in_the_code_is_not_sent
                 a_keyed_effect_is_not_sent_again_after_its_window
                 not_found_is_believed_only_after_the_quarantine

@@ -3,7 +3,9 @@
 //! The model calls none of this unless it was made to. What the core says is done then, and where the rules say otherwise
 //! the difference is kept: two tellings of one law must agree on every step of every run.
 
-use tidegate_core::effect::{EffectRow, JournalFacts, answered, confirmed_at_once, intend, latest, not_sent};
+use tidegate_core::effect::{
+    EffectRow, JournalFacts, answered, confirmed_at_once, intend, latest, not_sent, seen_under,
+};
 use tidegate_core::lifecycle::{self, Admission, Facts, Next, Outcome, State, Transition};
 use tidegate_core::store::JournalWrite;
 use tidegate_core::{LeaseToken, StoreError, Timestamp};
@@ -28,7 +30,7 @@ pub(super) fn row(
         JournalWrite::Answer { effect, seq, answer } => {
             let row = rows.iter().find(|row| row.effect == *effect && row.seq == *seq);
             let row = row.ok_or_else(|| StoreError::conflict(format!("effect {effect} has no row {seq}")))?;
-            Ok(Some(EffectRow { state: answered(row, answer, now)?, ..row.clone() }))
+            Ok(Some(EffectRow { state: answered(&seen_under(row, token), answer, now)?, ..row.clone() }))
         }
         JournalWrite::NotSent { effect } => Ok(latest(rows, effect).and_then(|_| not_sent(rows, effect, token, now))),
     }

@@ -215,7 +215,12 @@ pub(super) fn says_already(row: &EffectRow, answer: &EffectAnswer) -> bool {
 }
 
 /// What an answer makes of an open row.
-pub(super) fn answer(row: &EffectRow, answer: &EffectAnswer, now: Timestamp) -> Result<EffectState, StoreError> {
+pub(super) fn answer(
+    row: &EffectRow,
+    answer: &EffectAnswer,
+    token: LeaseToken,
+    now: Timestamp,
+) -> Result<EffectState, StoreError> {
     if !is_open(&row.state) {
         return Err(StoreError::conflict(format!("effect {} is decided", row.effect)));
     }
@@ -223,8 +228,8 @@ pub(super) fn answer(row: &EffectRow, answer: &EffectAnswer, now: Timestamp) -> 
         EffectAnswer::Confirmed { value } => EffectState::Confirmed { value: value.clone() },
         EffectAnswer::Rejected { code, detail } => EffectState::Rejected { code: code.clone(), detail: detail.clone() },
         EffectAnswer::Unknown { why } => EffectState::Unknown { why: why.clone() },
-        // Of one send we know that nothing happened; of an earlier one whose answer is missing we know nothing.
-        EffectAnswer::NotDone if row.sends > 1 || row.state != EffectState::Intent => {
+        // Of one's own only send one knows that nothing happened; of an earlier one whose answer is missing nobody does.
+        EffectAnswer::NotDone if row.sends > 1 || row.state != EffectState::Intent || row.token != token => {
             EffectState::Unknown { why: "not done now; an earlier send may have been".into() }
         }
         EffectAnswer::NotDone => EffectState::NotDone,

@@ -318,13 +318,13 @@ fn written(
             if rules::says_already(row, answer) {
                 return Ok(Some(row.clone()));
             }
-            EffectRow { state: rules::answer(row, answer, now)?, ..row.clone() }
+            EffectRow { state: rules::answer(row, answer, token, now)?, ..row.clone() }
         }
         JournalWrite::NotSent { effect } => {
             let newest = rules::Journal::of(rows).newest(effect).cloned();
             let ours = newest.filter(|row| row.token == token && row.state == EffectState::Intent);
             let Some(row) = ours else { return Ok(None) };
-            EffectRow { state: rules::answer(&row, &EffectAnswer::NotDone, now)?, ..row }
+            EffectRow { state: rules::answer(&row, &EffectAnswer::NotDone, token, now)?, ..row }
         }
     };
     Ok(Some(row))
