@@ -32,7 +32,7 @@ GOES_ON = "GOES_ON" in os.environ
 def found(answer: httpx.Response) -> Any:
     if answer.status_code == 404 and answer.json().get("code") == "not_found":
         raise NotFound
-    return http.judged(answer).json()["reference"]
+    return answer.raise_for_status().json()["reference"]
 
 
 def main(server: str, gateway: str, lease: str = "2", drain: str = "30") -> None:

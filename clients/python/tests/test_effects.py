@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Union
 
 import httpx
 import pytest
@@ -255,6 +257,36 @@ def test_an_effect_is_used_once_in_a_run_and_never_beside_another() -> None:
         making.make(lambda key: making.make(name="inner"))
     ended = making.ended()
     assert ended is not None and "under way" in ended["detail"]
+
+
+def test_of_threads_that_reach_an_effect_at_the_same_time_one_passes() -> None:
+    class Slow(set[tuple[str, Union[str, None]]]):
+        # Whoever looked lets everybody else look before it goes on.
+        def __contains__(self, item: object) -> bool:
+            is_there = super().__contains__(item)
+            time.sleep(0.02)
+            return is_there
+
+    making = Making()
+    making.run._reached = Slow()
+    effect = Effect("charge", Keyed(60), raising(AssertionError("it is only begun")))
+    at_once = threading.Barrier(8)
+    passed: list[int] = []
+
+    def begin(number: int) -> None:
+        at_once.wait(30)
+        try:
+            making.run.begin(effect)
+        except RunEnded:
+            return
+        passed.append(number)
+
+    threads = [threading.Thread(target=begin, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(passed) == 1
 
 
 def test_a_confirmed_value_that_json_cannot_say_waits_for_a_person() -> None:

@@ -213,7 +213,7 @@ def paying(url: str, gateway: Gateway, policy: EffectPolicy, *, timeout: float) 
             answer = client.get("/find", params={"operation": "pay", "key": key})
             if answer.status_code == 404:
                 raise NotFound
-            return http.judged(answer).json()["reference"]
+            return answer.raise_for_status().json()["reference"]
 
         look_up = None if isinstance(policy, AtMostOnce) else find
         return ctx.effect("pay", policy=policy, send=send, look_up=look_up, send_within=1)
@@ -497,6 +497,25 @@ def test_a_worker_whose_token_does_not_open_its_queue_says_so_at_once(tmp_path: 
         worker.handle("pay")(lambda ctx, payload: None)
         with pytest.raises(Forbidden):
             worker.run()
+    finally:
+        server.end(signal.SIGKILL)
+
+
+def test_a_worker_that_may_not_say_what_its_kind_allows_says_so_and_works(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = RealServer(tmp_path, "--require-tokens").start()
+    try:
+        scopes = ("--scope", "work:pay", "--scope", "produce", "--scope", "read:pay")
+        token = re.findall(r'"token": *"([^"]+)"', server.command("token", "create", "w", *scopes, "--json"))[0]
+        worker = Worker(server.url, token=token)
+        worker.handle("pay", policy=SOON)(lambda ctx, payload: payload)
+        with Client(server.url, token=token) as tide:
+            # The kind is in a queue as well that is none of this worker's.
+            tide.enqueue("pay", 1, key="k", queue="elsewhere")
+            with working(worker):
+                assert ended(tide, tide.enqueue("pay", 2, key="k").id).state == "completed"
+        assert "the policy of kind pay stays as it is: 403" in caplog.text
     finally:
         server.end(signal.SIGKILL)
 

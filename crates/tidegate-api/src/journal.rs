@@ -111,7 +111,8 @@ pub enum AnswerName {
     Confirmed,
     /// The other side said no, finally.
     Rejected,
-    /// Certainly nothing happened: connection refused, 429, a 503 that promises so.
+    /// Certainly nothing happened: connection refused, 429, a 503 that promises so. Said of a send; a look-up that was not
+    /// answered is unknown.
     NotDone,
     /// Anything else: a time-out, a reset, a reply that cannot be read.
     Unknown,

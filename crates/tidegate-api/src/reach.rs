@@ -63,7 +63,8 @@ pub struct Reach {
     /// Answers that were not written yet: they are written along.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub before: Vec<Write>,
-    /// An earlier request like this one, in this run, got no answer, and so nothing was sent.
+    /// An earlier request like this one, in this run, got no answer, and so nothing was sent. Where the run ends before it is
+    /// told to send, its settlement says so: `not_sent` in its journal.
     #[serde(default, skip_serializing_if = "is_false")]
     pub unsent: bool,
 }

@@ -22,6 +22,8 @@ pub(crate) struct Batch<I, B, A, T> {
     pub(crate) path: &'static str,
     /// About how long an item is, beside what stands around each.
     pub(crate) size: fn(&I) -> usize,
+    /// How these items are asked for, where not as usual.
+    pub(crate) how: fn(Ask, &[I]) -> Ask,
     pub(crate) body: fn(&[I]) -> B,
     /// Gets an answer and the items it is about.
     pub(crate) verdicts: fn(A, &[I]) -> Verdicts<T>,
@@ -43,7 +45,7 @@ impl Exchange {
         let mut verdicts = Vec::with_capacity(items.len());
         let mut parts: VecDeque<Vec<I>> = parts(items, batch.size).into();
         while let Some(part) = parts.pop_front() {
-            let ask = Ask::post(batch.verb, batch.path, &(batch.body)(&part));
+            let ask = (batch.how)(Ask::post(batch.verb, batch.path, &(batch.body)(&part)), &part);
             match self.ask::<A>(ask).await {
                 Ok(answer) => {
                     let told = (batch.verdicts)(answer, &part);

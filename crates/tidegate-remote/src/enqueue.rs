@@ -12,6 +12,7 @@ const ENQUEUE: Batch<NewMessage, EnqueueMany, EnqueueResults, Enqueued> = Batch 
     verb: "enqueue",
     path: "/v1/messages",
     size: |message| message.payload.text().len() + message.headers.values().map(String::len).sum::<usize>(),
+    how: |ask, _| ask,
     body: |messages| EnqueueMany { messages: messages.iter().map(api::Enqueue::of).collect() },
     verdicts: |answer, _| answer.results.into_iter().map(verdict).collect(),
 };

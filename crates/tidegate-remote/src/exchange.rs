@@ -1,8 +1,9 @@
 //! One request of a verb and its answer: who asks, what is sent again, and what an answer that is none means.
 //!
 //! Every verb of the contract is safe to repeat (by key, nonce, token or effect), so every request is sent again when
-//! its answer was lost or its server had no time, as long as patience lasts. What is left then is said as it is: *not
-//! sent*, or *nobody knows*. An answer that is a refusal is the store's own error again.
+//! its answer was lost or its server had no time, as long as patience lasts; but for an intent, whose second writing is
+//! refused. What is left then is said as it is: *not sent*, or *nobody knows*, which no later try takes back. An answer that
+//! is a refusal is the store's own error again.
 
 use std::fmt;
 use std::sync::Arc;
@@ -67,11 +68,15 @@ pub(crate) struct Ask {
     path: String,
     tenant: Option<Tenant>,
     body: Option<Bytes>,
+    /// Not sent again once it may have arrived.
+    once: bool,
+    /// How long one try may take, and all of them, where that is shorter than usual.
+    within: Option<Duration>,
 }
 
 impl Ask {
     pub(crate) fn get(verb: &'static str, path: impl Into<String>) -> Self {
-        Self { verb, method: Method::GET, path: path.into(), tenant: None, body: None }
+        Self { verb, method: Method::GET, path: path.into(), tenant: None, body: None, once: false, within: None }
     }
 
     pub(crate) fn post<T: Serialize>(verb: &'static str, path: impl Into<String>, body: &T) -> Self {
@@ -91,6 +96,18 @@ impl Ask {
     pub(crate) fn of(mut self, tenant: &Tenant) -> Self {
         // The tenant without a name is the one that is meant where none is named.
         self.tenant = (!tenant.as_str().is_empty()).then(|| tenant.clone());
+        self
+    }
+
+    /// What was done already would be refused the second time.
+    pub(crate) fn once(mut self) -> Self {
+        self.once = true;
+        self
+    }
+
+    /// An answer that comes later is of no use.
+    pub(crate) fn within(mut self, within: Duration) -> Self {
+        self.within = Some(within);
         self
     }
 }
@@ -118,6 +135,16 @@ enum Ended {
     NoAnswer(NoAnswer),
 }
 
+impl Ended {
+    /// Whether it may be done or under way, here or behind what answered.
+    fn may_have_arrived(&self) -> bool {
+        match self {
+            Self::Answered(answer) => answer.status().is_server_error(),
+            Self::NoAnswer(no_answer) => !no_answer.not_sent,
+        }
+    }
+}
+
 impl Exchange {
     /// Sends a request until it is answered or patience is over, and reads the answer.
     pub(crate) async fn ask<T: DeserializeOwned>(&self, ask: Ask) -> Result<T, StoreError> {
@@ -136,23 +163,38 @@ impl Exchange {
 
     async fn answer(&self, ask: &Ask) -> Result<Response<Bytes>, StoreError> {
         let started = self.clock.monotonic();
+        let patience = ask.within.map_or(self.patience, |within| within.min(self.patience));
+        let mut may_have_arrived = false;
         let mut tries = 0;
         loop {
             tries += 1;
-            let ended = match self.transport.send(self.request(ask)?).await {
+            let ended = match self.send(ask, self.request(ask)?).await {
                 Ok(answer) if answer.status().is_success() && is_ours(answer.headers()) => return Ok(answer),
                 Ok(answer) => Ended::Answered(answer),
-                Err(no_answer) => Ended::NoAnswer(no_answer),
+                // What an earlier try sent may be done, whatever becomes of this one.
+                Err(NoAnswer { not_sent, why }) => {
+                    Ended::NoAnswer(NoAnswer { not_sent: not_sent && !may_have_arrived, why })
+                }
             };
+            may_have_arrived |= ended.may_have_arrived();
+            let is_over = ask.once && may_have_arrived;
             let waited = self.clock.monotonic().saturating_sub(started);
             match pause(&ended, tries, self.random.unit(), self.clock.now()) {
-                Some(pause) if waited + pause <= self.patience => {
+                Some(pause) if !is_over && waited + pause <= patience => {
                     tracing::debug!(verb = ask.verb, tries, pause_ms = millis(pause), "a request is sent again");
                     tokio::time::sleep(pause).await;
                 }
                 Some(_) | None => return Err(self.error(ask, ended, tries)),
             }
         }
+    }
+
+    /// One try. The transport's own time is a connection's; a request may have less.
+    async fn send(&self, ask: &Ask, request: Request<Bytes>) -> Result<Response<Bytes>, NoAnswer> {
+        let sending = self.transport.send(request);
+        let Some(within) = ask.within else { return sending.await };
+        let late = || NoAnswer { not_sent: false, why: format!("no answer within {} s", within.as_secs_f64()) };
+        tokio::time::timeout(within, sending).await.unwrap_or_else(|_| Err(late()))
     }
 
     fn request(&self, ask: &Ask) -> Result<Request<Bytes>, StoreError> {
@@ -191,7 +233,7 @@ impl Exchange {
             Ended::NoAnswer(NoAnswer { not_sent: false, why }) => StoreError::unavailable(format!(
                 "the server at {url} gave no answer to {verb}{times}: {why}; whether it was done is not known"
             ))
-            .hint("do the same again: under the same key, token or name nothing is done twice"),
+            .hint(again(ask)),
             Ended::Answered(answer) => self.refused(ask, &answer),
         }
     }
@@ -208,13 +250,15 @@ impl Exchange {
         }
         let media_type = media_type(headers);
         let said = if media_type.is_empty() { status.to_string() } else { format!("{status} as {media_type}") };
-        // What stands before a server says so itself when it does not get through.
-        if matches!(status.as_u16(), 429 | 502 | 503 | 504) {
+        // What stands before a server says so itself when it does not get through, in whatever words it has; and of a
+        // write that somebody calls done, nobody can say that it was refused.
+        let is_called_done = status.is_success() && ask.method != Method::GET;
+        if is_called_done || status.is_server_error() || matches!(status.as_u16(), 408 | 429) {
             return StoreError::unavailable(format!(
                 "what stands before the server at {url} answered {said}; whether {} was done is not known",
                 ask.verb
             ))
-            .hint("do the same again: under the same key, token or name nothing is done twice");
+            .hint(format!("{}; if this stays so, check the address", again(ask)));
         }
         StoreError::invalid(format!("what answers at {url} is no Tidegate server: it said {said}"))
             .hint("check the address: scheme, host, port, and the prefix under which the server is mounted")
@@ -256,6 +300,15 @@ fn is_ours(headers: &HeaderMap) -> bool {
 fn media_type(headers: &HeaderMap) -> &str {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim()
+}
+
+/// What to do when nobody knows whether it was done.
+fn again(ask: &Ask) -> &'static str {
+    if ask.once {
+        "it is not sent again, because it would be refused if it was done: take it back with the settlement"
+    } else {
+        "do the same again: under the same key, token or name nothing is done twice"
+    }
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -336,6 +389,8 @@ impl Told {
             Err(loose) => {
                 let kind = match loose.status {
                     404 => StoreErrorKind::NotFound,
+                    // Said as well by what stands before a server and has passed the request on.
+                    408 => StoreErrorKind::Unavailable,
                     409 => StoreErrorKind::Conflict,
                     429 => StoreErrorKind::QueueFull,
                     400..=499 => StoreErrorKind::Invalid,
@@ -420,6 +475,7 @@ mod tests {
     fn a_sort_of_problem_that_is_not_known_is_taken_by_its_status() {
         for (status, kind) in [
             (404, StoreErrorKind::NotFound),
+            (408, StoreErrorKind::Unavailable),
             (409, StoreErrorKind::Conflict),
             (418, StoreErrorKind::Invalid),
             (507, StoreErrorKind::Unavailable),

@@ -1,4 +1,5 @@
-//! `journal`: `POST /v1/leases/journal`.
+//! `journal`: `POST /v1/leases/journal`. An intent is not sent again once it may have arrived: what is sent at most once would
+//! find its own intent there, and wait for a person. The run ends instead, and its settlement says that nothing was sent.
 
 use tidegate::StoreError;
 use tidegate::journal::EffectRow;
@@ -12,6 +13,7 @@ const JOURNAL: Batch<Journal, WriteJournal, JournalResults, EffectRow> = Batch {
     verb: "journal",
     path: "/v1/leases/journal",
     size: |journal| journal.before.iter().chain([&journal.write]).map(size).sum(),
+    how: |ask, writes| if writes.iter().any(intends) { ask.once() } else { ask },
     body: |writes| WriteJournal { writes: writes.iter().map(JournalItem::from).collect() },
     // A row that was written under this lease has the whole of its token.
     verdicts: |answer, writes| {
@@ -24,6 +26,10 @@ impl RemoteStore {
     pub(crate) async fn journal_all(&self, batch: Vec<Journal>) -> Result<Verdicts<EffectRow>, StoreError> {
         self.exchange.batch(&JOURNAL, batch).await
     }
+}
+
+fn intends(journal: &Journal) -> bool {
+    journal.before.iter().chain([&journal.write]).any(|write| matches!(write, JournalWrite::Intent { .. }))
 }
 
 /// About how long a write is.

@@ -2,7 +2,7 @@
 //!
 //! [`RemoteStore`] is to commands and applications what an engine is, and decides as little as one: a verb is a request,
 //! in the file of its name, and its verdicts are the server's. What may be lost on the way is dealt with in one place,
-//! `exchange.rs`: every verb is safe to repeat, so it is repeated; what nobody knows is said to be unknown.
+//! `exchange.rs`: every verb but an intent is safe to repeat, so it is repeated; what nobody knows is said to be unknown.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {

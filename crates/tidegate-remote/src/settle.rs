@@ -23,6 +23,7 @@ const SETTLE: Batch<Written, SettleLeases, SettleResults, Settled> = Batch {
     verb: "settle",
     path: "/v1/leases/settle",
     size: |written| written.size,
+    how: |ask, _| ask,
     body: |all| SettleLeases { settlements: all.iter().map(|written| written.settlement.clone()).collect() },
     verdicts: |answer, _| answer.results.into_iter().map(SettleResult::into_verdict).collect(),
 };

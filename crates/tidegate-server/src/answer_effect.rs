@@ -92,11 +92,9 @@ impl Told<'_> {
 
     /// A run that reconciles was not counted; it may send again only if an attempt is left for that.
     async fn none_left(&self, looked_up: &EffectRow) -> Result<bool, StoreError> {
-        let reconciles = match self.known.is_of(self.token) {
-            true => self.known.reconciling,
-            false => looked_up.token.claims != self.token.claims,
-        };
-        if !reconciles {
+        // A server that did not hand the message out sees only the row, which this answer may have closed already.
+        let was_handed_out_open = self.known.is_of(self.token) && self.known.reconciling;
+        if looked_up.token.claims == self.token.claims && !was_handed_out_open {
             return Ok(false);
         }
         let Some(facts) = self.serving.tide.store().explain(self.id).await? else { return Ok(false) };

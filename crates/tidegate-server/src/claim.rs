@@ -11,6 +11,7 @@ use tidegate_api::{Claim, Claimed, ProblemType, schema};
 use tokio::time::Instant;
 
 use crate::body::JsonBody;
+use crate::enqueue_many::enough;
 use crate::principal::{Action, Caller};
 use crate::problem::{Bodied, Common, Problem};
 use crate::serving::Serving;
@@ -48,6 +49,7 @@ pub(crate) async fn claim(
 ) -> Result<Json<Claimed>, Problem> {
     let wait = Duration::from_millis(claim.wait_ms.unwrap_or_default());
     let wait = wait::allowed(Some(Span(wait)), &serving.limits)?;
+    enough(claim.queues.len().max(claim.kinds.len()), serving.limits.batch)?;
     let mut request = claim.into_request(&caller.tenant);
     check_lease(request.lease)?;
     for slots in &request.queues {

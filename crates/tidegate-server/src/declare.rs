@@ -1,11 +1,12 @@
 //! `PUT /v1/kinds/{kind}/policy`: what the workers of a kind declare of it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use tidegate::store::Counted;
-use tidegate::{Kind, Policy, StoreError};
+use tidegate::{Kind, Policy, QueueName, StoreError};
 use tidegate_api::{KindPolicy, schema};
 
 use crate::body::JsonBody;
@@ -18,7 +19,8 @@ use crate::url::UrlPath;
 ///
 /// How often its messages are tried, how soon, and after how many crashes they are given up: read whenever a run ends,
 /// whoever ran it. Workers declare it when they start, again and again the same. A policy is one for the whole store: a token
-/// may declare it that may work on every queue in which the kind was ever enqueued.
+/// may declare it that may work on every queue in which the kind was ever enqueued, whichever tenants have a queue of that
+/// name.
 #[utoipa::path(
     put,
     path = "/v1/kinds/{kind}/policy",
@@ -35,9 +37,13 @@ pub(crate) async fn declare(
 ) -> Result<Json<KindPolicy>, Problem> {
     caller.may_somewhere(Action::Work)?;
     if !caller.principal.may_all(Action::Work) {
-        let tallies = serving.tide.store().stats().await?.tallies;
-        for of_kind in tallies.iter().filter(|tally| tally.what == Counted::Enqueued && tally.kind == kind) {
-            caller.may(Action::Work, &caller.tenant, &of_kind.queue)?;
+        let stats = serving.tide.store().stats().await?;
+        let of_kind = stats.tallies.iter().filter(|tally| tally.what == Counted::Enqueued && tally.kind == kind);
+        let knowing: HashSet<&QueueName> = of_kind.map(|tally| &tally.queue).collect();
+        // Counted by the name of a queue, for all its tenants: any of them may know the kind.
+        let mut queues = stats.queues.iter().filter(|queue| knowing.contains(&queue.queue));
+        if !queues.all(|queue| caller.sees(Action::Work, &queue.tenant, &queue.queue)) {
+            return Err(caller.forbidden(Action::Work, format_args!("every queue that knows kind {kind}")));
         }
     }
     let policy = Policy::from(policy);

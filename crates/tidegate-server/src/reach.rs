@@ -69,19 +69,28 @@ pub(crate) async fn reach(
                     return Ok(Json(Instruction::stop(SettleWith::retryable(failure))));
                 }
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // Also of a lease that lapsed and that nobody took over: what came along was refused with the intent.
+                if error.kind() == StoreErrorKind::LeaseLost {
+                    leave_evidence(&serving, id, reach).await;
+                }
+                return Err(error.into());
+            }
         }
     }
 }
 
-/// What was confirmed under a lease that is lost is applied to nothing, and kept for whoever resolves.
+/// What came back from what was sent earlier is written without the rest of the request. Where somebody else has the message
+/// it is applied to nothing, and what was confirmed is kept for whoever resolves.
 async fn leave_evidence(serving: &Serving, id: MessageId, reach: Reach) {
     let token = reach.token.0;
+    let writes = reach.before.into_iter().filter_map(|write| write.into_write(None).ok());
     let mut before: Vec<JournalWrite> =
-        reach.before.into_iter().filter_map(|write| write.into_write(None).ok()).collect();
+        writes.filter(|write| matches!(write, JournalWrite::Answer { .. } | JournalWrite::Natural { .. })).collect();
     let Some(write) = before.pop() else { return };
     match serving.tide.store().journal(vec![Journal { id, token, before, write }]).await {
-        Ok(_refused) => {}
+        // Refused where somebody else has the message: then it is kept as evidence.
+        Ok(_verdicts) => {}
         Err(error) => {
             warn!(message.id = %id, error = %error, "what was confirmed under a lost lease could not be kept")
         }
@@ -154,7 +163,7 @@ impl Call<'_> {
                     let id = self.run.facts.view.message.id;
                     StoreError::conflict(format!("no row {seq} of effect {effect} in the journal of {id}"))
                 })?;
-                EffectRow { state: effect::answered(row, answer, now)?, ..row.clone() }
+                EffectRow { state: effect::answered(&effect::seen_under(row, token), answer, now)?, ..row.clone() }
             }
             JournalWrite::NotSent { effect } => match effect::not_sent(&self.rows, effect, token, now) {
                 Some(row) => row,
@@ -264,8 +273,13 @@ impl Call<'_> {
         Ok(instruction)
     }
 
+    /// Writes what the worker said beside an effect that is not sent now.
     async fn write_before(&mut self) -> Result<(), StoreError> {
         let mut before = std::mem::take(&mut self.before);
+        // The request may be late, and a later one have been told to send: alone, this would say of that send that it was
+        // never made. With an intent behind it the effect stays open. Where the run ends, its settlement says it, under a
+        // token that ends with it.
+        before.retain(|write| !matches!(write, JournalWrite::NotSent { .. }));
         let Some(last) = before.pop() else { return Ok(()) };
         self.write(before, last).await.map(drop)
     }

@@ -6,6 +6,7 @@ calls the application's function, says what came back, and ends the run where th
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Union
@@ -120,6 +121,8 @@ class Run:
     compensate: list[dict[str, Any]] = field(default_factory=list)
     _reached: set[tuple[str, str | None]] = field(default_factory=set)
     _under_way: str | None = None
+    #: A handler may have threads of its own, and only one of them may pass.
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def end(self, outcome: str, code: str, detail: str, **more: Any) -> RunEnded:
         """Ends the run."""
@@ -138,17 +141,18 @@ class Run:
 
     def begin(self, effect: Effect) -> None:
         """Marks an effect as reached, or refuses it."""
-        if self.ended is not None:
-            raise self.end_with(self.ended)
-        if self.held.stopped is not None:
-            raise RunEnded(self.held.stopped.value)
-        if self._under_way is not None:
-            raise self.end("retryable", "effect", f"effect {effect.name} began while {self._under_way} was under way")
-        if (effect.name, effect.item) in self._reached:
-            hint = "hint: tell repetitions apart by item"
-            raise self.end("retryable", "effect", f"effect {effect.name} was reached twice in one run; {hint}")
-        self._reached.add((effect.name, effect.item))
-        self._under_way = effect.name
+        with self._lock:
+            if self.ended is not None:
+                raise self.end_with(self.ended)
+            if self.held.stopped is not None:
+                raise RunEnded(self.held.stopped.value)
+            if self._under_way is not None:
+                raise self.end("retryable", "effect", f"effect {effect.name} began while {self._under_way} was under way")
+            if (effect.name, effect.item) in self._reached:
+                hint = "hint: tell repetitions apart by item"
+                raise self.end("retryable", "effect", f"effect {effect.name} was reached twice in one run; {hint}")
+            self._reached.add((effect.name, effect.item))
+            self._under_way = effect.name
 
     def over(self) -> None:
         """The effect is no longer under way."""

@@ -14,6 +14,10 @@ any other error                                            :class:`Unknown`
 =========================================================  ==================================================
 
 A gateway that promises less, or more, is classified by its author: look at the status first.
+
+For sends only. In a ``look_up`` a refusal speaks of the question and not of the effect: a 404 would end it as
+:class:`Rejected`, finally, although it may have happened. There, raise ``NotFound`` for the one answer that says so, and
+leave every other error to ``raise_for_status``: nobody knows.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ _NOT_LOOKED_AT = {401, 403, 407, 425, 429}
 
 
 def send(client: httpx.Client, method: str, url: str, **options: Any) -> httpx.Response:
-    """One request, and its answer if it happened; otherwise what else it means is raised."""
+    """One request, and its answer if it happened; otherwise what else it means is raised. Not for a ``look_up``."""
     try:
         response = client.request(method, url, **options)
     except httpx.HTTPError as error:
@@ -50,7 +54,7 @@ async def asend(client: httpx.AsyncClient, method: str, url: str, **options: Any
 
 
 def judged(response: httpx.Response) -> httpx.Response:
-    """The answer if it happened; otherwise what else it means is raised."""
+    """The answer if it happened; otherwise what else it means is raised. Not for a ``look_up``."""
     status = response.status_code
     what, after = f"answered {status} {response.reason_phrase}".rstrip(), _retry_after(response)
     if 200 <= status < 300:

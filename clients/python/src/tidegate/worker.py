@@ -25,7 +25,7 @@ from .context import AsyncContext, Context
 from .drivers import AsyncDriver, Driver, Server
 from .durations import Duration, ms, seconds
 from .effects import Run
-from .errors import LeaseLost, NoSuchMessage, Problem, TidegateError
+from .errors import Forbidden, LeaseLost, NoSuchMessage, Problem, TidegateError
 from .keepalive import Held, Keepalive, Stopped
 from .leases import Claim, Lease, Policy, may_pass
 from .steps import Env
@@ -258,12 +258,17 @@ class _Service:
             self._keepers_driver.close()
 
     async def _declare(self) -> bool:
-        """Says what the kinds allow; whether it was not stopped before the server answered."""
+        """Says what the kinds allow, as far as it may; whether it was not stopped before the server answered."""
         for handler in self._handlers.values():
             pause = 0.0
             while not self._stopping.is_set():
                 try:
                     await self._async_driver.run(leases.declare(self._env, handler.kind, handler.policy))
+                    break
+                except Forbidden as error:
+                    # The kind is in queues that are none of this worker's: others say what it allows. Whether this worker
+                    # may work at all is said to its first claim.
+                    log.warning("worker %s: the policy of kind %s stays as it is: %s", self._worker.name, handler.kind, error)
                     break
                 except TidegateError as error:
                     # What can never succeed is told to whoever starts it.

@@ -2,14 +2,36 @@
 
 use std::time::Duration;
 
-use tidegate::store::{Act, ChangeQueue, ChangeToken, Enqueued, Filter, QueueChange};
+use tidegate::journal::{EffectId, EffectPolicy, IntentTimes, Reached};
+use tidegate::lifecycle::Outcome;
+use tidegate::store::{
+    Act, ChangeQueue, ChangeToken, ClaimRequest, Enqueued, Extend, Filter, Journal, JournalWrite, Lease, QueueChange,
+    QueueSlots, Settle,
+};
 use tidegate::token::{Glob, Scope, Secret, TokenChange};
-use tidegate::{Store, StoreErrorKind, SystemRandom, Tenant, TokenName};
+use tidegate::{
+    EffectName, Failure, Kind, Nonce, State, Store, StoreErrorKind, SystemRandom, Tenant, TokenName, WorkerId,
+};
 
 use crate::stage::{Fate, Stage, message, queue};
 
 fn act() -> Act {
     Act { actor: "ada".to_owned(), reason: "a test".to_owned() }
+}
+
+/// A message that is being run.
+async fn leased(stage: &Stage) -> Lease {
+    let local = stage.tide.store();
+    local.enqueue(vec![message("a")]).await.unwrap();
+    let request = ClaimRequest {
+        worker: WorkerId::new("w").unwrap(),
+        tenant: Tenant::default(),
+        queues: vec![QueueSlots { queue: queue("work"), slots: 1 }],
+        kinds: vec![(Kind::new("work").unwrap(), 1)],
+        nonce: Nonce::from_bytes([1; 16]),
+        lease: Duration::from_secs(30),
+    };
+    local.claim(request).await.unwrap().leases.remove(0)
 }
 
 #[tokio::test]
@@ -54,6 +76,77 @@ async fn a_server_that_is_not_there_is_told_of_at_once_and_nothing_was_sent() {
     }
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     assert_eq!(stage.wire.tries(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_sent_once_is_not_called_unsent_because_the_server_is_gone_by_then() {
+    let stage = Stage::new().await;
+    stage.wire.will([vec![Fate::ReplyLost], vec![Fate::NotSent; 100]].concat());
+    let error = stage.remote.enqueue(vec![message("a")]).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    for part in ["gave no answer to enqueue", "connection refused", "whether it was done is not known"] {
+        assert!(error.to_string().contains(part), "{part:?} is not in {error}");
+    }
+    assert!(!error.to_string().contains("nothing was sent"), "{error}");
+    assert!(stage.wire.tries() > 5, "it was tried as long as patience lasts");
+    assert_eq!(stage.tide.store().list(Filter { limit: 9, ..Filter::default() }).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_write_that_a_proxy_answered_is_not_called_refused() {
+    const HTML: &[(&str, &str)] = &[("content-type", "text/html")];
+    let stage = Stage::new().await;
+    for status in [200, 408, 500, 524] {
+        stage.wire.will([Fate::Answered(status, HTML, "<h1>it is so</h1>")]);
+        let error = stage.remote.enqueue(vec![message("a")]).await.unwrap_err();
+        assert_eq!((error.kind(), stage.wire.tries()), (StoreErrorKind::Unavailable, 1), "{status}: {error}");
+        assert!(error.what().contains("whether enqueue was done is not known"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_intent_that_may_have_arrived_is_not_sent_again_and_is_taken_back_by_the_settlement() {
+    let stage = Stage::new().await;
+    let lease = leased(&stage).await;
+    let effect = EffectId { name: EffectName::new("capture").unwrap(), item: None };
+    let policy = EffectPolicy::AtMostOnce;
+    let reached = Reached { effect: effect.clone(), policy, request_hash: [1; 16], quarantine: Duration::ZERO };
+    let times = IntentTimes { send_within: Duration::from_secs(10), reconcile_for: Duration::from_secs(3600) };
+    let write = JournalWrite::Intent { reached, times };
+    let intent = Journal { id: lease.message.id, token: lease.token, before: Vec::new(), write };
+    // What never left is sent again; what may be there is not.
+    stage.wire.will([Fate::NotSent, Fate::ReplyLost]);
+    let error = stage.remote.journal(vec![intent]).await.unwrap_err();
+    assert_eq!((error.kind(), stage.wire.tries()), (StoreErrorKind::Unavailable, 2), "{error}");
+    let settle = Settle {
+        id: lease.message.id,
+        token: lease.token,
+        outcome: Outcome::NotDone { failure: Failure::new("journal", "no answer"), after: None },
+        journal: vec![JournalWrite::NotSent { effect }],
+        then: Vec::new(),
+        compensate: Vec::new(),
+        unit: 0.5,
+    };
+    let settled = stage.remote.settle(vec![settle]).await.unwrap().pop().unwrap().unwrap();
+    assert_eq!(settled.state, State::Ready);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_silent_costs_one_extension_and_no_lease() {
+    let stage = Stage::new().await;
+    let lease = leased(&stage).await;
+    let extend = || Extend { id: lease.message.id, token: lease.token, lease: Duration::from_secs(30), alone: false };
+    stage.wire.will([Fate::Silent]);
+    // Only for as long as nothing but time is waited for: a store beneath has threads of its own.
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let error = stage.remote.extend(vec![extend()]).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    tokio::time::resume();
+    let extended = stage.remote.extend(vec![extend()]).await.unwrap();
+    assert!(extended[0].is_ok(), "{extended:?}");
+    assert_eq!(stage.wire.tries(), 2);
 }
 
 #[tokio::test(start_paused = true)]

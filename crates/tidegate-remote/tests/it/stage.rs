@@ -45,6 +45,8 @@ pub(crate) enum Fate {
     ReplyLost,
     /// Neither it nor its answer arrives, and nobody can know that.
     Swallowed,
+    /// Nothing comes back, for ever.
+    Silent,
     /// Something else answers.
     Answered(u16, &'static [(&'static str, &'static str)], &'static str),
 }
@@ -82,6 +84,7 @@ impl Transport for Fateful {
                 Err(NoAnswer { not_sent: false, why: "connection reset".to_owned() })
             }
             Some(Fate::Swallowed) => Err(NoAnswer { not_sent: false, why: "connection reset".to_owned() }),
+            Some(Fate::Silent) => std::future::pending().await,
             Some(Fate::Answered(status, headers, body)) => {
                 let mut answer = Response::builder().status(status);
                 for (name, value) in headers {

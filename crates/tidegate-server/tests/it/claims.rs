@@ -252,6 +252,62 @@ async fn a_policy_is_declared_by_whoever_may_work_every_queue_that_knows_the_kin
 }
 
 #[tokio::test]
+async fn a_policy_is_not_declared_by_one_tenant_for_the_kind_of_another() {
+    let stage = guarded().await;
+    let acme = token(&stage.tide, "acme", &["work"], "acme").await;
+    let put = async |kind: &str| {
+        let bearer = format!("Bearer {acme}");
+        let headers = [("content-type", "application/json"), ("authorization", &*bearer), ("tidegate-tenant", "acme")];
+        stage.send(Method::PUT, &format!("/v1/kinds/{kind}/policy"), &headers, r#"{"max_attempts":1}"#).await
+    };
+    crate::operators::put(&stage.tide, "acme", "own", 1).await;
+    put("work").await.of(200);
+    crate::operators::put(&stage.tide, "", "pay", 1).await;
+    let refused = put("work").await.problem("forbidden");
+    let detail = refused["detail"].as_str().unwrap();
+    assert!(detail.contains("every queue that knows kind work") && !detail.contains("pay"), "{detail}");
+    put("unheard").await.of(200);
+}
+
+#[tokio::test]
+async fn a_claim_that_names_too_much_is_refused() {
+    let stage = Stage::new().await;
+    let names = |count: u32| -> Value {
+        let name = |n: u32| (format!("n{n}"), json!(1));
+        Value::Object((0..count).map(name).collect())
+    };
+    for member in ["queues", "kinds"] {
+        let mut body = claim("capture", &nonce());
+        body[member] = names(1001);
+        stage.post(LEASES, &body.to_string()).await.problem("too-large");
+        body[member] = names(1000);
+        assert_eq!(claimed(&stage, &body).await, Vec::<Value>::new(), "{member}");
+    }
+}
+
+#[tokio::test]
+async fn messages_that_a_token_may_not_work_on_are_not_read_and_many_are_read_in_parts() {
+    let stage = guarded().await;
+    let reader = token(&stage.tide, "reader", &["read"], "*").await;
+    let worker = token(&stage.tide, "worker", &["work:mine"], "").await;
+    let lease = |n: i64| {
+        let id = tidegate::MessageId::from_i64(n).to_string();
+        json!({"id": id, "token": "1.00000000000000000000000000000000", "lease_ms": 30_000})
+    };
+    let body = json!({"leases": (1..=1000).map(lease).collect::<Vec<_>>()});
+    let inspected = "tidegate_store_call_seconds_count{verb=\"inspect\"}";
+    for (token, calls) in [(&reader, None), (&worker, Some(10))] {
+        let reply = post_as(&stage, token, "/v1/leases/extend", &body).await.of(200);
+        let results = reply["results"].as_array().unwrap();
+        assert_eq!(results.len(), 1000);
+        assert!(results.iter().all(|verdict| verdict["status"] == 404), "{}", results[0]);
+        let metrics = stage.tide.metrics().encode_own();
+        let counted = metrics.lines().find_map(|line| line.strip_prefix(inspected)?.trim().parse::<u32>().ok());
+        assert_eq!(counted, calls);
+    }
+}
+
+#[tokio::test]
 async fn a_claim_that_is_none_is_refused_with_what_is_wrong() {
     let stage = Stage::new().await;
     for (member, value, slug) in [

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::stage::Stage;
 use crate::thin::{Held, Still};
 
 const DAY_MS: u64 = 24 * 3_600_000;
@@ -122,6 +123,65 @@ async fn a_reach_whose_answer_was_lost_is_repeated_and_nothing_counts_as_sent() 
     assert_eq!(states, ["not_done", "confirmed"], "{journal}");
 }
 
+/// Somebody wishes to cancel a message that runs.
+async fn call_off(still: &Still, id: &str) {
+    let called_off = still.stage.post("/v1/messages/cancel", &json!({"ids": [id]}).to_string()).await.of(200);
+    assert_eq!(called_off["results"][0]["cancelled"], "requested", "{called_off}");
+}
+
+#[tokio::test]
+async fn a_repeated_reach_that_comes_late_does_not_undo_what_is_being_sent() {
+    let still = Still::new().await;
+    let id = still.enqueue("capture", "dep-1").await;
+    let held = still.claim("capture").await;
+    let again = || json!({"effect": "wire", "policy": "at_most_once", "unsent": true});
+    told(&held, again(), "send").await;
+    call_off(&still, &id).await;
+    // One that the client gave up on, before the one by which it was told to send.
+    let late = told(&held, again(), "stop").await;
+    assert_eq!(late["settle"]["code"], "cancel_requested");
+    assert_eq!(still.message(&id).await["journal"][0]["state"], "intent", "it is being sent");
+    held.answer(confirmed("wire", 0, json!("tx"))).await.of(200);
+    assert_eq!(held.settle(json!({"outcome": "completed", "result": "tx"})).await["state"], "completed");
+}
+
+#[tokio::test]
+async fn a_run_that_ends_before_its_effect_was_sent_says_so_when_it_is_settled() {
+    let still = Still::new().await;
+    for (key, journal, state) in [
+        ("dep-1", json!([{"write": "not_sent", "effect": "wire"}]), "cancelled"),
+        // Not said, it may have been sent.
+        ("dep-2", json!([]), "parked"),
+    ] {
+        let id = still.enqueue("capture", key).await;
+        let held = still.claim("capture").await;
+        told(&held, json!({"effect": "wire", "policy": "at_most_once"}), "send").await;
+        call_off(&still, &id).await;
+        let stop = told(&held, json!({"effect": "wire", "policy": "at_most_once", "unsent": true}), "stop").await;
+        let mut settlement = stop["settle"].clone();
+        settlement["journal"] = journal;
+        let settled = held.settle(settlement).await;
+        assert_eq!(settled["state"], state, "{settled}");
+    }
+}
+
+#[tokio::test]
+async fn what_comes_along_with_an_effect_that_comes_after_the_lease_lapsed_is_kept() {
+    let still = Still::new().await;
+    let id = still.enqueue("capture", "dep-1").await;
+    let held = still.claim("capture").await;
+    told(&held, keyed("charge"), "send").await;
+    // Nobody took the message over: nothing begins any more, and what happened is known.
+    still.clock.advance(Duration::from_secs(31));
+    let mut rides = keyed("notify");
+    rides["before"] =
+        json!([{"write": "answer", "effect": "charge", "seq": 0, "answer": "confirmed", "value": "ch_1"}]);
+    held.reach(rides).await.problem("lease-lost");
+    let journal = still.message(&id).await["journal"].clone();
+    let rows: Vec<_> = journal.as_array().unwrap().iter().map(|row| (&row["effect"], &row["state"])).collect();
+    assert_eq!(rows, [(&json!("charge"), &json!("confirmed"))], "{journal}");
+}
+
 #[tokio::test]
 async fn an_unknown_answer_of_what_is_sent_at_most_once_waits_for_a_person() {
     let still = Still::new().await;
@@ -182,6 +242,21 @@ async fn a_look_up_that_is_not_answered_ends_the_run_and_one_that_finds_it_confi
 }
 
 #[tokio::test]
+async fn a_look_up_that_was_not_done_says_nothing_of_the_send_before_it() {
+    let still = Still::new().await;
+    still.enqueue("capture", "dep-1").await;
+    let lookup = || json!({"effect": "wire", "policy": "lookup", "quarantine_ms": 0, "send_within_ms": 1});
+    told(&still.claim("capture").await, lookup(), "send").await;
+    still.lapse().await;
+    let second = still.claim("capture").await;
+    told(&second, lookup(), "look_up").await;
+    let busy = second.answer(json!({"effect": "wire", "seq": 0, "answer": "not_done", "why": "429"})).await.of(200);
+    second.stop(&busy).await;
+    let third = still.claim_when_due("capture").await;
+    told(&third, lookup(), "look_up").await;
+}
+
+#[tokio::test]
 async fn a_look_up_that_finds_nothing_when_no_attempt_is_left_ends_the_message() {
     let still = Still::new().await;
     still
@@ -204,6 +279,11 @@ async fn a_look_up_that_finds_nothing_when_no_attempt_is_left_ends_the_message()
     told(&second, lookup(), "look_up").await;
     let never = second.answer(json!({"effect": "wire", "seq": 0, "answer": "not_found"})).await.of(200);
     assert_eq!(never["settle"]["outcome"], "exhausted", "{never}");
+    // Its answer was lost, and it is repeated at a server that did not hand the message out.
+    let elsewhere = Stage::over(still.stage.tide.clone(), |serving| serving).await;
+    let there = Held::of(&elsewhere, second.lease.clone());
+    let again = there.answer(json!({"effect": "wire", "seq": 0, "answer": "not_found"})).await.of(200);
+    assert_eq!(again["settle"]["outcome"], "exhausted", "{again}");
     let settled = second.stop(&never).await;
     assert_eq!((&settled["state"], &settled["reason"]), (&json!("dead"), &json!("exhausted")), "{settled}");
 }

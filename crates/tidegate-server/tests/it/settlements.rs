@@ -194,6 +194,30 @@ async fn items_of_queues_that_the_token_may_not_work_are_refused_one_by_one() {
 }
 
 #[tokio::test]
+async fn of_a_flow_over_tenants_each_token_reads_its_own_messages() {
+    let stage = guarded().await;
+    let worker = token(&stage.tide, "worker", &["work", "produce"], "*").await;
+    let all = token(&stage.tide, "all", &["read"], "*").await;
+    let own = token(&stage.tide, "own", &["read"], "").await;
+    let body = json!({"kind": "mine", "payload": 1, "key": "a"});
+    post_as(&stage, &worker, "/v1/queues/mine/messages", &body).await.of(202);
+    let lease = post_as(&stage, &worker, "/v1/leases", &claim("mine", &nonce())).await.of(200)["leases"][0].clone();
+    let next = json!({"queue": "mine", "kind": "mine", "payload": 1, "tenant": "acme"});
+    let (id, proof) = (&lease["message"]["id"], &lease["token"]);
+    let end = json!({"id": id, "token": proof, "outcome": "completed", "result": 1, "then": [next]});
+    let settled = post_as(&stage, &worker, "/v1/leases/settle", &json!({"settlements": [end]})).await.of(200);
+    let follows = &settled["results"][0]["follow_ups"][0];
+    assert!(follows.is_string(), "{settled}");
+    let path = format!("/v1/flows/{}", id.as_str().unwrap());
+    for (reader, sees) in [(&all, vec![id, follows]), (&own, vec![id])] {
+        let flow = stage.ask(reader, http::Method::GET, &path, "").await.of(200);
+        let ids: Vec<_> = flow["messages"].as_array().unwrap().iter().map(|message| &message["id"]).collect();
+        assert_eq!(ids, sees);
+        assert_eq!(flow["live"], true, "what follows has not run");
+    }
+}
+
+#[tokio::test]
 async fn what_follows_to_a_queue_that_the_token_may_produce_on_is_stored() {
     let stage = guarded().await;
     let worker = token(&stage.tide, "worker", &["work:mine", "produce:mine", "produce:next"], "").await;
