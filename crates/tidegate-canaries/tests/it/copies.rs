@@ -92,6 +92,7 @@ pub(crate) fn failed(line: &str) -> bool {
 }
 
 /// Demands that each is caught by its test, within the limit.
+#[expect(clippy::print_stdout, reason = "the table is for whoever looks at the run")]
 pub(crate) fn all_are_caught(table: &[Caught], environment: &[(&str, String)]) {
     let clock = SystemClock::new();
     let results = for_each(table, |Caught { canary, by }| {

@@ -13,6 +13,7 @@ fn keyed(effect: &str) -> Value {
     json!({"effect": effect, "policy": "keyed", "window_ms": 4 * DAY_MS})
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is made where it is said")]
 fn confirmed(effect: &str, seq: u32, value: Value) -> Value {
     json!({"effect": effect, "seq": seq, "answer": "confirmed", "value": value})
 }

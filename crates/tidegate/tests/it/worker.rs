@@ -13,6 +13,11 @@ struct Logged(Arc<std::sync::Mutex<Vec<u8>>>);
 
 impl Logged {
     fn new() -> (Self, impl tracing::Subscriber + Send + Sync) {
+        // While there is one subscriber only, whether a line is wanted is asked of the thread that comes by first, and kept
+        // for all; tests run on many threads, and most of them have none. With a second one all are asked.
+        static SECOND: std::sync::LazyLock<tracing::Dispatch> =
+            std::sync::LazyLock::new(|| tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new()));
+        std::sync::LazyLock::force(&SECOND);
         let logged = Self::default();
         let writer = logged.clone();
         let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false);
