@@ -122,7 +122,13 @@ fn told(ran: &Ran) -> (Option<i32>, String, String) {
             out.push_str("AGE");
             rest = &rest[at + 5 + end..];
         }
-        masked(&(out + rest))
+        let mut out = out + rest;
+        // "856 ms ago": a number and its unit.
+        while let Some(at) = out.find(" ago") {
+            let number = out[..at].rmatch_indices(char::is_whitespace).nth(1).map_or(0, |(at, _)| at + 1);
+            out.replace_range(number..at + " ago".len(), "AGE");
+        }
+        masked(&out)
     };
     (ran.code, ageless(&ran.out), ageless(&ran.err))
 }

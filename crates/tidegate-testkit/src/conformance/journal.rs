@@ -343,6 +343,7 @@ pub async fn a_not_done_of_another_run_leaves_the_effect_open(engine: &dyn Engin
     let first = stage.started("m").await;
     let row = stage.intend(&first, &lookup()).await;
     stage.crash().await;
+    stage.clock.advance(SEND_WITHIN + QUARANTINE);
     let second = stage.take_one().await;
     let answered = stage.answer(&second, &row, EffectAnswer::NotDone).await;
     assert!(answered.state.is_open(), "{:?}", answered.state);
