@@ -81,7 +81,9 @@ async fn a_server_that_is_not_there_is_told_of_at_once_and_nothing_was_sent() {
 #[tokio::test(start_paused = true)]
 async fn what_was_sent_once_is_not_called_unsent_because_the_server_is_gone_by_then() {
     let stage = Stage::new().await;
-    stage.wire.will([vec![Fate::ReplyLost], vec![Fate::NotSent; 100]].concat());
+    // Whether a proxy's 502 was passed on before is not known. (The store itself would take real time, which a paused clock skips.)
+    let passed_on = Fate::Answered(502, &[("content-type", "text/html")], "bad gateway");
+    stage.wire.will([vec![passed_on], vec![Fate::NotSent; 100]].concat());
     let error = stage.remote.enqueue(vec![message("a")]).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unavailable);
     for part in ["gave no answer to enqueue", "connection refused", "whether it was done is not known"] {
@@ -89,7 +91,6 @@ async fn what_was_sent_once_is_not_called_unsent_because_the_server_is_gone_by_t
     }
     assert!(!error.to_string().contains("nothing was sent"), "{error}");
     assert!(stage.wire.tries() > 5, "it was tried as long as patience lasts");
-    assert_eq!(stage.tide.store().list(Filter { limit: 9, ..Filter::default() }).await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -311,7 +311,7 @@ async fn a_confirmation_that_came_too_late_is_listed_as_evidence_and_masked() {
     let page = stage.ask(&reader, Method::GET, "/v1/parked", "").await;
     let evidence = &page.of(200)["messages"][0]["evidence"][0];
     assert_eq!((&evidence["effect"], &evidence["item"]), (&json!("capture"), &json!("2")));
-    assert_eq!(evidence["value"], json!({"masked": true, "bytes": 20}));
+    assert_eq!(evidence["value"], json!({"masked": true, "bytes": 30}));
     assert!(!page.text().contains("4242-4242-4242"), "{}", page.text());
     // That it did not happen is not believed yet; that it did needs no waiting, and twice is once.
     let path = format!("/v1/messages/{id}/effects/resolve");
