@@ -107,6 +107,7 @@ async fn serve_until_told(settings: &Settings, written: log::Written, output: &O
     settings.odd.iter().for_each(|odd| warn!("{odd}"));
     let signals = Signals::listen()?;
     let running = Running::start(settings, inherited()?).await?;
+    warn_without_tokens(&running.tide, running.demand).await?;
     for address in &running.addresses {
         let (store, url) = (&running.store, running.url(*address));
         match written {
@@ -185,7 +186,6 @@ impl Running {
         let tide = open(&address, settings).await?;
         apply_queues(&**tide.store(), settings).await?;
         let demand = demand(&addresses, settings);
-        warn_without_tokens(&tide, demand).await?;
         raise_descriptors(settings.count("limits.connections"));
         let mut serving = Serving::new(tide.clone());
         serving.limits = limits(settings);

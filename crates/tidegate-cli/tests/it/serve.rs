@@ -374,6 +374,9 @@ fn the_development_server_prints_a_request_that_works_as_it_stands() {
     assert!(store.exists(), "{}", store.display());
     kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut warned = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut warned).unwrap();
+    assert!(!warned.contains("there is none yet"), "it has made a token: {warned}");
     assert!(!store.exists(), "it is gone with the server");
     assert!(desk.files().is_empty(), "{:?}", desk.files());
     desk.run(&["dev", "--listen", "0.0.0.0:0"]).ends(2).says("tidegate serve is for that");
