@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tidegate::lifecycle::Cancellation;
 use tidegate::store::Filter;
-use tidegate::{Answer, Context, EffectAnswer, HandlerError, Policy, Store, Tidegate};
+use tidegate::{Answer, Context, EffectAnswer, HandlerError, Policy, State, Store, Tidegate};
 use tidegate_testkit::faulty::{Fault, FaultyStore, Verb};
 use tokio::sync::Notify;
 
@@ -124,12 +124,8 @@ async fn what_is_claimed_after_an_outage_longer_than_a_lease_is_not_cut_off_as_i
     worker.stop().await.unwrap();
 }
 
-#[tokio::test]
-async fn a_suspect_that_could_not_say_that_it_runs_alone_is_handed_back_and_no_crash_is_counted() {
-    let lease = Duration::from_millis(300);
-    let stage = Stage::with_lease(lease).await;
-    let sent = stage.tide.enqueue(Work { n: 1 }).await.unwrap();
-    // A worker that dies with its runtime, as a process does.
+/// Lets a worker begin what waits and die with its runtime, as a process does.
+async fn crash_once(stage: &Stage, lease: Duration) {
     let path = stage.dir.path().join("tide.db");
     let crashed = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -146,7 +142,60 @@ async fn a_suspect_that_could_not_say_that_it_runs_alone_is_handed_back_and_no_c
             std::mem::forget(worker);
         });
     });
-    crashed.join().unwrap();
+    tokio::task::spawn_blocking(move || crashed.join().unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_back_is_not_started_by_a_gate_that_opens_meanwhile() {
+    let lease = Duration::from_secs(1);
+    let stage = Stage::with_lease(lease).await;
+    let suspect = stage.tide.enqueue(Work { n: 1 }).await.unwrap();
+    crash_once(&stage, lease).await;
+    stage.view_when(suspect.id(), |view| view.suspect).await;
+    let sqlite: Arc<dyn Store> = Arc::clone(stage.tide.sqlite().unwrap()) as Arc<dyn Store>;
+    let store = FaultyStore::new(sqlite);
+    let tide = Tidegate::builder().lease(lease).store(Arc::clone(&store) as Arc<dyn Store>).unwrap();
+    let (started, go_on, ran) = (Arc::new(Notify::new()), Arc::new(Notify::new()), Count::default());
+    let (starts, goes, counts) = (Arc::clone(&started), Arc::clone(&go_on), ran.clone());
+    let work = move |_: Context, work: Work| {
+        let (starts, goes) = (Arc::clone(&starts), Arc::clone(&goes));
+        async move {
+            if work.n == 1 {
+                starts.notify_one();
+                goes.notified().await;
+            }
+            Ok::<u32, HandlerError>(work.n)
+        }
+    };
+    let next = move |_: Context, next: Next| {
+        counts.up();
+        async move { Ok::<u32, HandlerError>(next.of) }
+    };
+    let worker = tide.worker().handle(work).handle(next).start().await.unwrap();
+    // The suspect runs alone, and the next one waits for it.
+    started.notified().await;
+    let waits = stage.tide.enqueue(Next { of: 1 }).await.unwrap();
+    stage.view_when(waits.id(), |view| view.state == State::Leased).await;
+    store.spoil(Verb::Settle, Fault::Delay);
+    assert_eq!(stage.tide.cancel(waits.id(), act()).await, Ok(Cancellation::Requested));
+    store.holds_one().await;
+    // It is on its way back. Now the gate opens.
+    go_on.notify_one();
+    assert_eq!(suspect.answer(SOON).await.unwrap(), Answer::Completed(1));
+    let passes = stage.tide.enqueue(Work { n: 2 }).await.unwrap();
+    assert_eq!(passes.answer(SOON).await.unwrap(), Answer::Completed(2));
+    store.release();
+    stage.view_when(waits.id(), |view| view.state == State::Cancelled).await;
+    assert_eq!(ran.get(), 0, "it was called off before it began");
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_suspect_that_could_not_say_that_it_runs_alone_is_handed_back_and_no_crash_is_counted() {
+    let lease = Duration::from_millis(300);
+    let stage = Stage::with_lease(lease).await;
+    let sent = stage.tide.enqueue(Work { n: 1 }).await.unwrap();
+    crash_once(&stage, lease).await;
     stage.view_when(sent.id(), |view| view.suspect).await;
 
     let sqlite: Arc<dyn Store> = Arc::clone(stage.tide.sqlite().unwrap()) as Arc<dyn Store>;
