@@ -120,10 +120,7 @@ pub(crate) fn claim(group: &mut Group<'_>, request: &ClaimRequest) -> Result<Cla
 /// The heads have left their lanes: what goes wrong from here on undoes the whole group, or they would be nowhere.
 fn after_removal(trouble: Trouble) -> Trouble {
     match trouble {
-        Trouble::Item(error) => Trouble::Group(rusqlite::Error::SqliteFailure(
-            rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT),
-            Some(error.what().to_owned()),
-        )),
+        Trouble::Item(error) => Trouble::undo(error.what().to_owned()),
         group @ Trouble::Group(_) => group,
     }
 }

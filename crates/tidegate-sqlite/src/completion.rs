@@ -122,10 +122,7 @@ fn remove_leases(group: &Group<'_>, completions: &[Completion<'_>]) -> Result<()
 /// A lease that is remembered has its row. Should it have none, nobody in this group is told anything but to try again; with
 /// the group everything remembered is gone, and the next one reads what there is.
 fn not_there(removed: usize, known: usize) -> Trouble {
-    Trouble::Group(rusqlite::Error::SqliteFailure(
-        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT),
-        Some(format!("{removed} leases were there of {known} that are remembered")),
-    ))
+    Trouble::undo(format!("{removed} leases were there of {known} that are remembered"))
 }
 
 fn put_results(group: &mut Group<'_>, completions: &[Completion<'_>]) -> Result<(), Trouble> {

@@ -25,6 +25,12 @@ impl From<rusqlite::Error> for Trouble {
 }
 
 impl Trouble {
+    /// Rolls the group back: what is remembered or was removed cannot be put right one by one. Everybody in it tries again.
+    pub(crate) fn undo(why: String) -> Self {
+        let abort = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT);
+        Self::Group(rusqlite::Error::SqliteFailure(abort, Some(why)))
+    }
+
     /// The error a caller gets.
     pub(crate) fn into_store_error(self) -> StoreError {
         match self {
