@@ -75,7 +75,7 @@ pub(crate) fn run(root: &Path, asked: &Asked) -> Result<(), String> {
         reports.push(match store.as_str() {
             "postgres" => {
                 let cluster = pg::server()?;
-                measure(asked, &tool, &program, store, cluster.url())?
+                measure(asked, &tool, &program, store, &cluster.url())?
             }
             _ => measure(asked, &tool, &program, store, &scratch.path().join("load.db").display().to_string())?,
         });
@@ -167,7 +167,9 @@ impl Sent {
         let errors = report["errorDistribution"].as_object();
         let failed: Vec<_> = errors.into_iter().flatten().filter(|(what, _)| !what.contains("deadline")).collect();
         if !other.is_empty() || !failed.is_empty() || answered == 0 {
-            return Err(format!("not every enqueue was accepted: {answered} were, besides {other:?}, errors {failed:?}"));
+            return Err(format!(
+                "not every enqueue was accepted: {answered} were, besides {other:?}, errors {failed:?}"
+            ));
         }
         let number = |value: &Value, what: &str| value.as_f64().ok_or_else(|| format!("the load tool tells no {what}"));
         let times = &report["latencyPercentiles"];
@@ -263,9 +265,12 @@ impl Drop for Server {
 }
 
 fn table(reports: &[Value]) -> String {
-    let mut text = String::from("| Store | Load | Enqueues/s | p50 ms | p99 ms | p99.9 ms |\n|---|---|--:|--:|--:|--:|\n");
+    let mut text =
+        String::from("| Store | Load | Enqueues/s | p50 ms | p99 ms | p99.9 ms |\n|---|---|--:|--:|--:|--:|\n");
     for report in reports {
-        for (part, name) in [("sustained", "as fast as answered"), ("at_half", "half"), ("at_nine_tenths", "nine tenths")] {
+        for (part, name) in
+            [("sustained", "as fast as answered"), ("at_half", "half"), ("at_nine_tenths", "nine tenths")]
+        {
             let (store, part) = (report["store"].as_str().unwrap_or_default(), &report[part]);
             let cells = ["per_s", "p50_ms", "p99_ms", "p999_ms"].map(|cell| part[cell].to_string());
             text.push_str(&format!("| {store} | {name} | {} |\n", cells.join(" | ")));
