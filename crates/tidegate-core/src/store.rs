@@ -100,7 +100,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Verdicts: `NotFound`, `Conflict`. Without a reason all is `Invalid`.
     async fn discard(&self, request: Discard) -> Result<Verdicts<MessageId>, StoreError>;
 
-    /// Calls messages off that have not taken effect.
+    /// Calls messages off that have not taken effect. Repeated it answers where that stands and changes nothing, nor does it
+    /// leave another audit row.
     ///
     /// Verdicts: `NotFound`, `Conflict`.
     async fn cancel(&self, request: Cancel) -> Result<Verdicts<Cancellation>, StoreError>;

@@ -302,6 +302,10 @@ macro_rules! __cases {
                 a_released_key_is_free_for_another_message
                 a_redriven_message_takes_its_released_key_back_if_it_is_free
                 a_key_is_not_released_once_an_intent_was_written
+                a_cancel_that_is_asked_for_again_is_answered_and_changes_nothing
+                a_message_that_is_named_twice_is_cancelled_once
+                a_key_that_was_kept_can_be_released_afterwards
+                a_wish_that_asks_for_more_is_kept_as_well
                 a_cancellation_leaves_an_audit_row
             }
             pause {

@@ -1265,14 +1265,21 @@ impl World {
         let record = self.record(id)?;
         let (state, journal) = (record.state(), record.facts());
         let live = matches!(state, State::Ready | State::Leased);
-        if !live || journal.is_confirmed() {
+        if !live && state != State::Cancelled || live && journal.is_confirmed() {
             return Err(StoreError::conflict(format!("cannot be cancelled while {state}")));
         }
         if request.release_key && journal.was_tried() {
             return Err(StoreError::conflict("its key may be known outside"));
         }
+        if !live {
+            return Ok(self.cancel_again(id, request));
+        }
         let now_or_never = state == State::Ready && !journal.is_open();
         let (counters, now) = (record.counters, self.time.now);
+        let release_wanted = record.release_wanted || !request.release_key;
+        if record.cancel_wanted && release_wanted && !now_or_never {
+            return Ok(Cancellation::Requested);
+        }
         self.record_act(&request.act, "cancel", Some(id), None, String::new());
         let record = self.change(id);
         record.cancel_wanted = true;
@@ -1283,6 +1290,17 @@ impl World {
         self.finish(id, State::Cancelled, None, None);
         self.change(id).history.push(operator_ending(now, counters, "cancelled", State::Cancelled, None));
         Ok(Cancellation::Now)
+    }
+
+    /// Nothing is left to do but to give a key away that was kept.
+    fn cancel_again(&mut self, id: MessageId, request: &Cancel) -> Cancellation {
+        let message = Arc::clone(&self.records[&id].message);
+        let scope = (message.tenant.clone(), message.queue.clone(), message.key.clone());
+        if request.release_key && self.keys.get(&scope) == Some(&id) {
+            self.record_act(&request.act, "cancel", Some(id), None, "key released".to_owned());
+            self.forget_key(&message);
+        }
+        Cancellation::Now
     }
 
     pub(super) fn pause(&mut self, request: &ChangeQueue) {
