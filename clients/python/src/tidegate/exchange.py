@@ -36,7 +36,7 @@ def exchange(env: Env, request: Request, *, within: float | None = None) -> Step
             raise error
         yield from pause(delay)
         if request.again is not None:
-            request = replace(request, body=request.again)
+            request = replace(request, body=request.again())
     raise AssertionError("unreachable: the loop ends by return or raise")
 
 
