@@ -311,6 +311,35 @@ pub struct Journal {
     pub write: JournalWrite,
 }
 
+impl Journal {
+    /// Whether the writes may stand here. That nothing was sent is said with the next intent of the effect, or by the
+    /// settlement that ends the run: alone, or beside another effect, it may come late, when the effect is being sent.
+    ///
+    /// # Errors
+    /// `Invalid`, with the effect of which it is said.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let intended = match &self.write {
+            JournalWrite::Intent { reached, .. } => Some(&reached.effect),
+            JournalWrite::Answer { .. } | JournalWrite::NotSent { .. } | JournalWrite::Natural { .. } => None,
+        };
+        for write in self.before.iter().chain([&self.write]) {
+            if let JournalWrite::NotSent { effect } = write
+                && intended != Some(effect)
+            {
+                return Err(not_sent_here(effect));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What says of this effect that it was not sent has no place where it stands.
+#[must_use]
+pub fn not_sent_here(effect: &EffectId) -> StoreError {
+    StoreError::invalid(format!("that effect {effect} was not sent cannot be said here: it may be on its way by now"))
+        .hint("say it when the effect is reached again, or in the journal of the settlement that ends the run")
+}
+
 /// One transition of one row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "write", rename_all = "snake_case")]
@@ -331,8 +360,8 @@ pub enum JournalWrite {
         /// The answer.
         answer: EffectAnswer,
     },
-    /// The reply to an intent was missing, and so its send never left: `effect::not_sent`. Changes nothing where this lease
-    /// left no intent.
+    /// The reply to an intent was missing, and so its send never left: `effect::not_sent`. Said with the next intent of the
+    /// effect, or by the settlement: [`Journal::check`]. Changes nothing where this lease left no intent.
     NotSent {
         /// Which effect.
         effect: EffectId,

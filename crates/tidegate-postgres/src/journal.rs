@@ -112,6 +112,7 @@ pub(crate) fn is_current(lease: &LeaseRow, token: LeaseToken, now: Timestamp) ->
 
 /// All writes of an item, or none of them.
 fn one(group: &mut Group, run: &mut Run, item: &Journal) -> Result<EffectRow, Trouble> {
+    item.check()?;
     let message = run.message.as_ref().map_err(StoreError::clone)?;
     let before = run.rows.as_ref().map_err(StoreError::clone)?;
     let mut rows = before.clone();

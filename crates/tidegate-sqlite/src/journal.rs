@@ -41,6 +41,7 @@ fn one(group: &mut Group<'_>, item: &Journal) -> Result<EffectRow, Trouble> {
         keep_evidence(group, item.id, writes())?;
         return Err(extend::lost(group, item.id)?.into());
     };
+    item.check()?;
     let lane = group.lane(lease.life.lane)?;
     let message = place::in_force(place::body(group.conn, item.id, &lane)?, lease.life.expires_at);
     let mut rows = place::journal_if(group.conn, item.id, lease.life.flags)?;

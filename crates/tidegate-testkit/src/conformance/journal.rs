@@ -550,7 +550,36 @@ pub async fn an_intent_whose_send_never_left_is_not_done(engine: &dyn Engine) {
     let lease = stage.started("answered").await;
     let row = stage.intend(&lease, &at_most_once()).await;
     stage.answer(&lease, &row, no_answer()).await;
-    assert_eq!(refused(stage.journal(&lease, not_sent()).await), StoreErrorKind::Conflict);
     let settle = Settle { journal: vec![not_sent()], ..settlement(&lease, not_done()) };
     assert_eq!(stage.settle(settle).await.expect("it is settled").state, State::Parked, "its send did leave");
+}
+
+/// That nothing was sent is said with the next intent of the same effect. Alone or beside another effect it may come late,
+/// when the effect is on its way: it is refused, with all that comes along.
+pub async fn that_an_effect_was_not_sent_is_said_with_its_next_intent_or_at_the_end(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let lease = stage.started("m").await;
+    let first = stage.intend(&lease, &at_most_once()).await;
+    let not_sent = || JournalWrite::NotSent { effect: effect_id("capture") };
+    let other = Reached { effect: effect_id("notify"), ..keyed() };
+    let natural = reached("notify", EffectPolicy::Natural);
+    let written = async |before: Vec<JournalWrite>, write: JournalWrite| {
+        let journal = Journal { id: lease.message.id, token: lease.token, before, write };
+        only(stage.store.journal(vec![journal]).await)
+    };
+    for (before, write) in [
+        (vec![], not_sent()),
+        (vec![not_sent()], intent(&other)),
+        (vec![not_sent()], JournalWrite::Natural { reached: natural, value: "1".into() }),
+    ] {
+        let refused = written(before, write).await.expect_err("it may be on its way");
+        assert_eq!(refused.kind(), StoreErrorKind::Invalid, "{refused}");
+        assert_eq!(stage.view(lease.message.id).await.journal, [first.clone()]);
+    }
+    // Reached again, it is another row under the same key.
+    let again = written(vec![not_sent()], intent(&at_most_once())).await.expect("it may be sent");
+    assert_eq!((again.seq, again.sends, &again.key), (1, 1, &first.key));
+    // Nothing else may be sent while it is open, and what it confirmed stays.
+    stage.answer(&lease, &again, confirmed("1")).await;
+    written(vec![], intent(&other)).await.expect("nothing is open");
 }

@@ -175,6 +175,7 @@ macro_rules! __cases {
                 a_refused_write_of_a_batch_is_refused_alone
                 an_intent_of_a_crashed_run_is_open_to_the_next
                 an_intent_whose_send_never_left_is_not_done
+                that_an_effect_was_not_sent_is_said_with_its_next_intent_or_at_the_end
             }
             settle {
                 a_completed_message_keeps_its_result

@@ -876,6 +876,13 @@ impl World {
         let writes: Vec<&JournalWrite> = journal.before.iter().chain([&journal.write]).collect();
         let record = self.records.get(&id).ok_or_else(|| StoreError::not_found(id))?;
         let Some(held) = record.held_by(journal.token) else { return self.late(id, &writes) };
+        let begun = match &journal.write {
+            JournalWrite::Intent { reached, .. } => Some(&reached.effect),
+            JournalWrite::Answer { .. } | JournalWrite::NotSent { .. } | JournalWrite::Natural { .. } => None,
+        };
+        if writes.iter().any(|write| matches!(write, JournalWrite::NotSent { effect } if Some(effect) != begun)) {
+            return Err(StoreError::invalid("what was not sent is said with its next intent, or when the run ends"));
+        }
         let lapsed = held.until < now && self.mutation != Some(Mutation::IntentAfterLapse);
         let mut rows = record.journal.clone();
         let mut row = Err(StoreError::invalid("nothing to write"));
