@@ -919,7 +919,11 @@ pub struct MessageView {
     pub history: Vec<Ending>,
 }
 
-/// A confirmation that came too late to be applied.
+/// So many late confirmations of one effect are kept: the first one and the latest. What came between says nothing that a
+/// person who resolves would decide by, and all of them are counted as [`Counted::RejectedLateWrites`].
+pub const MOST_EVIDENCE: usize = 8;
+
+/// A confirmation that came too late to be applied. The same one again is not kept twice; see [`MOST_EVIDENCE`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Evidence {
     /// When it arrived.

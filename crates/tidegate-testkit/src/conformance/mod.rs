@@ -149,6 +149,7 @@ macro_rules! __cases {
                 an_effect_has_one_key_over_all_attempts_and_generations
                 one_message_key_on_two_queues_makes_two_effect_keys
                 a_late_confirmation_is_kept_as_evidence_and_not_applied
+                late_evidence_is_kept_once_and_of_an_effect_the_first_and_the_latest
                 a_late_confirmation_among_other_writes_is_evidence_too
                 after_the_deadline_no_effect_begins_unless_one_is_open_or_confirmed
                 a_lapsed_lease_may_answer_but_not_intend

@@ -14,8 +14,8 @@ use tidegate_core::retry::Policy;
 use tidegate_core::store::{
     Act, AuditEntry, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Claimed, Counted, DEFAULT_RETENTION, Ending,
     Enqueued, Evidence, ExplainFacts, Extend, Extended, Filter, Journal, JournalWrite, LaneStats, Lease, MOST_CODES,
-    MessageView, News, Note, OTHER_CODES, QueueChange, QueueStats, REDRIVE_CHUNK, Redrive, Resolve, Resolved, Settle,
-    Settled, Stats, Summary, SweepRequest, Swept, TakenOver, Tally,
+    MOST_EVIDENCE, MessageView, News, Note, OTHER_CODES, QueueChange, QueueStats, REDRIVE_CHUNK, Redrive, Resolve,
+    Resolved, Settle, Settled, Stats, Summary, SweepRequest, Swept, TakenOver, Tally,
 };
 use tidegate_core::token::{self, TokenRecord};
 use tidegate_core::{
@@ -553,7 +553,16 @@ impl World {
                     row.state = EffectState::Confirmed { value: value.clone() };
                 }
             }
-            record.evidence.push(Evidence { at: now, effect: effect.clone(), value: value.clone() });
+            let evidence = &mut record.evidence;
+            let of_effect: Vec<usize> = (0..evidence.len()).filter(|nth| evidence[*nth].effect == *effect).collect();
+            if of_effect.iter().any(|nth| evidence[*nth].value == *value) {
+                continue;
+            }
+            evidence.push(Evidence { at: now, effect: effect.clone(), value: value.clone() });
+            if of_effect.len() == MOST_EVIDENCE {
+                // The first stays, and the latest do.
+                evidence.remove(of_effect[1]);
+            }
         }
         let message = Arc::clone(&record.message);
         if self.mutation != Some(Mutation::LateWritesUncounted) {
