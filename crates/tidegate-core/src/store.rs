@@ -106,7 +106,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Verdicts: `NotFound`, `Conflict`.
     async fn cancel(&self, request: Cancel) -> Result<Verdicts<Cancellation>, StoreError>;
 
-    /// Pauses, resumes or limits a queue, with an audit row. Acts on a queue nobody used yet as well.
+    /// Pauses, resumes or limits a queue, with an audit row. Acts on a queue nobody used yet as well. What changes nothing, and
+    /// is what the same actor said last for the same reason, leaves no second row: its reply was lost.
     async fn pause(&self, request: ChangeQueue) -> Result<(), StoreError>;
 
     /// Records what a person or a webhook knows of a parked effect. When all open effects of the message are resolved it
@@ -147,7 +148,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError>;
 
     /// Notes an act in the audit that changed nothing, such as that somebody looked at payloads: one row for each of its
-    /// messages, or one in all when it names none. Whether there are such messages is not asked.
+    /// messages, or one in all when it names none. Whether there are such messages is not asked. The same note again within
+    /// [`NOTED_ONCE_WITHIN`] leaves no second row: its reply was lost.
     async fn note(&self, note: Note) -> Result<(), StoreError>;
 
     /// Everything that is kept of tokens, by name and age; those that ended as well.
@@ -780,6 +782,10 @@ pub struct ChangeToken {
     /// Who and why.
     pub act: Act,
 }
+
+/// A note that says the same of the same message by the same actor is one note, if so much time lies between. Later it is
+/// another act: whoever looks at a payload again looks again.
+pub const NOTED_ONCE_WITHIN: Duration = Duration::from_secs(60);
 
 /// An act that changes nothing and is kept all the same.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use tidegate::journal::{EffectId, EffectPolicy, IntentTimes, Reached};
 use tidegate::lifecycle::{Cancellation, Outcome};
 use tidegate::store::{
     Act, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Discard, Edit, Enqueued, Extend, Filter, Journal,
-    JournalWrite, Lease, QueueChange, QueueSlots, Redrive, Settle,
+    JournalWrite, Lease, Note, QueueChange, QueueSlots, Redrive, Settle,
 };
 use tidegate::token::{Glob, Scope, Secret, TokenChange};
 use tidegate::{
@@ -198,6 +198,12 @@ async fn a_pause_whose_reply_was_lost_is_a_pause() {
         ChangeQueue { tenant: Tenant::default(), queue: queue("work"), change: QueueChange::Pause, act: act() };
     stage.remote.pause(change).await.unwrap();
     assert!(stage.tide.store().stats().await.unwrap().queues[0].paused);
+    let id = leased(&stage).await.message.id;
+    let note = Note { what: "export".into(), messages: vec![id], detail: String::new(), act: act() };
+    stage.wire.will([Fate::ReplyLost]);
+    stage.remote.note(note).await.unwrap();
+    let audit = stage.tide.store().audit(0, 100).await.unwrap();
+    assert_eq!(audit.iter().map(|row| row.act.as_str()).collect::<Vec<_>>(), ["pause", "export"], "once each");
 }
 
 // --- a refusal that answers a repetition -------------------------------------------------------------------------------

@@ -317,6 +317,7 @@ macro_rules! __cases {
                 a_pause_concerns_one_queue
                 pausing_and_resuming_twice_is_harmless
                 every_change_of_a_queue_leaves_an_audit_row
+                an_act_on_a_queue_that_is_repeated_stands_in_the_audit_once
             }
             resolve {
                 a_parked_effect_that_happened_goes_on_with_its_value
@@ -358,6 +359,7 @@ macro_rules! __cases {
             note {
                 a_note_leaves_an_audit_row_for_each_of_its_messages_and_changes_nothing
                 a_note_on_no_message_or_on_one_that_is_gone_is_kept_as_well
+                a_note_that_is_repeated_stands_in_the_audit_once
             }
             token {
                 a_token_is_kept_as_it_was_given

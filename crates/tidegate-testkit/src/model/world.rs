@@ -14,8 +14,8 @@ use tidegate_core::retry::Policy;
 use tidegate_core::store::{
     Act, AuditEntry, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Claimed, Counted, DEFAULT_RETENTION, Ending,
     Enqueued, Evidence, ExplainFacts, Extend, Extended, Filter, Journal, JournalWrite, LaneStats, Lease, MOST_CODES,
-    MOST_EVIDENCE, MessageView, News, Note, OTHER_CODES, QueueChange, QueueStats, REDRIVE_CHUNK, Redrive, Resolve,
-    Resolved, Settle, Settled, Stats, Summary, SweepRequest, Swept, TakenOver, Tally,
+    MOST_EVIDENCE, MessageView, NOTED_ONCE_WITHIN, News, Note, OTHER_CODES, QueueChange, QueueStats, REDRIVE_CHUNK,
+    Redrive, Resolve, Resolved, Settle, Settled, Stats, Summary, SweepRequest, Swept, TakenOver, Tally,
 };
 use tidegate_core::token::{self, TokenRecord};
 use tidegate_core::{
@@ -462,14 +462,26 @@ impl World {
     }
 
     pub(super) fn note(&mut self, note: &Note) {
-        if note.messages.is_empty() {
+        if note.messages.is_empty() && !self.is_noted(note, None) {
             self.record_act(&note.act, &note.what, None, None, note.detail.clone());
         }
         for id in &note.messages {
+            if self.is_noted(note, Some(*id)) {
+                continue;
+            }
             let of = self.records.get(id).map(|record| &record.message);
             let of = of.map(|message| (message.tenant.clone(), message.queue.clone()));
             self.record_act(&note.act, &note.what, Some(*id), of, note.detail.clone());
         }
+    }
+
+    fn is_noted(&self, note: &Note, message: Option<MessageId>) -> bool {
+        let since = self.time.now.before(NOTED_ONCE_WITHIN);
+        let lately = self.audit.iter().rev().take_while(|row| row.at >= since);
+        lately.filter(|row| row.message == message).any(|row| {
+            (&row.actor, &row.act, &row.reason, &row.detail)
+                == (&note.act.actor, &note.what, &note.act.reason, &note.detail)
+        })
     }
 
     /// By name and age.
@@ -1322,6 +1334,7 @@ impl World {
     pub(super) fn pause(&mut self, request: &ChangeQueue) {
         let place = self.place(&request.tenant, &request.queue);
         let queue = &mut self.queues[place];
+        let before = (queue.paused, queue.max_depth);
         let (act, detail) = match request.change {
             QueueChange::Pause => {
                 queue.paused = true;
@@ -1337,8 +1350,20 @@ impl World {
                 ("limit", limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string()))
             }
         };
+        let unchanged = before == (self.queues[place].paused, self.queues[place].max_depth);
         let of = (request.tenant.clone(), request.queue.clone());
-        self.record_act(&request.act, act, None, Some(of), detail);
+        let is_limit = act == "limit";
+        let on_it = |row: &&AuditEntry| {
+            (row.tenant.as_ref(), row.queue.as_ref()) == (Some(&of.0), Some(&of.1))
+                && if is_limit { row.act == "limit" } else { matches!(&*row.act, "pause" | "resume") }
+        };
+        let said = self.audit.iter().rev().find(on_it).is_some_and(|row| {
+            (&*row.actor, &*row.act, &*row.reason, &*row.detail)
+                == (&*request.act.actor, act, &*request.act.reason, &*detail)
+        });
+        if !(unchanged && said) {
+            self.record_act(&request.act, act, None, Some(of), detail);
+        }
     }
 
     pub(super) fn resolve(&mut self, request: &Resolve) -> Result<Resolved, StoreError> {
