@@ -198,7 +198,7 @@ async fn a_pause_whose_reply_was_lost_is_a_pause() {
         ChangeQueue { tenant: Tenant::default(), queue: queue("work"), change: QueueChange::Pause, act: act() };
     stage.remote.pause(change).await.unwrap();
     assert!(stage.tide.store().stats().await.unwrap().queues[0].paused);
-    let id = leased(&stage).await.message.id;
+    let Ok(Enqueued::New { id }) = stage.remote.enqueue(vec![message("a")]).await.unwrap().remove(0) else { panic!() };
     let note = Note { what: "export".into(), messages: vec![id], detail: String::new(), act: act() };
     stage.wire.will([Fate::ReplyLost]);
     stage.remote.note(note).await.unwrap();
