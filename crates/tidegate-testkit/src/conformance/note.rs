@@ -43,27 +43,27 @@ pub async fn a_note_that_is_repeated_stands_in_the_audit_once(engine: &dyn Engin
     let mut stage = Stage::new(engine).await;
     let first = stage.put(message("first")).await;
     let second = stage.put(message("second")).await;
-    let note = |messages: &[MessageId], detail: &str, actor: &str| Note {
+    let note = |messages: Vec<MessageId>, detail: &str, actor: &str| Note {
         what: "reveal".into(),
-        messages: messages.to_vec(),
+        messages,
         detail: detail.into(),
         act: Act { actor: actor.to_owned(), reason: "looked".to_owned() },
     };
     for (messages, detail, actor) in [
-        (&[first][..], "payload", "ada"),
-        (&[first], "payload", "ada"),
-        (&[first, second], "payload", "ada"),
-        (&[second, first], "payload", "ada"),
-        (&[first], "value", "ada"),
-        (&[first], "payload", "bob"),
-        (&[], "payload", "bob"),
-        (&[], "payload", "bob"),
+        (vec![first], "payload", "ada"),
+        (vec![first], "payload", "ada"),
+        (vec![first, second], "payload", "ada"),
+        (vec![second, first], "payload", "ada"),
+        (vec![first], "value", "ada"),
+        (vec![first], "payload", "bob"),
+        (vec![], "payload", "bob"),
+        (vec![], "payload", "bob"),
     ] {
         stage.store.note(note(messages, detail, actor)).await.expect("noted");
         stage.clock.advance(MILLI);
     }
     stage.reopen().await;
-    stage.store.note(note(&[first], "payload", "ada")).await.expect("noted");
+    stage.store.note(note(vec![first], "payload", "ada")).await.expect("noted");
     let told = async |stage: &Stage<'_>| -> Vec<(Option<MessageId>, String, String)> {
         let audit = stage.store.audit(0, 100).await.expect("the audit is answered");
         audit.into_iter().map(|row| (row.message, row.detail, row.actor)).collect()
@@ -78,7 +78,7 @@ pub async fn a_note_that_is_repeated_stands_in_the_audit_once(engine: &dyn Engin
     ];
     assert_eq!(told(&stage).await, expected);
     stage.clock.advance(NOTED_ONCE_WITHIN);
-    stage.store.note(note(&[first], "payload", "ada")).await.expect("noted");
+    stage.store.note(note(vec![first], "payload", "ada")).await.expect("noted");
     expected.push(row(Some(first), "payload", "ada"));
     assert_eq!(told(&stage).await, expected);
 }
