@@ -22,7 +22,7 @@ pub async fn a_paused_queue_lets_running_messages_end_and_starts_none(engine: &d
     assert!(stage.take(10).await.is_empty(), "also after a restart");
     assert!(stage.queue_stats("work").await.paused);
     other
-        .pause(tidegate_core::store::ChangeQueue {
+        .pause(ChangeQueue {
             tenant: tidegate_core::Tenant::default(),
             queue: queue("work"),
             change: QueueChange::Resume,
