@@ -43,7 +43,7 @@ async fn noted(group: &Group, note: &Note) -> Result<HashSet<Option<MessageId>>,
     let since = group.now.before(NOTED_ONCE_WITHIN).as_millis();
     let (actor, reason) = (row::storable(&note.act.actor), row::storable(&note.act.reason));
     let detail = row::storable(&note.detail);
-    let rows = group.conn.query(NOTED, &[&since, &actor, &note.what, &reason, &detail]).await?;
+    let rows = group.conn.query(NOTED, &[&since, &&*actor, &&*note.what, &&*reason, &&*detail]).await?;
     let unsent = group.writes.audits.iter();
     let unsent = unsent.filter(|audit| audit.act == note.act && audit.what == note.what && audit.detail == note.detail);
     let mut noted: HashSet<Option<MessageId>> = unsent.map(|audit| audit.message).collect();

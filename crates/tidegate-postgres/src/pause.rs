@@ -65,6 +65,6 @@ async fn is_said(
         return Ok(audit.act == request.act && audit.what == act && audit.detail == detail);
     }
     let (actor, reason) = (row::storable(&request.act.actor), row::storable(&request.act.reason));
-    let said = group.conn.query_opt(SAID, &[&queue_id, &actor, &act, &reason, &detail]).await?;
+    let said = group.conn.query_opt(SAID, &[&queue_id, &&*actor, &act, &&*reason, &detail]).await?;
     said.map_or(Ok(false), |row| row::column(&row, 0, "audit"))
 }
