@@ -162,7 +162,12 @@ pub(crate) const TABLE: &[Setting] = &[
         Some("false"),
         "Asks nobody for a token: whoever reaches it may do everything.",
     ),
-    set("limits.body", Sort::Size, Some("1MiB"), "The longest body of a request."),
+    set(
+        "limits.body",
+        Sort::Size,
+        Some("4MiB"),
+        "The longest body of a request; where it is not set, at least twice limits.payload and 64KiB.",
+    ),
     set("limits.payload", Sort::Size, Some("1MiB"), "The largest payload, result or effect value."),
     set("limits.headers", Sort::Size, Some("16KiB"), "The longest head of a request, at most 24KiB."),
     set("limits.json_depth", Sort::Count, Some("64"), "The deepest nesting of JSON."),
@@ -469,6 +474,7 @@ impl Settings {
         if self.switch("tokens.required") && self.switch("insecure.no_tokens") {
             wrong.push(Problem::usage("tokens are both required and switched off").hint("leave one of the two out"));
         }
+        self.fit_bodies();
         if self.size("limits.headers") > 24 << 10 {
             wrong.push(Problem::usage("limits.headers is over 24KiB").hint("clients should send less"));
         }
@@ -476,6 +482,22 @@ impl Settings {
             wrong.push(Problem::usage("limits.body_rate is too large"));
         }
         self.wrong.append(&mut wrong);
+    }
+
+    /// A body holds the largest payload, in base64 as well, and what stands around it.
+    fn fit_bodies(&mut self) {
+        let payload = self.size("limits.payload");
+        let fits = payload.saturating_mul(2).saturating_add(64 << 10);
+        let body = self.size("limits.body");
+        let Some(value) = self.values.get_mut("limits.body") else { return };
+        if value.origin == Origin::Default && body < fits {
+            value.text = format!("{}KiB", fits.div_ceil(1 << 10));
+        } else if body <= payload {
+            self.odd.push(format!(
+                "limits.body is {}, from {}: a payload of {payload} bytes, which limits.payload allows, does not fit into it",
+                value.text, value.origin
+            ));
+        }
     }
 
     /// What is wrong, as one problem: the first, and how many more there are.
@@ -641,6 +663,20 @@ mod tests {
             ("limits.wait", "1s", "config.toml"),
         ];
         assert_eq!(found, expected.map(|(key, text, origin)| (key, text, origin.to_owned())));
+    }
+
+    #[test]
+    fn a_body_holds_a_payload_of_the_limit_unless_it_is_said_otherwise() {
+        let bodies = |file| {
+            let settings = gathered(file, &[], &[]);
+            assert_eq!(wrong(&settings), "");
+            (settings.size("limits.body"), settings.odd.len())
+        };
+        assert_eq!(bodies(""), (4 << 20, 0));
+        assert_eq!(bodies("[limits]\npayload = \"3MiB\""), ((6 << 20) + (64 << 10), 0));
+        assert_eq!(bodies("[limits]\npayload = \"1KiB\""), (4 << 20, 0));
+        assert_eq!(bodies("[limits]\nbody = \"2MiB\""), (2 << 20, 0));
+        assert_eq!(bodies("[limits]\nbody = \"1MiB\""), (1 << 20, 1));
     }
 
     #[test]

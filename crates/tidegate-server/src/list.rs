@@ -82,6 +82,7 @@ pub(crate) async fn list(
         let what = format!("a page of {limit} messages is not one of 1 to {most}");
         return Err(Problem::new(ProblemType::Invalid, what).fix("ask for less, and go on at `next`"));
     }
+    tidegate_api::check_code(asked.code.as_deref())?;
     match &asked.queue {
         // Which tenants it may read is asked of each message.
         queue if asked.all_tenants => caller.may_anywhere(Action::Read, queue.as_ref())?,

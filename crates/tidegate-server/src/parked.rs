@@ -11,7 +11,6 @@ use tidegate::store::{Filter, MessageView, Summary};
 use tidegate::{Kind, MessageId, QueueName};
 use tidegate_api::{Parked, ParkedPage, Show, schema};
 
-use crate::groups::storable;
 use crate::paging;
 use crate::principal::{Action, Caller};
 use crate::problem::{Common, Problem};
@@ -71,7 +70,7 @@ pub(crate) async fn parked(
         None => caller.may_somewhere(Action::Read)?,
     }
     let Asked { queue, kind, code, all_tenants, after, .. } = asked;
-    storable(code.as_deref())?;
+    tidegate_api::check_code(code.as_deref())?;
     let filter = Filter {
         tenant: (!all_tenants).then(|| caller.tenant.clone()),
         queue,

@@ -145,7 +145,10 @@ impl Caller {
         if self.principal.may(action, tenant, queue) {
             return Ok(());
         }
-        Err(self.forbidden(action, format_args!("queue {queue}{}", of(tenant))))
+        let fix = format!(
+            "use a token with the scope {action}:{queue}, or make one: tidegate token create NAME --scope {action}:{queue}"
+        );
+        Err(self.forbidden(action, format_args!("queue {queue}{}", of(tenant))).fix(fix))
     }
 
     /// Demands a right that concerns the whole store.

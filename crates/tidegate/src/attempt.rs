@@ -286,7 +286,8 @@ async fn settle(worker: &Shared, lease: &Lease, held: &Held, outcome: Outcome, p
                 pause = (pause * 2).min(SETTLE_PAUSE);
             }
             Err(error) if error.kind() == StoreErrorKind::LeaseLost => {
-                return debug!("the lease of message {} was lost before it was settled", lease.message.id);
+                // An earlier try may have settled it, if the message went on since: the error says so where that can be.
+                return debug!(error = %error, outcome = word, "message {} is not held any more", lease.message.id);
             }
             Err(error) => {
                 return error!(error = %error, outcome = word, "message {} was not settled", lease.message.id);

@@ -152,6 +152,20 @@ fn a_token_that_the_command_makes_is_let_in_and_one_it_revokes_is_not() {
 }
 
 #[test]
+fn a_payload_of_the_limit_fits_into_its_request() {
+    let desk = Desk::new();
+    let server = Server::start(&desk, &[]);
+    let (small, payload) = ("\"payload\":1}", format!("\"{}\"", "x".repeat((1 << 20) - 2)));
+    let large = small.replace('1', &payload);
+    let request = post("/v1/queues/q/messages", "a", None).replace(small, &large);
+    let length = |body: usize| format!("Content-Length: {body}\r\n");
+    let before = "{\"kind\":\"k\",".len();
+    let request = request.replace(&length(before + small.len()), &length(before + large.len()));
+    let answer = server.ask(&request);
+    assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+}
+
+#[test]
 fn told_to_stop_it_ends_well_and_told_twice_at_once() {
     let desk = Desk::new();
     let server = Server::start(&desk, &[]);
