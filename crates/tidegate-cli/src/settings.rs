@@ -197,6 +197,18 @@ pub(crate) const TABLE: &[Setting] = &[
         None,
         "The limit that a queue gets which a request makes; none, unless it is set.",
     ),
+    set(
+        "limits.requests_per_s",
+        Sort::Count,
+        None,
+        "The most requests a second of one token, or of one address without one; no limit, unless it is set. What is written under a lease does not count.",
+    ),
+    set(
+        "limits.requests_burst",
+        Sort::Count,
+        None,
+        "The most requests of one token or address at once; unless it is set, as many as a second's.",
+    ),
 ];
 
 /// What has a file of its own: how commands reach servers.
@@ -472,6 +484,12 @@ impl Settings {
         if self.size("limits.headers") > 24 << 10 {
             wrong.push(Problem::usage("limits.headers is over 24KiB").hint("clients should send less"));
         }
+        if self.maybe_count("limits.requests_burst").is_some() && self.maybe_count("limits.requests_per_s").is_none() {
+            wrong.push(
+                Problem::usage("limits.requests_burst is set and limits.requests_per_s is not")
+                    .hint("a burst is of a limit: set both, or leave both out"),
+            );
+        }
         if self.size("limits.body_rate") > u64::from(u32::MAX) {
             wrong.push(Problem::usage("limits.body_rate is too large"));
         }
@@ -714,6 +732,14 @@ mod tests {
             assert_eq!(wrong(&gathered(file, &[], &[])), "", "{file}");
         }
         assert!(wrong(&gathered("[tls]\ncert = \"c\"", &[], &[])).contains("tls.key is not"));
+    }
+
+    #[test]
+    fn a_burst_without_a_rate_is_refused() {
+        let told = wrong(&gathered("[limits]\nrequests_burst = 5", &[], &[]));
+        assert!(told.contains("limits.requests_burst is set and limits.requests_per_s is not"), "{told}");
+        assert_eq!(wrong(&gathered("[limits]\nrequests_per_s = 5", &[], &[])), "");
+        assert_eq!(wrong(&gathered("[limits]\nrequests_per_s = 5\nrequests_burst = 50", &[], &[])), "");
     }
 
     #[test]
