@@ -20,6 +20,7 @@ mod reconcile;
 mod remote;
 mod serve;
 mod server;
+mod slow_clients;
 mod terminal;
 mod torture;
 mod transcript;
