@@ -509,7 +509,7 @@ mod tests {
                 r#"{"specversion":"1.0","id":"1","source":"s","type":"t","datacontenttype":"text/xml","data":"<a/>"}"#,
                 "text/xml",
             ),
-            (r#"{"id":"1","id":"2"}"#, "is there twice"),
+            (r#"{"id":"1","id":"2"}"#, "appears twice"),
             ("[]", "wrong at $"),
         ] {
             let problem = structured(json.as_bytes(), 64, "$").unwrap_err();
