@@ -72,6 +72,7 @@ mod tokens;
 mod trace;
 mod url;
 mod wait;
+mod whose;
 
 // Of workers.
 mod answer_effect;
