@@ -108,6 +108,10 @@ pub use serving::{Serving, Stopping};
 pub use tls::{Tls, TlsError};
 pub use workers::Workers;
 
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
+
 /// The whole API.
 pub fn router(serving: Serving) -> axum::Router {
     let serving = Arc::new(serving);
