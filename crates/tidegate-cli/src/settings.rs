@@ -82,7 +82,7 @@ fn count(text: &str) -> Result<u64, String> {
     }
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(at);
     let shift = match unit.trim() {
@@ -376,18 +376,19 @@ impl Settings {
             }
         };
         self.file = Some(path.to_owned());
-        let table: toml::Table = match text.parse() {
-            Ok(table) => table,
-            Err(e) => {
-                let what = e.to_string();
-                let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
-                return self.wrong.push(
-                    Problem::usage(format!("{} is no TOML: {what}", path.display()))
-                        .hint("tidegate config print shows what a file may say"),
-                );
-            }
-        };
-        self.read_table("", &table, path);
+        self.read_text(&text, path);
+    }
+
+    /// What a file says.
+    pub(crate) fn read_text(&mut self, text: &str, path: &Path) {
+        match text.parse::<toml::Table>() {
+            Ok(table) => self.read_table("", &table, path),
+            // Not the text around the place: the address of a store may have a password in it.
+            Err(error) => self.wrong.push(
+                Problem::usage(format!("{}{} is no TOML: {}", path.display(), line_of(&error, text), error.message()))
+                    .hint("tidegate config print shows what a file may say"),
+            ),
+        }
     }
 
     fn read_table(&mut self, before: &str, table: &toml::Table, path: &Path) {
@@ -446,7 +447,7 @@ impl Settings {
     }
 
     /// Each value by its sort, and what has to go together.
-    fn check(&mut self) {
+    pub(crate) fn check(&mut self) {
         for setting in TABLE {
             let Some(Value { text, origin }) = self.values.get(setting.key) else { continue };
             if let Err(why) = setting.sort.check(text) {
@@ -561,6 +562,12 @@ impl Settings {
     pub(crate) fn span(&self, key: &str) -> Duration {
         self.text(key).and_then(|text| duration(text).ok()).unwrap_or_default()
     }
+}
+
+/// In which line a text is wrong, if that is known.
+pub(crate) fn line_of(error: &toml::de::Error, text: &str) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    before.map_or_else(String::new, |before| format!(", line {}", before.matches('\n').count() + 1))
 }
 
 fn find(key: &str) -> Option<&'static Setting> {
@@ -732,6 +739,12 @@ mod tests {
             assert_eq!(wrong(&gathered(file, &[], &[])), "", "{file}");
         }
         assert!(wrong(&gathered("[tls]\ncert = \"c\"", &[], &[])).contains("tls.key is not"));
+    }
+
+    #[test]
+    fn a_password_beside_a_mistake_is_not_shown() {
+        let told = wrong(&gathered("drain = \"1s\"\nstore = \"postgres://u:secret@h/d\" x", &[], &[]));
+        assert!(told.contains("config.toml, line 2 is no TOML: ") && !told.contains("secret"), "{told}");
     }
 
     #[test]
