@@ -10,7 +10,7 @@ use tidegate::token::{Action, Glob, Scope, TokenHash};
 use tidegate::{Address, IdempotencyKey, Kind, MessageId, QueueName, StoreError, Tenant, Timestamp};
 
 /// The longest that an error may be, whatever it is about.
-pub(crate) const LONGEST: usize = 4096;
+pub(crate) const LONGEST: usize = 2048;
 
 pub(crate) fn text(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(bytes).ok()

@@ -15,7 +15,7 @@ use crate::wait::Span;
 use crate::{guard, idempotency, list, strict, trace};
 
 /// The longest that an error may be, whatever it is about: it goes back to the client and into its log.
-const LONGEST: usize = 4096;
+const LONGEST: usize = 2048;
 /// The deepest nesting that a server takes unless it is told otherwise.
 const DEPTH: usize = 64;
 
