@@ -1,6 +1,7 @@
 //! What the command alone reads, thrown bytes at as `crates/tidegate-fuzz` does with all others: its file of settings,
 //! durations and sizes, files of messages, ledgers, contexts.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use tidegate::canonical::canonicalize;
@@ -10,7 +11,7 @@ use tidegate_fuzz::Drive;
 use crate::contexts::Contexts;
 use crate::input::{self, Defaults, Format, Shape};
 use crate::ledger;
-use crate::settings::{Origin, Settings, size};
+use crate::settings::{Origin, Settings, Sources, size};
 
 /// The longest that a line about one thing may be.
 const LONGEST: usize = 8192;
@@ -35,9 +36,7 @@ fn whatever_a_file_of_settings_says_is_taken_or_told_and_no_password_is() {
         "drain = 2026-11-29T10:00:00Z\n[limits]\nx = [1.5, inf]\n",
     ];
     driven("settings", &seeds, |text| {
-        let mut settings = Settings::default();
-        settings.read_text(text, Path::new("config.toml"));
-        settings.check();
+        let settings = read(text);
         for wrong in &settings.wrong {
             assert!(wrong.what.len() <= LONGEST, "{} bytes", wrong.what.len());
             let is_secret = text.starts_with(STORE) && text.matches("hunter2").count() == 1;
@@ -47,16 +46,24 @@ fn whatever_a_file_of_settings_says_is_taken_or_told_and_no_password_is() {
             return;
         }
         let set = settings.all().filter_map(|(setting, value)| Some((setting.key, value?)));
+        let set = set.filter(|(_, value)| value.origin != Origin::Default);
         let set: Vec<(&str, String)> = set.map(|(key, value)| (key, value.text.clone())).collect();
         let file = set.iter().map(|(key, value)| format!("{key} = {}\n", toml::Value::from(value.as_str())));
-        let mut again = Settings::default();
-        again.read_text(&file.collect::<String>(), Path::new("config.toml"));
+        let again = read(&file.collect::<String>());
         for (key, value) in set {
             let read = again.all().find(|(setting, _)| setting.key == key).and_then(|(_, value)| value);
             let read = read.unwrap_or_else(|| panic!("{key} is lost: {:?}", again.wrong));
             assert_eq!((&read.text, &read.origin), (&value, &Origin::File("config.toml".into())), "{key}");
         }
     });
+}
+
+/// Settings of a file, and nothing else but the defaults.
+fn read(text: &str) -> Settings {
+    let mut settings = Settings::gather(&Sources { file: None, variables: BTreeMap::new(), flags: Vec::new() });
+    settings.read_text(text, Path::new("config.toml"));
+    settings.check();
+    settings
 }
 
 #[test]

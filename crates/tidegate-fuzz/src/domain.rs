@@ -29,8 +29,7 @@ pub(crate) fn canonical(bytes: &[u8]) {
             assert_eq!(look_through(text, MAX_DEPTH), Ok(()), "who looks only takes no less");
             let value: Value = serde_json::from_str(text).expect("what is canonical is JSON to serde");
             let again: Value = serde_json::from_str(&once).expect("and so is the canonical text");
-            // Through doubles, which lose what the canonical text keeps, but alike from both.
-            assert_eq!(value.to_string(), again.to_string(), "{text} is {once}");
+            assert!(alike(&value, &again), "{text} is {once}");
             let everywhere = (0..=text.len()).step_by(1 + text.len() / 16);
             everywhere.for_each(|byte| assert!(place_of(text, byte).starts_with('$')));
         }
@@ -39,6 +38,24 @@ pub(crate) fn canonical(bytes: &[u8]) {
             assert!(error.path.starts_with('$') && error.path.len() < MAX_DEPTH * 256, "{}", error.path.len());
             assert!(error.offset <= text.len(), "{} of {}", error.offset, text.len());
         }
+    }
+}
+
+/// The same but for the last digit of a double, which serde reads a little otherwise where it is written otherwise.
+fn alike(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::Number(one), Value::Number(other)) => match (one.as_f64(), other.as_f64()) {
+            (Some(a), Some(b)) => one == other || (a - b).abs() <= a.abs() * 1e-14,
+            (_, _) => one == other,
+        },
+        (Value::Array(one), Value::Array(other)) => {
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| alike(one, other))
+        }
+        (Value::Object(one), Value::Object(other)) => {
+            let same = |(name, value): (&String, &Value)| other.get(name).is_some_and(|other| alike(value, other));
+            one.len() == other.len() && one.iter().all(same)
+        }
+        (one, other) => one == other,
     }
 }
 

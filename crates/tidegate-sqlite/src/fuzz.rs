@@ -42,7 +42,7 @@ pub fn row(bytes: &[u8]) {
 fn decode(conn: &Connection, sealed: Sealed, is_own_seal: bool, mut bytes: &[u8]) {
     let columns: Vec<String> = {
         let statement = conn.prepare_cached(&format!("select * from {}", sealed.table)).expect("the table is there");
-        statement.column_names().into_iter().map(str::to_owned).collect()
+        statement.column_names().map(str::to_owned).collect()
     };
     let mut values: Vec<Value> = columns.iter().map(|column| value(column, &mut bytes)).collect();
     let seal = (sealed.from..sealed.at).fold(0, |seal, place| seal ^ seal::part(place, (&values[place]).into()));
