@@ -117,7 +117,7 @@ impl Drop for Up<'_> {
 }
 
 async fn connect(address: SocketAddr, number: usize) -> io::Result<TcpStream> {
-    let group = u8::try_from(number / OF_ONE_ADDRESS).unwrap_or(u8::MAX).max(1);
+    let group = u8::try_from(number / OF_ONE_ADDRESS + 1).unwrap_or(u8::MAX);
     let socket = TcpSocket::new_v4()?;
     // Of the many that were closed a moment ago none stands in the way.
     socket.set_reuseaddr(true)?;
