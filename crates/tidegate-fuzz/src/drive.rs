@@ -165,7 +165,8 @@ impl Chance {
             2 => drop(input.drain(self.part(input.len()))),
             3 => {
                 let part = input[self.part(input.len())].to_vec();
-                let times = 1 + self.below(if self.below(8) == 0 { 200 } else { 2 });
+                let most = if self.below(8) == 0 { 200 } else { 2 };
+                let times = 1 + self.below(most);
                 let room = LONGEST.saturating_sub(input.len());
                 let repeated = part.repeat(times);
                 drop(input.splice(at..at, repeated.into_iter().take(room)));
