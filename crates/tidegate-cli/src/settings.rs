@@ -82,7 +82,7 @@ fn count(text: &str) -> Result<u64, String> {
     }
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(at);
     let shift = match unit.trim() {
@@ -201,6 +201,18 @@ pub(crate) const TABLE: &[Setting] = &[
         Sort::Count,
         None,
         "The limit that a queue gets which a request makes; none, unless it is set.",
+    ),
+    set(
+        "limits.requests_per_s",
+        Sort::Count,
+        None,
+        "The most requests a second of one token, or of one address without one; no limit, unless it is set. What is written under a lease does not count.",
+    ),
+    set(
+        "limits.requests_burst",
+        Sort::Count,
+        None,
+        "The most requests of one token or address at once; unless it is set, as many as a second's.",
     ),
 ];
 
@@ -369,18 +381,19 @@ impl Settings {
             }
         };
         self.file = Some(path.to_owned());
-        let table: toml::Table = match text.parse() {
-            Ok(table) => table,
-            Err(e) => {
-                let what = e.to_string();
-                let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
-                return self.wrong.push(
-                    Problem::usage(format!("{} is no TOML: {what}", path.display()))
-                        .hint("tidegate config print shows what a file may say"),
-                );
-            }
-        };
-        self.read_table("", &table, path);
+        self.read_text(&text, path);
+    }
+
+    /// What a file says.
+    pub(crate) fn read_text(&mut self, text: &str, path: &Path) {
+        match text.parse::<toml::Table>() {
+            Ok(table) => self.read_table("", &table, path),
+            // Not the text around the place: the address of a store may have a password in it.
+            Err(error) => self.wrong.push(
+                Problem::usage(format!("{}{} is no TOML: {}", path.display(), line_of(&error, text), error.message()))
+                    .hint("tidegate config print shows what a file may say"),
+            ),
+        }
     }
 
     fn read_table(&mut self, before: &str, table: &toml::Table, path: &Path) {
@@ -439,7 +452,7 @@ impl Settings {
     }
 
     /// Each value by its sort, and what has to go together.
-    fn check(&mut self) {
+    pub(crate) fn check(&mut self) {
         for setting in TABLE {
             let Some(Value { text, origin }) = self.values.get(setting.key) else { continue };
             if let Err(why) = setting.sort.check(text) {
@@ -477,6 +490,12 @@ impl Settings {
         self.fit_bodies();
         if self.size("limits.headers") > 24 << 10 {
             wrong.push(Problem::usage("limits.headers is over 24KiB").hint("clients should send less"));
+        }
+        if self.maybe_count("limits.requests_burst").is_some() && self.maybe_count("limits.requests_per_s").is_none() {
+            wrong.push(
+                Problem::usage("limits.requests_burst is set and limits.requests_per_s is not")
+                    .hint("a burst is of a limit: set both, or leave both out"),
+            );
         }
         if self.size("limits.body_rate") > u64::from(u32::MAX) {
             wrong.push(Problem::usage("limits.body_rate is too large"));
@@ -565,6 +584,12 @@ impl Settings {
     pub(crate) fn span(&self, key: &str) -> Duration {
         self.text(key).and_then(|text| duration(text).ok()).unwrap_or_default()
     }
+}
+
+/// In which line a text is wrong, if that is known.
+pub(crate) fn line_of(error: &toml::de::Error, text: &str) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    before.map_or_else(String::new, |before| format!(", line {}", before.matches('\n').count() + 1))
 }
 
 fn find(key: &str) -> Option<&'static Setting> {
@@ -750,6 +775,20 @@ mod tests {
             assert_eq!(wrong(&gathered(file, &[], &[])), "", "{file}");
         }
         assert!(wrong(&gathered("[tls]\ncert = \"c\"", &[], &[])).contains("tls.key is not"));
+    }
+
+    #[test]
+    fn a_password_beside_a_mistake_is_not_shown() {
+        let told = wrong(&gathered("drain = \"1s\"\nstore = \"postgres://u:secret@h/d\" x", &[], &[]));
+        assert!(told.contains("config.toml, line 2 is no TOML: ") && !told.contains("secret"), "{told}");
+    }
+
+    #[test]
+    fn a_burst_without_a_rate_is_refused() {
+        let told = wrong(&gathered("[limits]\nrequests_burst = 5", &[], &[]));
+        assert!(told.contains("limits.requests_burst is set and limits.requests_per_s is not"), "{told}");
+        assert_eq!(wrong(&gathered("[limits]\nrequests_per_s = 5", &[], &[])), "");
+        assert_eq!(wrong(&gathered("[limits]\nrequests_per_s = 5\nrequests_burst = 50", &[], &[])), "");
     }
 
     #[test]

@@ -132,7 +132,7 @@ impl fmt::Debug for Exchange {
 }
 
 /// How one try ended that was no success.
-enum Ended {
+pub(crate) enum Ended {
     Answered(Response<Bytes>),
     NoAnswer(NoAnswer),
 }
@@ -208,7 +208,7 @@ impl Exchange {
             let is_over = ask.once && may_have_arrived;
             let waited = self.clock.monotonic().saturating_sub(started);
             match pause(&ended, tries, self.random.unit(), self.clock.now()) {
-                Some(pause) if !is_over && waited + pause <= patience => {
+                Some(pause) if !is_over && fits(waited, pause, patience) => {
                     tracing::debug!(verb = ask.verb, tries, pause_ms = millis(pause), "a request is sent again");
                     tokio::time::sleep(pause).await;
                 }
@@ -380,8 +380,13 @@ fn millis(duration: Duration) -> u64 {
 
 // --- sending again ---------------------------------------------------------------------------------------------------
 
+/// Whether a pause is over before patience is. A server may name any time, also one that no clock reaches.
+pub(crate) fn fits(waited: Duration, pause: Duration, patience: Duration) -> bool {
+    waited.saturating_add(pause) <= patience
+}
+
 /// How long to wait before the request is sent again; none where that would change nothing.
-fn pause(ended: &Ended, tries: u32, unit: f64, now: tidegate::Timestamp) -> Option<Duration> {
+pub(crate) fn pause(ended: &Ended, tries: u32, unit: f64, now: tidegate::Timestamp) -> Option<Duration> {
     let usual = || {
         let ceiling = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1).min(16)));
         // At least half of it: a herd is spread, and nobody comes back at once.
@@ -414,7 +419,7 @@ enum Known {
 }
 
 /// A problem as far as this program can read it.
-struct Told {
+pub(crate) struct Told {
     kind: Known,
     detail: String,
     problem: Result<Problem, Loose>,
@@ -434,7 +439,7 @@ struct Loose {
     retry_after_s: Option<u64>,
 }
 
-fn problem(answer: &Response<Bytes>) -> Option<Told> {
+pub(crate) fn problem(answer: &Response<Bytes>) -> Option<Told> {
     if media_type(answer.headers()) != PROBLEM_JSON {
         return None;
     }
@@ -446,7 +451,7 @@ fn problem(answer: &Response<Bytes>) -> Option<Told> {
 }
 
 impl Told {
-    fn into_store_error(self) -> StoreError {
+    pub(crate) fn into_store_error(self) -> StoreError {
         match self.problem {
             Ok(problem) => problem.into_store_error(),
             Err(loose) => {
@@ -525,6 +530,15 @@ mod tests {
         for (row, (ended, tries, expected)) in table.into_iter().enumerate() {
             assert_eq!(paused(ended, tries), expected, "row {row}");
         }
+    }
+
+    #[test]
+    fn a_time_that_no_clock_reaches_is_longer_than_any_patience() {
+        let never = format!("{}", u64::MAX);
+        let busy = of_type(ProblemType::Busy, &[("retry-after", &*never)]);
+        let pause = pause(&busy, 1, 1.0, Timestamp::EPOCH).unwrap();
+        assert!(!fits(Duration::from_secs(1), pause, Duration::from_secs(20)));
+        assert!(fits(Duration::from_secs(1), Duration::from_secs(19), Duration::from_secs(20)));
     }
 
     #[test]

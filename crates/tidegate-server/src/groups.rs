@@ -18,6 +18,7 @@ use crate::principal::{Action, Caller};
 use crate::problem::{Common, Problem};
 use crate::serving::Serving;
 use crate::url::UrlQuery;
+use crate::whose::Whose;
 
 /// So many where nothing else is asked for.
 const USUAL: u32 = 50;
@@ -75,14 +76,10 @@ pub(crate) async fn groups(
         return Err(Problem::new(ProblemType::Invalid, format!("messages that are {other} are in no group"))
             .fix("ask for dead, parked, or dead,parked"));
     }
-    match &queue {
-        queue if all_tenants => caller.may_anywhere(Action::Read, queue.as_ref())?,
-        Some(queue) => caller.may(Action::Read, &caller.tenant, queue)?,
-        None => caller.may_somewhere(Action::Read)?,
-    }
+    let whose = Whose { all_tenants };
+    whose.demand(&caller, queue.as_ref())?;
     let states = if state.is_empty() { vec![MessageState::Dead] } else { state };
-    let tenant = (!all_tenants).then(|| caller.tenant.clone());
-    let filter = Filter { tenant, queue, kind, states, code, limit, ..Filter::default() };
+    let filter = Filter { tenant: whose.only(&caller), queue, kind, states, code, limit, ..Filter::default() };
     let groups = of(&serving, &caller, Action::Read, filter).await?;
     Ok(Json(Groups { groups: groups.into_iter().map(Into::into).collect() }))
 }

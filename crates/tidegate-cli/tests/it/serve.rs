@@ -18,6 +18,7 @@ use tidegate::store::{Act, NewOperation, Operate, Pace, Selection};
 use tidegate::{IdempotencyKey, QueueName, Tenant};
 
 use crate::desk::Desk;
+use crate::documents::{blocks, page};
 
 /// Where a server says that it listens, in a line for people or for programs.
 pub(crate) fn address_of(line: &str) -> Option<SocketAddr> {
@@ -106,6 +107,23 @@ fn post(path: &str, key: &str, token: Option<&str>) -> String {
 }
 
 const LIST: &str = "GET /v1/messages HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+
+/// The guide's file is taken as it stands there; what it says is then tried with numbers that a test reaches.
+#[test]
+fn a_client_over_the_rate_that_is_set_is_told_to_come_again() {
+    let desk = Desk::new();
+    let shown = blocks(&page("docs/guides/serve.md")).into_iter().find(|block| block.info == "toml").unwrap();
+    desk.write("config.toml", &shown.text);
+    let printed = desk.run(&["config", "print", "--config", "config.toml", "--origin"]).ends(0).out;
+    for set in ["requests_per_s = 200", "requests_burst = 1000"] {
+        assert!(printed.lines().any(|line| line.contains(set) && line.contains("config.toml")), "{printed}");
+    }
+    let server = Server::start(&desk, &["--set", "limits.requests_per_s=1", "--set", "limits.requests_burst=2"]);
+    let refused = (0..60).map(|_| server.ask(LIST)).find(|answer| !answer.starts_with("HTTP/1.1 200 "));
+    let refused = refused.expect("nobody asks sixty times in less than a minute").to_lowercase();
+    assert!(refused.starts_with("http/1.1 429 ") && refused.contains("retry-after: "), "{refused}");
+    assert!(refused.contains("more than 1 requests a second, and 2 at once"), "{refused}");
+}
 
 #[test]
 fn nothing_insecure_is_started_unless_it_is_said_by_name() {
