@@ -16,7 +16,7 @@ use crate::migrate::{self, Kind, Looked};
 use crate::room;
 use crate::row;
 use crate::seal;
-use crate::trouble::{Trouble, store_error};
+use crate::trouble::{Trouble, is_busy, store_error};
 use crate::writer::Synchronous;
 
 /// The first SQLite without the bug by which two connections that write and checkpoint at once can corrupt a WAL file.
@@ -218,11 +218,9 @@ impl Opening<'_> {
                 Err(Looked::Refused(error)) => return Err(error),
                 Err(Looked::Sqlite(error)) => error,
             };
-            let busy = matches!(
-                error.sqlite_error_code(),
-                Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::SchemaChanged)
-            );
-            if !busy || self.real.monotonic().saturating_sub(started) >= self.options.busy_timeout {
+            let passes = is_busy(&error)
+                || matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseLocked | ErrorCode::SchemaChanged));
+            if !passes || self.real.monotonic().saturating_sub(started) >= self.options.busy_timeout {
                 return Err(self.failed(error));
             }
             std::thread::park_timeout(STEP);
@@ -291,7 +289,7 @@ impl Opening<'_> {
             self.in_transaction(&conn, "begin exclusive", path)
         };
         match alone() {
-            Err(Looked::Sqlite(error)) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+            Err(Looked::Sqlite(error)) if is_busy(&error) => {
                 let what = format!("{path} is in use and cannot be migrated");
                 Err(StoreError::conflict(what).hint("stop every process that has it open, then repeat").into())
             }
@@ -333,7 +331,7 @@ pub(crate) fn failed(path: &Path, error: rusqlite::Error) -> StoreError {
                 .hint("the file and its directory must be writable by this user")
                 .source(error)
         }
-        Some(ErrorCode::DatabaseBusy) => {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::FileLockingProtocolFailed) => {
             StoreError::unavailable(format!("{} was held by another process for too long", path.display()))
                 .hint("a process that was stopped inside its write transaction blocks the file until it ends")
                 .source(error)

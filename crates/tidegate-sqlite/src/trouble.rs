@@ -49,6 +49,12 @@ pub(crate) fn verdict<T>(step: Result<T, Trouble>) -> Result<Result<T, StoreErro
     }
 }
 
+/// Whether somebody else has the file, so that nothing happened. A peer that is stopped while it writes the head of the log's
+/// index leaves one that nobody can read: SQLite tries for some ten seconds then, and calls it a failure of its locks.
+pub(crate) fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::FileLockingProtocolFailed))
+}
+
 /// What SQLite's own failures mean to a caller.
 pub(crate) fn store_error(error: rusqlite::Error) -> StoreError {
     let code = error.sqlite_error_code();
@@ -58,7 +64,7 @@ pub(crate) fn store_error(error: rusqlite::Error) -> StoreError {
             StoreError::unavailable("the disk of the store is full; nothing of this call was stored")
                 .hint("free space, then repeat the call under the same key")
         }
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed) => {
             StoreError::unavailable("another process held the store for too long; nothing of this call was stored")
                 .hint("a process that was stopped inside its write transaction blocks the file until it ends")
         }

@@ -27,7 +27,7 @@ use crate::copier::{self, Copied, Copier, Pass};
 use crate::group::{Group, Interned, Limits};
 use crate::open;
 use crate::room::{self, Disk, Room, Watch};
-use crate::trouble::{Trouble, store_error};
+use crate::trouble::{Trouble, is_busy, store_error};
 use crate::watch::{self, Hands};
 
 /// No group takes longer than this to gather and run before its commit.
@@ -551,7 +551,7 @@ impl Thread {
         loop {
             let begun = self.conn.prepare_cached("begin immediate").and_then(|mut begin| begin.execute([]));
             let Err(error) = begun else { return Ok(()) };
-            if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) {
+            if !is_busy(&error) {
                 return Err(self.roll_back(error));
             }
             if self.real.monotonic().saturating_sub(started) >= self.settings.busy_timeout {

@@ -391,7 +391,15 @@ fn can_be_written(store: PathBuf) -> anyhow::Result<bool> {
     connection.busy_timeout(LOCK_WITHIN)?;
     match connection.execute_batch("begin immediate; rollback") {
         Ok(()) => Ok(true),
-        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(false),
+        // The second: it was stopped while it wrote the head of the log's index, which others can then not read.
+        Err(error)
+            if matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::DatabaseBusy | ErrorCode::FileLockingProtocolFailed)
+            ) =>
+        {
+            Ok(false)
+        }
         Err(error) => Err(error).context("cannot ask for the write lock"),
     }
 }

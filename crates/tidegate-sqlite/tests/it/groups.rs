@@ -1,5 +1,6 @@
 //! Commit groups: what shares a commit, and what a failure means to those in it.
 
+use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -104,6 +105,30 @@ fn a_file_held_by_another_process_is_tried_again_and_then_given_up() {
     assert_eq!(error.kind(), StoreErrorKind::Unavailable);
     assert!(error.what().contains("another process held the store"), "{error}");
     assert!(run(store.stats()).is_ok(), "readers are not concerned");
+    conn.execute_batch("rollback").expect("released");
+    run(store.enqueue(vec![message("m")])).expect("answered").remove(0).expect("stored");
+}
+
+/// A peer that is stopped while it writes the head of the log's index leaves one that nobody can read, and holds the lock that it
+/// takes to mend it. After ten seconds SQLite calls that a failure of its locks. It is a busy file like any other.
+#[test]
+fn a_file_whose_holder_stopped_in_the_head_of_the_logs_index_is_busy_and_used_again_afterwards() {
+    let place = Place::new();
+    let options = Options { busy_timeout: Duration::from_millis(50), ..Options::default() };
+    let store = SqliteStore::open(place.path(), options).expect("opened");
+    run(store.enqueue(vec![message("before")])).expect("answered").remove(0).expect("stored");
+    let conn = place.connection();
+    conn.execute_batch("begin immediate").expect("held");
+    // The head stands there twice, and is written in that order; what is between the two counts for nothing.
+    let index = std::fs::File::options().read(true).write(true).open(format!("{}-shm", place.path().display()));
+    let index = index.expect("an index");
+    let mut head = [0; 48];
+    index.read_exact_at(&mut head, 0).expect("read");
+    index.write_all_at(&head.map(|byte| byte ^ 0xff), 0).expect("half written");
+    let error = run(store.enqueue(vec![message("m")])).expect_err("it is held");
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    assert!(error.what().contains("another process held the store"), "{error}");
+    index.write_all_at(&head, 0).expect("goes on");
     conn.execute_batch("rollback").expect("released");
     run(store.enqueue(vec![message("m")])).expect("answered").remove(0).expect("stored");
 }
