@@ -155,7 +155,7 @@ def test_a_reach_whose_answer_was_lost_is_repeated_as_one_that_sent_nothing() ->
     assert making.sent == ["k1"]
 
 
-STOP = {"do": "stop", "settle": {"outcome": "retryable", "code": "cancel_requested", "detail": "called off"}}
+STOP: dict[str, Any] = {"do": "stop", "settle": {"outcome": "retryable", "code": "cancel_requested", "detail": "called off"}}
 
 
 @pytest.mark.parametrize("policy", [AtMostOnce(), Keyed(60), Lookup()])

@@ -290,7 +290,7 @@ impl Tidegate {
         }
     }
 
-    /// Calls a message off that has not taken effect.
+    /// Calls a message off that has not taken effect. Asked for again it is answered as before, and changes nothing.
     ///
     /// # Errors
     /// `NotFound`, `Conflict` with the reason, `Unavailable`.
