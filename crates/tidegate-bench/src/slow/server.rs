@@ -96,7 +96,7 @@ impl Process {
                 return Ok(());
             }
             anyhow::ensure!(begun.elapsed() < PATIENCE, "the server still has {left} connections after {PATIENCE:?}");
-            runtime.block_on(tokio::time::sleep(Duration::from_millis(50)));
+            runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
         }
     }
 }
