@@ -21,6 +21,7 @@ pub(crate) trait Out {
     /// A sign or a word, as it stands.
     fn plain(&mut self, text: &str);
     /// A string; a borrowed one stands in the text as it is written.
+    #[expect(clippy::ptr_arg, reason = "whether it is borrowed says whether there is anything to escape")]
     fn string(&mut self, string: &Cow<'_, str>);
     /// A number, or why it is none.
     fn number(&mut self, literal: &str) -> Result<(), String>;
@@ -279,6 +280,7 @@ impl<'a, O: Out> Scanner<'a, O> {
 }
 
 /// Whether an object has a member of the name already.
+#[expect(clippy::ptr_arg, reason = "of very many members it is kept as it is, borrowed or not")]
 fn is_known<'a>(members: &[Member<'a>], many: &mut HashSet<Cow<'a, str>>, name: &Cow<'a, str>) -> bool {
     if members.len() < FEW_MEMBERS {
         return members.iter().any(|known| known.name == *name);

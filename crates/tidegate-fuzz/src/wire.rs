@@ -17,6 +17,8 @@ fn again<T: Serialize + DeserializeOwned>(text: &str) -> Option<T> {
     let read: T = serde_json::from_str(&written)
         .unwrap_or_else(|error| panic!("{text} was read, and is not as it is written: {error} in {written}"));
     assert_eq!(json(&read), written, "{text}");
+    #[cfg(test)]
+    tests::READ.set(tests::READ.get() + 1);
     Some(form)
 }
 
@@ -148,5 +150,34 @@ fn settle(settlement: api::Settlement, text: &str) {
     if let Ok(told) = api::Settlement::of(&settle) {
         let heard = told.into_settle(&facts).expect("what was settled can be told");
         assert_eq!(format!("{heard:?}"), format!("{settle:?}"), "{text}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    thread_local! {
+        /// Forms that were read.
+        pub(super) static READ: Cell<u32> = const { Cell::new(0) };
+    }
+
+    /// What no form reads would be changed for nothing.
+    #[test]
+    fn every_seed_is_read_as_some_form() {
+        for (name, target) in [("wire", wire as fn(&[u8])), ("enqueue", enqueue)] {
+            let mut vain = Vec::new();
+            for entry in std::fs::read_dir(crate::seeds_of(name)).unwrap() {
+                let path = entry.unwrap().path();
+                READ.set(0);
+                target(&std::fs::read(&path).unwrap());
+                if READ.get() == 0 {
+                    vain.push(path.file_name().unwrap().to_owned());
+                }
+            }
+            assert!(vain.is_empty(), "{name}: {vain:?}");
+        }
     }
 }

@@ -42,10 +42,7 @@ fn answer_of(bytes: &[u8]) -> Option<Response<Bytes>> {
 /// The address of a server.
 pub fn server_url(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let url: ServerUrl = match text.parse() {
-        Ok(url) => url,
-        Err(_) => return,
-    };
+    let Ok(url) = text.parse::<ServerUrl>() else { return };
     let shown = url.to_string();
     assert!(!shown.contains('@') && !shown.contains('?'), "{shown:?} says more than where a server is");
     assert_eq!(shown.parse::<ServerUrl>().as_ref(), Ok(&url), "{shown:?} is what {text:?} is shown as");

@@ -34,12 +34,17 @@ fn tables() -> Connection {
 
 /// A row: which table, whether its seal is its own, and what is in each column.
 pub fn row(bytes: &[u8]) {
-    let [table, sealed, rest @ ..] = bytes else { return };
-    let sealed_as = TABLES[usize::from(*table) % TABLES.len()];
-    TABLES_OF_A_STORE.with(|conn| decode(conn, sealed_as, sealed % 4 != 0, rest));
+    let _whether = is_read(bytes);
 }
 
-fn decode(conn: &Connection, sealed: Sealed, is_own_seal: bool, mut bytes: &[u8]) {
+/// The same; whether it was a row that a store serves.
+pub fn is_read(bytes: &[u8]) -> bool {
+    let [table, sealed, rest @ ..] = bytes else { return false };
+    let sealed_as = TABLES[usize::from(*table) % TABLES.len()];
+    TABLES_OF_A_STORE.with(|conn| decode(conn, sealed_as, sealed % 4 != 0, rest))
+}
+
+fn decode(conn: &Connection, sealed: Sealed, is_own_seal: bool, mut bytes: &[u8]) -> bool {
     let columns: Vec<String> = {
         let statement = conn.prepare_cached(&format!("select * from {}", sealed.table)).expect("the table is there");
         statement.column_names().map(str::to_owned).collect()
@@ -57,6 +62,7 @@ fn decode(conn: &Connection, sealed: Sealed, is_own_seal: bool, mut bytes: &[u8]
     if !is_own_seal {
         assert!(told.is_err(), "a row of {} whose seal is not its own was read: {values:?}", sealed.table);
     }
+    let is_read = told.is_ok();
     match told {
         Ok(Some(effect)) => written_again(conn, &effect),
         Ok(None) => {}
@@ -66,6 +72,7 @@ fn decode(conn: &Connection, sealed: Sealed, is_own_seal: bool, mut bytes: &[u8]
         }
         Err(Trouble::Group(error)) => panic!("a row of {} ends its group: {error}: {values:?}", sealed.table),
     }
+    is_read
 }
 
 fn read_as(row: &Row<'_>, sealed: Sealed) -> Result<Option<EffectRow>, Trouble> {

@@ -110,7 +110,8 @@ pub fn run(parameters: &Parameters, tell: &mut dyn FnMut(&str)) -> anyhow::Resul
         turn.cut_off = after.cut_off - before.cut_off;
         Ok((turn, times))
     };
-    measure("warm", None)?;
+    let warm = Parameters { requests: parameters.requests / 10 + 1, ..parameters.clone() };
+    client.block_on(honest::send(server.address, "warm", &warm))?;
     let (mut turns, mut all_alone, mut all_beside) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=parameters.rounds {
         server.quiet()?;

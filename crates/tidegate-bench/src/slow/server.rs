@@ -54,17 +54,14 @@ impl Process {
         let told = child.stderr.take().context("the server has no standard error")?;
         let (say, said) = mpsc::channel();
         std::thread::spawn(move || listen(BufReader::new(told), &say));
-        match said.recv_timeout(PATIENCE) {
-            Ok(Ok(address)) => Ok(Self { child, address, _directory: directory }),
-            ended => {
-                let _ended = child.kill();
-                let _status = child.wait();
-                match ended {
-                    Ok(Err(told)) => anyhow::bail!("the server ended: {told}"),
-                    _ => anyhow::bail!("the server did not say within {PATIENCE:?} where it listens"),
-                }
-            }
-        }
+        let why = match said.recv_timeout(PATIENCE) {
+            Ok(Ok(address)) => return Ok(Self { child, address, _directory: directory }),
+            Ok(Err(told)) => format!("the server ended: {told}"),
+            Err(_) => format!("the server did not say within {PATIENCE:?} where it listens"),
+        };
+        let _ended = child.kill();
+        let _status = child.wait();
+        anyhow::bail!(why)
     }
 
     pub(super) fn counted(&self) -> anyhow::Result<Counted> {
@@ -96,7 +93,7 @@ impl Process {
                 return Ok(());
             }
             anyhow::ensure!(begun.elapsed() < PATIENCE, "the server still has {left} connections after {PATIENCE:?}");
-            runtime.block_on(tokio::time::sleep(Duration::from_millis(50)));
+            runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
         }
     }
 }

@@ -33,6 +33,24 @@ fn beside_slow_clients_every_request_of_an_honest_one_is_answered_and_the_slow_o
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "it leaves no files behind");
 }
 
+/// A round begins when the server has let go of the clients of the one before.
+#[test]
+fn rounds_follow_each_other_and_their_turns_are_told_together() {
+    let directory = tempfile::tempdir().unwrap();
+    let parameters = Parameters {
+        connections: 9,
+        rate: 100,
+        honest: 2,
+        requests: 30,
+        rounds: 2,
+        dir: directory.path().to_path_buf(),
+        ..Parameters::new(PathBuf::from(env!("CARGO_BIN_EXE_tidegate")))
+    };
+    let report = run(&parameters, &mut |_| {}).unwrap();
+    assert_eq!((report.alone.answered, report.beside.answered, report.turns.len()), (60, 60, 2));
+    assert!(report.turns.iter().all(|(alone, beside)| (alone.answered, beside.answered) == (30, 30)), "{report:?}");
+}
+
 #[test]
 fn a_program_that_is_not_there_is_told_with_how_it_is_built() {
     let parameters = Parameters { connections: 1, ..Parameters::new(PathBuf::from("no/such/program")) };

@@ -58,6 +58,16 @@ fn libfuzzer_has_the_same_targets() {
     assert_eq!(files("seeds"), TARGETS.iter().map(|target| target.name.to_owned()).collect());
 }
 
+/// What is never read would never be written again: a row of each table is one that a store serves.
+#[test]
+fn a_row_of_each_table_is_read_and_the_same_with_another_seal_is_not() {
+    for table in ["ready", "sched", "lease", "message", "key", "effect", "token"] {
+        let seed = |name: &str| std::fs::read(seeds_of("sqlite_row").join(name)).unwrap();
+        assert!(tidegate_sqlite::fuzz::is_read(&seed(table)), "{table}");
+        assert!(!tidegate_sqlite::fuzz::is_read(&seed(&format!("{table}_broken"))), "{table}");
+    }
+}
+
 /// A promise that no input could break would be none: each of these once was a way to be wrong.
 #[test]
 fn a_target_breaks_where_its_promise_is_broken() {
