@@ -124,6 +124,7 @@ pub(crate) async fn claim(group: &mut Group, request: &ClaimRequest) -> Result<C
     }
     claimed.leases.sort_by_key(|lease| (lease.message.priority, lease.due_at, lease.message.id));
     if !claimed.leases.is_empty() {
+        group.writes.claims.push(*request.nonce.as_bytes());
         failpoint::reach("claim.before_commit");
     }
     Ok(claimed)
@@ -134,8 +135,11 @@ async fn look(group: &mut Group, request: &ClaimRequest) -> Result<(Vec<Lease>, 
     // A repeat may come while its first try is under way: the server takes its time to notice a lost connection.
     const ALONE: &str = "-- claim: a repeat waits for the end of its first try
         select pg_advisory_xact_lock($1)";
+    const KNOWN: &str = "-- claim: whether it is repeated under its nonce
+        select 1 from tidegate.claimed where nonce = $1";
     const REPEATED: &str = concat!(
-        "-- claim: repeated under its nonce\n select ",
+        "-- claim, repeated: a reply was lost, which is seldom, so no index is kept for it; as many rows as there are running
+        -- handlers\n select ",
         row::lease_columns!(),
         " from tidegate.lease l where l.nonce = $1"
     );
@@ -148,8 +152,11 @@ async fn look(group: &mut Group, request: &ClaimRequest) -> Result<(Vec<Lease>, 
     let lock = i64::from_le_bytes(std::array::from_fn(|at| nonce[at]));
     let tenant = request.tenant.as_str();
     let queues: Vec<&str> = request.queues.iter().map(|slots| slots.queue.as_str()).collect();
-    let answers = group.conn.many(&[(ALONE, &[&lock]), (REPEATED, &[&nonce]), (LANES, &[&tenant, &queues])]).await?;
-    let repeated = leases_of(group, answers.get(1).map_or(&[], Vec::as_slice)).await?;
+    let answers = group.conn.many(&[(ALONE, &[&lock]), (KNOWN, &[&nonce]), (LANES, &[&tenant, &queues])]).await?;
+    let repeated = match answers.get(1) {
+        Some(known) if !known.is_empty() => leases_of(group, &group.conn.query(REPEATED, &[&nonce]).await?).await?,
+        Some(_) | None => Vec::new(),
+    };
     let mut plans: Vec<Plan> =
         request.queues.iter().map(|slots| Plan { free: slots.slots, lanes: Vec::new(), at: 0 }).collect();
     for row in answers.get(2).into_iter().flatten() {

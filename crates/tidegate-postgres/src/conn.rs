@@ -6,13 +6,19 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::io::Cursor;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
 use deadpool_postgres::Object;
-use futures_util::future::{join, join_all, maybe_done};
+use futures_util::SinkExt as _;
+use futures_util::future::{MaybeDone, join, join_all, maybe_done};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, Row};
+
+use crate::copy::Rows;
 
 /// A value that is bound to a statement, with the type it has there.
 pub(crate) trait Param: Send + Sync {
@@ -39,7 +45,7 @@ params! {
     i64 => INT8, Option<i64> => INT8, i32 => INT4, bool => BOOL,
     String => TEXT, Option<String> => TEXT, &str => TEXT, Option<&str> => TEXT,
     Vec<u8> => BYTEA, &[u8] => BYTEA, Option<&[u8]> => BYTEA, [u8; 16] => BYTEA, [u8; 32] => BYTEA,
-    Vec<i64> => INT8_ARRAY, Vec<Option<i64>> => INT8_ARRAY, Vec<i32> => INT4_ARRAY, &[i64] => INT8_ARRAY,
+    Vec<i64> => INT8_ARRAY, Vec<Option<i64>> => INT8_ARRAY, Vec<i32> => INT4_ARRAY, Vec<Option<i32>> => INT4_ARRAY, &[i64] => INT8_ARRAY,
     Vec<bool> => BOOL_ARRAY,
     Vec<String> => TEXT_ARRAY, Vec<Option<String>> => TEXT_ARRAY, Vec<&str> => TEXT_ARRAY,
     Vec<Option<&str>> => TEXT_ARRAY,
@@ -110,11 +116,21 @@ impl Text {
 /// A statement and what is bound to it.
 pub(crate) type Step<'a> = (&'static str, &'a [&'a dyn Param]);
 
+/// What is sent at the end of a step: rows that are copied, or a statement.
+pub(crate) enum Sent<'a> {
+    Rows(&'a Rows),
+    Statement(Step<'a>),
+}
+
 /// A pooled connection with the texts of its store.
 pub(crate) struct Conn {
     client: Object,
     texts: Arc<Texts>,
+    /// Rows that were copied were refused: what the server answers from then on is not told apart.
+    broken: AtomicBool,
 }
+
+type Sending<'a> = Pin<Box<MaybeDone<Pin<Box<dyn Future<Output = Result<(), Error>> + Send + 'a>>>>>;
 
 impl std::fmt::Debug for Conn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -124,7 +140,17 @@ impl std::fmt::Debug for Conn {
 
 impl Conn {
     pub(crate) fn new(client: Object, texts: Arc<Texts>) -> Self {
-        Self { client, texts }
+        Self { client, texts, broken: AtomicBool::new(false) }
+    }
+
+    /// Whether nothing more may be sent on it.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Whether rows can be copied: not through a proxy that gives the next transaction another connection.
+    pub(crate) fn copies(&self) -> bool {
+        self.texts.statements == Statements::Prepared
     }
 
     pub(crate) fn texts(&self) -> &Texts {
@@ -185,28 +211,69 @@ impl Conn {
         join_all(steps.iter().map(|(sql, params)| self.query(sql, params))).await.into_iter().collect()
     }
 
-    /// Sends several statements and then a last one in one round trip; how the last one ended is told apart from how the
-    /// others did. It is not sent where one of the others could not be: it may be the commit.
-    pub(crate) async fn many_then(
+    /// Copies rows into a table.
+    async fn copy(&self, rows: &Rows) -> Result<(), Error> {
+        let copied = async {
+            let statement = self.client.prepare_typed_cached(self.texts.of(rows.sql).as_str(), &[]).await?;
+            let sink = self.client.copy_in::<_, Cursor<Arc<[u8]>>>(&statement).await?;
+            let mut sink = pin!(sink);
+            sink.send(Cursor::new(Arc::clone(&rows.data))).await?;
+            sink.finish().await
+        };
+        // Refused before it began, a copy is answered twice, and from then on each answer would be taken for the next one's.
+        copied.await.map(drop).inspect_err(|_| self.broken.store(true, Ordering::Relaxed))
+    }
+
+    async fn statement(&self, (sql, params): Step<'_>) -> Result<(), Error> {
+        self.query(sql, params).await.map(drop)
+    }
+
+    /// Has everything on its way, in this order; whether something of it could not even be sent.
+    async fn on_its_way<'a>(&'a self, items: &'a [Sent<'a>]) -> Result<(Vec<Sending<'a>>, bool), Error> {
+        self.prepare(items.iter().map(|item| match item {
+            Sent::Rows(rows) => (rows.sql, &[][..]),
+            Sent::Statement(step) => *step,
+        }))
+        .await?;
+        let mut sent: Vec<Sending<'a>> = Vec::with_capacity(items.len());
+        for item in items {
+            let sending: Pin<Box<dyn Future<Output = Result<(), Error>> + Send + 'a>> = match item {
+                Sent::Rows(rows) => Box::pin(self.copy(rows)),
+                Sent::Statement(step) => Box::pin(self.statement(*step)),
+            };
+            sent.push(Box::pin(maybe_done(sending)));
+        }
+        let mut unsent = false;
+        for sending in &mut sent {
+            // All are prepared, so that the first poll sends it, or fails.
+            poll_fn(|context| Poll::Ready(sending.as_mut().poll(context).is_ready())).await;
+            unsent |= sending.as_mut().output_mut().is_some_and(|outcome| outcome.is_err());
+        }
+        Ok((sent, unsent))
+    }
+
+    /// Sends rows and statements together; the first error is the one that counts.
+    pub(crate) async fn all(&self, items: &[Sent<'_>]) -> Result<(), Error> {
+        let (mut sent, _) = self.on_its_way(items).await?;
+        join_all(sent.iter_mut().map(Pin::as_mut)).await;
+        outcome(&mut sent)
+    }
+
+    /// Sends rows and statements, and then a last statement, together; how the last one ended is told apart from how the others
+    /// did. It is not sent where one of the others could not be: it may be the commit. Statements cost one round trip in
+    /// all, and rows one for each table.
+    pub(crate) async fn all_then(
         &self,
-        steps: &[Step<'_>],
+        items: &[Sent<'_>],
         last: &str,
     ) -> (Result<(), Error>, Option<Result<(), Error>>) {
-        if let Err(error) = self.prepare(steps.iter().copied()).await {
-            return (Err(error), None);
-        }
-        let mut sent: Vec<_> =
-            steps.iter().map(|(sql, params)| Box::pin(maybe_done(self.query(sql, params)))).collect();
-        let mut unsent = false;
-        for step in &mut sent {
-            // All are prepared, so that the first poll sends the statement, or fails.
-            poll_fn(|context| Poll::Ready(step.as_mut().poll(context).is_ready())).await;
-            unsent |= step.as_mut().output_mut().is_some_and(|outcome| outcome.is_err());
-        }
+        let (mut sent, unsent) = match self.on_its_way(items).await {
+            Ok(sent) => sent,
+            Err(error) => return (Err(error), None),
+        };
         let ended = async { if unsent { None } else { Some(self.client.batch_execute(last).await) } };
-        let (_, ended) = join(join_all(sent.iter_mut().map(std::pin::Pin::as_mut)), ended).await;
-        let mut outcomes = sent.iter_mut().filter_map(|step| step.as_mut().take_output());
-        (outcomes.try_for_each(|outcome| outcome.map(drop)), ended)
+        let (_, ended) = join(join_all(sent.iter_mut().map(Pin::as_mut)), ended).await;
+        (outcome(&mut sent), ended)
     }
 
     /// Prepares what is not prepared yet, so that sending it is a single message.
@@ -220,4 +287,9 @@ impl Conn {
         }
         Ok(())
     }
+}
+
+/// The first thing that went wrong.
+fn outcome(sent: &mut [Sending<'_>]) -> Result<(), Error> {
+    sent.iter_mut().filter_map(|sending| sending.as_mut().take_output()).collect()
 }

@@ -17,7 +17,7 @@ use tidegate_core::store::{Act, Counted, News};
 
 use crate::conn::Conn;
 use crate::names::{Lane, Names};
-use crate::row;
+use crate::row::{self, LeaseRow};
 use crate::shared::Shared;
 use crate::trouble::Trouble;
 use crate::watch::Hands;
@@ -63,6 +63,10 @@ pub(crate) struct Group {
     pub(crate) writes: Writes,
     /// How much was done: messages, leases, settlements and so on.
     pub(crate) items: usize,
+    /// Leases whose runs end in this group and whose rows were taken away for it, until their ends are sent.
+    pub(crate) ending: HashMap<MessageId, LeaseRow>,
+    /// It was begun before, and somebody was in its way.
+    pub(crate) again: bool,
     /// The clock as it was when the transaction began.
     pub(crate) hands: Hands,
     pub(crate) shared: Arc<Shared>,
@@ -90,6 +94,8 @@ impl Group {
             news: News::default(),
             writes: Writes::default(),
             items: 0,
+            ending: HashMap::new(),
+            again: false,
             hands,
             shared,
             counts: BTreeMap::new(),
@@ -226,13 +232,13 @@ impl Group {
         });
     }
 
-    /// Sends what is left, with what was counted, and the commit, in one round trip.
+    /// Sends what is left, with what was counted, and the commit, together.
     pub(crate) async fn commit(mut self) -> (Conn, Ended) {
         let writes = std::mem::take(&mut self.writes);
-        let mut parts = writes.parts();
+        let (rows, mut parts) = writes.parts(self.conn.copies());
         self.totals(&mut parts);
         let params = writes::bound(&parts);
-        let (sent, ended) = self.conn.many_then(&writes::steps(&parts, &params), "commit").await;
+        let (sent, ended) = self.conn.all_then(&writes::sent(&rows, &parts, &params), "commit").await;
         let ended = match (sent, ended) {
             (Ok(()), Some(Ok(()))) => Ended::Committed(self.news),
             // A commit that comes after an error is none; one that was never sent neither.

@@ -187,12 +187,12 @@ where
     T::try_from(value).map_err(|e| corrupt(row, name, table, &e.to_string()))
 }
 
-/// The same of a narrow column.
+/// The same of a narrow column; where there is nothing, it is 0.
 pub(crate) fn count<I>(row: &Row, name: I, table: &str) -> Result<u32, Trouble>
 where
     I: RowIndex + fmt::Display + Copy,
 {
-    let value: i32 = column(row, name, table)?;
+    let value: i32 = column::<Option<i32>, _>(row, name, table)?.unwrap_or(0);
     u32::try_from(value).map_err(|e| corrupt(row, name, table, &e.to_string()))
 }
 

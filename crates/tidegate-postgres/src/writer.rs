@@ -10,6 +10,7 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -31,7 +32,7 @@ use crate::row;
 use crate::shared::{NoConnection, PATIENCE, Shared, closed};
 use crate::trouble::{Class, Trouble, class};
 use crate::watch::Hands;
-use crate::{claim, copied, enqueue, extend, journal, settle, watch};
+use crate::{claim, copied, enqueue, extend, journal, open, settle, watch};
 
 /// From this weight on a group takes no further calls.
 const GROUP_WEIGHT: usize = 4096;
@@ -508,7 +509,7 @@ pub(crate) async fn transact<W: Work>(
                 Err(NoConnection { error, .. }) => return Err(Failed { class: Class::Lost, error }),
             },
         };
-        let tried = try_once(shared, slot, conn, work).await;
+        let tried = try_once(shared, slot, conn, work, tries > 0).await;
         let trouble = match tried {
             Tried::Committed(out) => return Ok(out),
             Tried::Unknown(error) => {
@@ -539,7 +540,13 @@ pub(crate) async fn transact<W: Work>(
     unreachable!("the loop ends by a return")
 }
 
-async fn try_once<W: Work>(shared: &Arc<Shared>, slot: &mut Option<Conn>, conn: Conn, work: &W) -> Tried<W::Out> {
+async fn try_once<W: Work>(
+    shared: &Arc<Shared>,
+    slot: &mut Option<Conn>,
+    conn: Conn,
+    work: &W,
+    again: bool,
+) -> Tried<W::Out> {
     if let Err(trouble) = shared.names.ensure(&conn, work.lanes().into_iter()).await {
         *slot = Some(conn);
         return Tried::Undone(trouble);
@@ -556,7 +563,7 @@ async fn try_once<W: Work>(shared: &Arc<Shared>, slot: &mut Option<Conn>, conn: 
         };
     }
     failpoint::reach("group.after_begin");
-    let mut group = Group::new(conn, hands, Arc::clone(shared));
+    let mut group = Group { again, ..Group::new(conn, hands, Arc::clone(shared)) };
     let ran = AssertUnwindSafe(async {
         let hands = watch::look(&mut group).await?;
         let out = work.run(&mut group).await?;
@@ -588,7 +595,11 @@ async fn try_once<W: Work>(shared: &Arc<Shared>, slot: &mut Option<Conn>, conn: 
         }
         Ended::Open(error) => return roll_back(slot, conn, error.into()).await,
         Ended::Undone(error) => {
-            *slot = Some(conn);
+            if conn.is_broken() {
+                conn.discard();
+            } else {
+                *slot = Some(conn);
+            }
             return Tried::Undone(error.into());
         }
         Ended::Unanswered(error) => {
@@ -611,16 +622,18 @@ async fn try_once<W: Work>(shared: &Arc<Shared>, slot: &mut Option<Conn>, conn: 
 /// Begins a transaction: its settings end with it. Plans are made once and look nothing through: the tables of a queue are
 /// empty at one moment and full at the next, so that statistics of either say nothing. A process that is stopped in the
 /// midst of it has its connection ended by the server, so that what it had locked is not locked for as long as it is
-/// stopped. Answers what the clock shows, and which history of its cluster the server is in, where it says that.
+/// stopped; of one that died the server learns twice a second, also while its last statement waits for somebody. Answers what the clock shows, and which history of its cluster the server is in, where it says that.
 async fn begin(shared: &Shared, conn: &Conn) -> Result<(Hands, Option<i64>), Trouble> {
     const BEGIN: &str = "begin isolation level read committed read write";
     macro_rules! begun {
-        ($timeline:expr) => {
+        ($timeline:expr, $clients:expr) => {
             concat!(
                 "-- begin: settings of this transaction, the store's time, the last jump of the clock
         select (extract(epoch from clock_timestamp()) * 1000)::bigint,
             (select coalesce(max(seq), 0) from tidegate.jump), ",
                 $timeline,
+                ", ",
+                $clients,
                 ",
             set_config('lock_timeout', '2000', true),
             set_config('idle_in_transaction_session_timeout', '5000', true),
@@ -632,10 +645,18 @@ async fn begin(shared: &Shared, conn: &Conn) -> Result<(Hands, Option<i64>), Tro
             )
         };
     }
-    const BEGUN: &str = begun!(copied::timeline!());
+    const BEGUN: &str = begun!(copied::timeline!(), open::misses_clients!());
     // Where the provider keeps it to itself.
-    const BEGUN_SOMEWHERE: &str = begun!("null::bigint");
-    let begun = if copied::says_timeline(shared) { BEGUN } else { BEGUN_SOMEWHERE };
+    const BEGUN_SOMEWHERE: &str = begun!("null::bigint", open::misses_clients!());
+    // Where the server's system does not say that a connection was closed.
+    const BEGUN_UNMISSED: &str = begun!(copied::timeline!(), "null::text");
+    const BEGUN_SOMEWHERE_UNMISSED: &str = begun!("null::bigint", "null::text");
+    let begun = match (copied::says_timeline(shared), shared.misses_clients.load(Ordering::Relaxed)) {
+        (true, true) => BEGUN,
+        (false, true) => BEGUN_SOMEWHERE,
+        (true, false) => BEGUN_UNMISSED,
+        (false, false) => BEGUN_SOMEWHERE_UNMISSED,
+    };
     conn.prepare([(begun, &[][..])].into_iter()).await?;
     let asked = shared.monotonic();
     let (began, rows) = futures_util::future::join(conn.client().batch_execute(BEGIN), conn.query(begun, &[])).await;
@@ -648,6 +669,10 @@ async fn begin(shared: &Shared, conn: &Conn) -> Result<(Hands, Option<i64>), Tro
 }
 
 async fn roll_back<T>(slot: &mut Option<Conn>, conn: Conn, trouble: Trouble) -> Tried<T> {
+    if conn.is_broken() {
+        conn.discard();
+        return Tried::Undone(trouble);
+    }
     let undone = conn.client().batch_execute("rollback").await;
     match undone {
         Ok(()) => *slot = Some(conn),

@@ -1,0 +1,24 @@
+-- What a message writes into the server's log. Nothing of what is kept goes, and no row is rewritten.
+
+-- A claim that is repeated under its nonce finds its leases: by one row for all of them, instead of an entry of an index for
+-- each. It goes when none of them is left.
+create table tidegate.claimed (
+    nonce bytea  primary key,
+    at    bigint not null
+);
+insert into tidegate.claimed (nonce, at)
+    select distinct nonce, floor(extract(epoch from clock_timestamp()) * 1000)::bigint from tidegate.lease;
+drop index tidegate.lease_by_nonce;
+alter table tidegate.claimed set (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_cost_delay = 0);
+
+-- Counters that most messages have at 0 all their life: a null is one, and takes no place.
+alter table tidegate.ready
+    alter claims drop not null, alter claims drop default, alter attempt drop not null, alter attempt drop default,
+    alter crashes drop not null, alter crashes drop default, alter generation drop not null,
+    alter generation drop default, alter round drop not null, alter round drop default;
+alter table tidegate.lease
+    alter crashes drop not null, alter generation drop not null, alter round drop not null;
+alter table tidegate.result
+    alter crashes drop not null, alter crashes drop default, alter generation drop not null,
+    alter generation drop default, alter round drop not null, alter round drop default;
