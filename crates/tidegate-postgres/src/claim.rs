@@ -31,7 +31,7 @@ use crate::place::{self, Ending, Limits};
 use crate::row::{self, JOURNALED, LIFE_COLUMNS, Life, RECONCILING};
 use crate::shared::Shared;
 use crate::trouble::{Trouble, verdict};
-use crate::writes::NewLease;
+use crate::writes::{self, NewLease, Part, part};
 
 /// The most messages one claim ends instead of leasing: a backlog that is too late must not hold up the group.
 const MOST_ENDED: u32 = 1000;
@@ -114,7 +114,7 @@ pub(crate) async fn claim(group: &mut Group, request: &ClaimRequest) -> Result<C
             break;
         }
         // What this round took must be gone before the next one looks: a transaction does not pass over its own locks.
-        group.flush().await?;
+        group.flush();
         let (heads, next_due) = heads(group, &asks, &served).await?;
         (claimed.next_due, asked_for_next) = (next_due, true);
         take(group, request, &mut plans, &asks, heads, &mut claimed).await?;
@@ -130,19 +130,13 @@ pub(crate) async fn claim(group: &mut Group, request: &ClaimRequest) -> Result<C
     Ok(claimed)
 }
 
-/// The leases that this very call made before, if its reply was lost, and the lanes that it may take from.
-async fn look(group: &mut Group, request: &ClaimRequest) -> Result<(Vec<Lease>, Vec<Plan>), Trouble> {
+/// What a claim reads first: whether this very call was made before, and the lanes that it may take from.
+pub(crate) fn first(request: &ClaimRequest) -> Vec<Part<'_>> {
     // A repeat may come while its first try is under way: the server takes its time to notice a lost connection.
     const ALONE: &str = "-- claim: a repeat waits for the end of its first try
         select pg_advisory_xact_lock($1)";
     const KNOWN: &str = "-- claim: whether it is repeated under its nonce
         select 1 from tidegate.claimed where nonce = $1";
-    const REPEATED: &str = concat!(
-        "-- claim, repeated: a reply was lost, which is seldom, so no index is kept for it; as many rows as there are running
-        -- handlers\n select ",
-        row::lease_columns!(),
-        " from tidegate.lease l where l.nonce = $1"
-    );
     // Another process may have paused a queue or made a lane, so both are read here and now.
     const LANES: &str = "-- claim: lanes of the queues that are not paused
         select l.id, l.queue, l.kind, l.version, l.priority, q.tenant, q.name
@@ -150,9 +144,26 @@ async fn look(group: &mut Group, request: &ClaimRequest) -> Result<(Vec<Lease>, 
         where q.tenant = $1 and q.name = any($2) and not q.paused";
     let nonce = *request.nonce.as_bytes();
     let lock = i64::from_le_bytes(std::array::from_fn(|at| nonce[at]));
-    let tenant = request.tenant.as_str();
     let queues: Vec<&str> = request.queues.iter().map(|slots| slots.queue.as_str()).collect();
-    let answers = group.conn.many(&[(ALONE, &[&lock]), (KNOWN, &[&nonce]), (LANES, &[&tenant, &queues])]).await?;
+    let mut parts = Vec::new();
+    part!(parts, ALONE, lock);
+    part!(parts, KNOWN, nonce);
+    part!(parts, LANES, request.tenant.as_str(), queues);
+    parts
+}
+
+/// The leases that this very call made before, if its reply was lost, and the lanes that it may take from.
+async fn look(group: &mut Group, request: &ClaimRequest) -> Result<(Vec<Lease>, Vec<Plan>), Trouble> {
+    const REPEATED: &str = concat!(
+        "-- claim, repeated: a reply was lost, which is seldom, so no index is kept for it; as many rows as there are running
+        -- handlers\n select ",
+        row::lease_columns!(),
+        " from tidegate.lease l where l.nonce = $1"
+    );
+    let nonce = *request.nonce.as_bytes();
+    let parts = first(request);
+    let params = writes::bound(&parts);
+    let answers = group.first_of_all(&writes::steps(&parts, &params)).await?;
     let repeated = match answers.get(1) {
         Some(known) if !known.is_empty() => leases_of(group, &group.conn.query(REPEATED, &[&nonce]).await?).await?,
         Some(_) | None => Vec::new(),

@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::io::Cursor;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
 use deadpool_postgres::Object;
@@ -19,6 +19,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, Row};
 
 use crate::copy::Rows;
+use crate::writes::{self, Part, Writes};
 
 /// A value that is bound to a statement, with the type it has there.
 pub(crate) trait Param: Send + Sync {
@@ -117,6 +118,7 @@ impl Text {
 pub(crate) type Step<'a> = (&'static str, &'a [&'a dyn Param]);
 
 /// What is sent at the end of a step: rows that are copied, or a statement.
+#[derive(Clone, Copy)]
 pub(crate) enum Sent<'a> {
     Rows(&'a Rows),
     Statement(Step<'a>),
@@ -128,6 +130,8 @@ pub(crate) struct Conn {
     texts: Arc<Texts>,
     /// Rows that were copied were refused: what the server answers from then on is not told apart.
     broken: AtomicBool,
+    /// What is to be sent in front of whatever is sent next.
+    waiting: Mutex<Vec<Writes>>,
 }
 
 type Sending<'a> = Pin<Box<MaybeDone<Pin<Box<dyn Future<Output = Result<(), Error>> + Send + 'a>>>>>;
@@ -140,7 +144,7 @@ impl std::fmt::Debug for Conn {
 
 impl Conn {
     pub(crate) fn new(client: Object, texts: Arc<Texts>) -> Self {
-        Self { client, texts, broken: AtomicBool::new(false) }
+        Self { client, texts, broken: AtomicBool::new(false), waiting: Mutex::default() }
     }
 
     /// Whether nothing more may be sent on it.
@@ -172,8 +176,32 @@ impl Conn {
         let _closed_when_dropped = Object::take(self.client);
     }
 
+    /// Sends this with whatever is sent next, in front of it: nobody waits for its answer in between.
+    pub(crate) fn put_off(&self, writes: Writes) {
+        self.waiting().push(writes);
+    }
+
+    /// What was put off is not sent any more.
+    pub(crate) fn forget_what_was_put_off(&self) {
+        self.waiting().clear();
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Writes>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Sends one statement.
     pub(crate) async fn query(&self, sql: &'static str, params: &[&dyn Param]) -> Result<Vec<Row>, Error> {
+        if self.waiting().is_empty() {
+            return self.query_now(sql, params).await;
+        }
+        self.prepare(std::iter::once((sql, params))).await?;
+        let (before, rows) = self.behind(&[], self.query_now(sql, params)).await?;
+        before?;
+        rows.unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    async fn query_now(&self, sql: &'static str, params: &[&dyn Param]) -> Result<Vec<Row>, Error> {
         let text = self.texts.of(sql);
         if self.texts.statements == Statements::Unnamed {
             let typed: Vec<_> = params.iter().map(|param| (param.sql(), param.ty())).collect();
@@ -192,6 +220,16 @@ impl Conn {
 
     /// Sends one statement; answers how many rows it changed.
     pub(crate) async fn execute(&self, sql: &'static str, params: &[&dyn Param]) -> Result<u64, Error> {
+        if self.waiting().is_empty() {
+            return self.execute_now(sql, params).await;
+        }
+        self.prepare(std::iter::once((sql, params))).await?;
+        let (before, changed) = self.behind(&[], self.execute_now(sql, params)).await?;
+        before?;
+        changed.unwrap_or(Ok(0))
+    }
+
+    async fn execute_now(&self, sql: &'static str, params: &[&dyn Param]) -> Result<u64, Error> {
         let text = self.texts.of(sql);
         if self.texts.statements == Statements::Unnamed {
             let typed: Vec<_> = params.iter().map(|param| (param.sql(), param.ty())).collect();
@@ -208,7 +246,13 @@ impl Conn {
     pub(crate) async fn many(&self, steps: &[Step<'_>]) -> Result<Vec<Vec<Row>>, Error> {
         self.prepare(steps.iter().copied()).await?;
         // Polled in order, each sends its statement at its first poll: all are prepared by now.
-        join_all(steps.iter().map(|(sql, params)| self.query(sql, params))).await.into_iter().collect()
+        let answers = join_all(steps.iter().map(|(sql, params)| self.query_now(sql, params)));
+        if self.waiting().is_empty() {
+            return answers.await.into_iter().collect();
+        }
+        let (before, answers) = self.behind(&[], answers).await?;
+        before?;
+        answers.unwrap_or_default().into_iter().collect()
     }
 
     /// Copies rows into a table.
@@ -225,7 +269,7 @@ impl Conn {
     }
 
     async fn statement(&self, (sql, params): Step<'_>) -> Result<(), Error> {
-        self.query(sql, params).await.map(drop)
+        self.query_now(sql, params).await.map(drop)
     }
 
     /// Has everything on its way, in this order; whether something of it could not even be sent.
@@ -252,11 +296,31 @@ impl Conn {
         Ok((sent, unsent))
     }
 
-    /// Sends rows and statements together; the first error is the one that counts.
-    pub(crate) async fn all(&self, items: &[Sent<'_>]) -> Result<(), Error> {
-        let (mut sent, _) = self.on_its_way(items).await?;
-        join_all(sent.iter_mut().map(Pin::as_mut)).await;
-        outcome(&mut sent)
+    /// Sends what was put off, then these, then `then`; how that ended is told apart from how the others did. It is not sent
+    /// where one of the others could not be.
+    async fn behind<T: Send>(
+        &self,
+        items: &[Sent<'_>],
+        then: impl Future<Output = T> + Send,
+    ) -> Result<(Result<(), Error>, Option<T>), Error> {
+        let waited = std::mem::take(&mut *self.waiting());
+        let laid: Vec<(Vec<Rows>, Vec<Part<'_>>)> = waited.iter().map(|writes| writes.parts(self.copies())).collect();
+        let params: Vec<_> = laid.iter().map(|(_, parts)| writes::bound(parts)).collect();
+        let mut all: Vec<Sent<'_>> = Vec::new();
+        for ((rows, parts), params) in laid.iter().zip(&params) {
+            all.extend(writes::sent(rows, parts, params));
+        }
+        all.extend(items.iter().copied());
+        let (mut sent, unsent) = self.on_its_way(&all).await?;
+        let then = async { if unsent { None } else { Some(then.await) } };
+        let (_, then) = join(join_all(sent.iter_mut().map(Pin::as_mut)), then).await;
+        Ok((outcome(&mut sent), then))
+    }
+
+    /// Sends what was put off, and waits for it.
+    pub(crate) async fn send(&self) -> Result<(), Error> {
+        let (sent, _) = self.behind(&[], async {}).await?;
+        sent
     }
 
     /// Sends rows and statements, and then a last statement, together; how the last one ended is told apart from how the others
@@ -267,13 +331,10 @@ impl Conn {
         items: &[Sent<'_>],
         last: &str,
     ) -> (Result<(), Error>, Option<Result<(), Error>>) {
-        let (mut sent, unsent) = match self.on_its_way(items).await {
-            Ok(sent) => sent,
-            Err(error) => return (Err(error), None),
-        };
-        let ended = async { if unsent { None } else { Some(self.client.batch_execute(last).await) } };
-        let (_, ended) = join(join_all(sent.iter_mut().map(Pin::as_mut)), ended).await;
-        (outcome(&mut sent), ended)
+        match self.behind(items, self.client.batch_execute(last)).await {
+            Ok(ended) => ended,
+            Err(error) => (Err(error), None),
+        }
     }
 
     /// Prepares what is not prepared yet, so that sending it is a single message.

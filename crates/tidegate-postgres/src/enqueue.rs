@@ -235,7 +235,7 @@ async fn batch_of(
         return Ok(());
     }
     // What this group stored is found as well: by a twin in the batch, and by the next one.
-    group.flush().await?;
+    group.flush();
     let known = known(group, batch, &rest).await?;
     for at in rest {
         let item = &batch[at];
@@ -294,7 +294,7 @@ async fn take_keys(
     if firsts.len() >= MANY && !group.again && group.conn.copies() {
         if !group.writes.keys.is_empty() {
             // What another verb of this group is about to take is known as well.
-            group.flush().await?;
+            group.flush();
         }
         let rows = group.conn.query(UNKNOWN, &[&queues, &hashes]).await?;
         let mut unknown = vec![false; firsts.len()];

@@ -20,17 +20,16 @@ use tidegate_core::message::{Failure, Message};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{self, Counted, Enqueued, Settle, Settled, Verdicts};
 
-use crate::conn::Param;
 use crate::copied;
 use crate::enqueue::{self, Origin};
 use crate::extend;
-use crate::group::{Group, Place};
+use crate::group::{self, Group, Place};
 use crate::journal::{self, Applied, Applying};
 use crate::names::{Lane, LaneName};
 use crate::place::{self, Ending, Found, Lock};
 use crate::row::{self, LastSettlement, LeaseRow, Life};
 use crate::trouble::Trouble;
-use crate::writes::{Flagged, NewLease};
+use crate::writes::{self, Flagged, NewLease, Part, part};
 
 /// A settlement that was hashed and whose follow-ups were checked, on its caller's thread.
 #[derive(Debug)]
@@ -106,7 +105,7 @@ pub(crate) async fn settle(group: &mut Group, batch: &[&Prepared]) -> Result<Ver
         settle_wave(group, batch, &wave, &mut verdicts).await?;
         left = later;
         if !left.is_empty() {
-            group.flush().await?;
+            group.flush();
         }
     }
     Ok((0..batch.len()).map(|at| verdicts.remove(&at).unwrap_or_else(|| Err(unsettled()))).collect())
@@ -208,14 +207,20 @@ async fn settle_wave(
     Ok(())
 }
 
-/// The leases that are held under these tokens, taken away; with them what kinds allow, where an outcome may ask for it.
-///
-/// Each is there for whoever looks for its message until its end is sent, and given back if there is none.
-async fn leases(
-    group: &mut Group,
-    batch: &[&Prepared],
-    wave: &[usize],
-) -> Result<HashMap<MessageId, LeaseRow>, Trouble> {
+/// What the settlement of a batch reads first.
+pub(crate) fn first<'a>(batch: &[&'a Prepared]) -> Vec<Part<'a>> {
+    let mut seen = HashSet::with_capacity(batch.len());
+    let wave: Vec<usize> = (0..batch.len()).filter(|at| seen.insert(batch[*at].settle.id)).collect();
+    looks(batch, &wave, asks(batch, &wave))
+}
+
+/// Whether an outcome may depend on what kinds allow.
+fn asks(batch: &[&Prepared], wave: &[usize]) -> bool {
+    wave.iter().any(|at| !matches!(batch[*at].settle.outcome, Outcome::Completed { .. }))
+}
+
+/// Takes the leases that are held under these tokens away and reads them; reads what kinds allow, where that is asked.
+fn looks<'a>(batch: &[&'a Prepared], wave: &[usize], asks: bool) -> Vec<Part<'a>> {
     const ENDED: &str = concat!(
         "-- settle: runs end, each under its lease token. Taken away at once, a row is written to the log once and not
         -- twice, for its lock as well; and a lease that somebody else has by now is not touched
@@ -229,25 +234,44 @@ async fn leases(
     // In the order in which everybody locks them.
     tokens.sort_unstable_by_key(|(id, _)| *id);
     let ids: Vec<i64> = tokens.iter().map(|(id, _)| id.as_i64()).collect();
-    let claims: Vec<i32> = tokens.iter().map(|(_, token)| row::narrow(token.claims)).collect();
     let nonces: Vec<[u8; 16]> = tokens.iter().map(|(_, token)| *token.nonce.as_bytes()).collect();
-    let unfenced = [Canary::NoFence, Canary::TokenWithoutNonce, Canary::LeaseLostAtExpiry].into_iter().any(canary::is);
-    let by_token: [&dyn Param; 3] = [&ids, &claims, &nonces];
-    let by_id: [&dyn Param; 2] = [&ids, &nonces];
-    let (sql, params) = if unfenced { (place::LEASES_OF_ANYBODY, &by_id[..]) } else { (ENDED, &by_token[..]) };
-    let asks = wave.iter().any(|at| !matches!(batch[*at].settle.outcome, Outcome::Completed { .. }));
-    let rows = if !asks || group.knows_policies() {
-        group.conn.query(sql, params).await?
+    let mut parts = Vec::new();
+    if is_unfenced() {
+        part!(parts, place::LEASES_OF_ANYBODY, ids, nonces);
     } else {
-        let both = futures_util::future::join(group.conn.query(sql, params), crate::group::policies(&group.conn));
-        let (rows, policies) = both.await;
-        // What went wrong is said by the first one; the second would only say that something had.
-        let rows = rows?;
-        group.remember_policies(policies?);
-        rows
-    };
-    let leases: HashMap<MessageId, LeaseRow> = rows.iter().map(|row| row::lease(row, 0)).collect::<Result<_, _>>()?;
-    if !unfenced {
+        let claims: Vec<i32> = tokens.iter().map(|(_, token)| row::narrow(token.claims)).collect();
+        part!(parts, ENDED, ids, claims, nonces);
+    }
+    if asks {
+        parts.push(Part { sql: group::POLICIES, params: Vec::new() });
+    }
+    parts
+}
+
+/// A canary looks at leases that are not held.
+fn is_unfenced() -> bool {
+    [Canary::NoFence, Canary::TokenWithoutNonce, Canary::LeaseLostAtExpiry].into_iter().any(canary::is)
+}
+
+/// The leases that are held under the tokens of these settlements, taken away; with them what kinds allow, where an outcome
+/// may ask for it.
+///
+/// Each is there for whoever looks for its message until its end is sent, and given back if there is none.
+async fn leases(
+    group: &mut Group,
+    batch: &[&Prepared],
+    wave: &[usize],
+) -> Result<HashMap<MessageId, LeaseRow>, Trouble> {
+    let parts = looks(batch, wave, asks(batch, wave) && !group.knows_policies());
+    let params = writes::bound(&parts);
+    let answers = group.first_of_all(&writes::steps(&parts, &params)).await?;
+    let mut answers = answers.iter();
+    let rows = answers.next().into_iter().flatten();
+    let leases: HashMap<MessageId, LeaseRow> = rows.map(|row| row::lease(row, 0)).collect::<Result<_, _>>()?;
+    if let Some(policies) = answers.next() {
+        group.remember_policies(policies.iter().map(row::policy).collect::<Result<_, _>>()?);
+    }
+    if !is_unfenced() {
         group.ending.extend(leases.iter().map(|(id, lease)| (*id, lease.clone())));
     }
     Ok(leases)
@@ -528,7 +552,7 @@ async fn in_two_commits(
         let Some(decided) = decided.get(&run.at) else { continue };
         end(group, run, decided, false).await?;
     }
-    group.flush().await?;
+    group.send().await?;
     failpoint::reach("settle.after_state");
     group.conn.client().batch_execute("commit; begin").await?;
     let Followed { mut ids, mut refused, .. } = enqueue_all(group, runs, decided).await?;
@@ -700,7 +724,7 @@ async fn flows_took(group: &mut Group, flows: &[(usize, MessageId)]) -> Result<V
     if flows.is_empty() {
         return Ok(Vec::new());
     }
-    group.flush().await?;
+    group.flush();
     let mut roots: Vec<i64> = flows.iter().map(|(_, root)| root.as_i64()).collect();
     roots.sort_unstable();
     roots.dedup();

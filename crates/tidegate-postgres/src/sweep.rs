@@ -146,7 +146,7 @@ async fn take_over(group: &mut Group, request: &SweepRequest, swept: &mut Swept)
                 }
             }
         }
-        group.flush().await?;
+        group.flush();
         let progressed = swept.taken_over.len() > taken_before;
         if progressed || seen < full {
             swept.more |= progressed && seen >= full;
@@ -301,7 +301,7 @@ async fn delete_all(group: &mut Group, gone: &[(MessageId, Arc<Lane>, [u8; 16])]
     }
     // In the order in which keys are taken, so that nobody waits in a circle.
     group.writes.gone_keys.sort_unstable_by_key(|(queue, hash, _)| (*queue, *hash));
-    group.flush().await?;
+    group.flush();
     let ids: Vec<i64> = gone.iter().map(|(id, ..)| id.as_i64()).collect();
     group
         .conn

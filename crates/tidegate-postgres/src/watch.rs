@@ -74,7 +74,13 @@ pub(crate) async fn look(group: &mut Group) -> Result<Hands, Trouble> {
         after_rest(&group.conn, now.wall).await?;
         return Ok(now);
     };
-    if before.jumped(now) { put_right(&group.conn, before, now).await } else { Ok(now) }
+    if !before.jumped(now) {
+        return Ok(now);
+    }
+    if !group.first.is_empty() {
+        return Err(Trouble::Again("the clock was set, and something was read before that was put right"));
+    }
+    put_right(&group.conn, before, now).await
 }
 
 /// A group was committed that saw the clock so.

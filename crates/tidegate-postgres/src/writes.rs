@@ -13,10 +13,9 @@ use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::lifecycle::Counters;
 use tidegate_core::store::{Act, Ending};
 
-use crate::conn::{Conn, Param, Sent};
+use crate::conn::{Param, Sent, Step};
 use crate::copy::{Encoder, MANY, Rows};
 use crate::row::{self, LastSettlement, Life, narrow};
-use crate::trouble::Trouble;
 
 /// A key to be taken, which nobody had when it was looked for.
 #[derive(Debug)]
@@ -220,18 +219,6 @@ impl Writes {
         self.flags.truncate(to[16]);
         self.claims.truncate(to[17]);
         self.keys.truncate(to[18]);
-    }
-
-    /// Sends all of it together.
-    pub(crate) async fn flush(&mut self, conn: &Conn) -> Result<(), Trouble> {
-        if self.is_empty() {
-            return Ok(());
-        }
-        let all = std::mem::take(self);
-        let (rows, parts) = all.parts(conn.copies());
-        let params = bound(&parts);
-        conn.all(&sent(&rows, &parts, &params)).await?;
-        Ok(())
     }
 
     /// All of it, in an order in which it can be sent together: new rows that are copied, if rows may be, and statements.
@@ -812,10 +799,14 @@ pub(crate) fn bound<'p>(parts: &'p [Part<'_>]) -> Vec<Vec<&'p dyn Param>> {
     parts.iter().map(|part| part.params.iter().map(|param| &**param as &dyn Param).collect()).collect()
 }
 
+/// The statements with what is bound to them.
+pub(crate) fn steps<'p>(parts: &[Part<'_>], params: &'p [Vec<&'p dyn Param>]) -> Vec<Step<'p>> {
+    parts.iter().zip(params).map(|(part, params)| (part.sql, &params[..])).collect()
+}
+
 /// The rows, and the statements with what is bound to them.
 pub(crate) fn sent<'p>(rows: &'p [Rows], parts: &[Part<'_>], params: &'p [Vec<&'p dyn Param>]) -> Vec<Sent<'p>> {
-    let statements = parts.iter().zip(params).map(|(part, params)| Sent::Statement((part.sql, &params[..])));
-    rows.iter().map(Sent::Rows).chain(statements).collect()
+    rows.iter().map(Sent::Rows).chain(steps(parts, params).into_iter().map(Sent::Statement)).collect()
 }
 
 /// Claimable messages that nothing has happened to yet.
