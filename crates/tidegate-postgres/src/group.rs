@@ -168,8 +168,8 @@ impl Group {
 
     /// Reads with the group's first statements: their answers are here if they were sent with its beginning.
     pub(crate) async fn first_of_all(&mut self, steps: &[Step<'_>]) -> Result<Vec<Vec<Row>>, Trouble> {
-        let sent = self.first.len() >= steps.len()
-            && self.first.iter().zip(steps).all(|((known, _), (sql, _))| std::ptr::eq(*known, *sql));
+        let sent =
+            self.first.len() >= steps.len() && self.first.iter().zip(steps).all(|((known, _), (sql, _))| known == sql);
         if sent {
             return Ok(self.first.drain(..steps.len()).map(|(_, rows)| rows).collect());
         }

@@ -21,7 +21,8 @@ const LARGE: [&str; 11] =
     ["message", "key", "ready", "sched", "lease", "result", "held", "effect", "evidence", "history", "redriven"];
 
 /// Statements that may read a table from end to end, and why.
-const MAY: [(&str, &str); 7] = [
+const MAY: [(&str, &str); 8] = [
+    ("-- claim, repeated", "when a reply was lost: as much as there are running handlers"),
     ("-- watch: all of them", "when the clock was set: as much as there are running handlers"),
     ("-- watch: what was parked ahead", "when the clock is set back: as much as is parked"),
     ("-- watch: what died ahead", "when the clock is set back: as much as is dead"),
