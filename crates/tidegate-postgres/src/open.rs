@@ -200,7 +200,7 @@ pub(crate) fn prepare(url: &str, options: &Options) -> Result<(Arc<Shared>, Line
 pub(crate) async fn open(shared: Arc<Shared>, options: Options) -> Result<(), StoreError> {
     let conn = shared.connect().await.map_err(|NoConnection { error, .. }| error)?;
     check_server(&conn, options.allow_unsafe).await.map_err(Trouble::into_store_error)?;
-    let misses = misses_clients(&conn).await.map_err(Trouble::into_store_error)?;
+    let misses = can_miss_clients(&conn).await.map_err(Trouble::into_store_error)?;
     shared.misses_clients.store(misses, Ordering::Relaxed);
     let now = now(&shared, &conn).await.map_err(Trouble::into_store_error)?;
     migrate::bring_up(&conn, options.migrate, now).await.map_err(Trouble::into_store_error)?;
@@ -212,7 +212,7 @@ pub(crate) async fn open(shared: Arc<Shared>, options: Options) -> Result<(), St
 
 /// Whether the server looks after its clients when a transaction asks for it. Where its system cannot tell it that a
 /// connection was closed it refuses to, and a dead process holds what it had locked for as long as its last statement waits.
-async fn misses_clients(conn: &Conn) -> Result<bool, Trouble> {
+async fn can_miss_clients(conn: &Conn) -> Result<bool, Trouble> {
     const ASK: &str = concat!("-- open: whether it notices that a client is gone\n select ", misses_clients!());
     match conn.query(ASK, &[]).await {
         Ok(_) => Ok(true),

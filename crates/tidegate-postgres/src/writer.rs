@@ -582,7 +582,8 @@ async fn try_once<W: Work>(
         };
     }
     failpoint::reach("group.after_begin");
-    let mut group = Group { again, first, ..Group::new(conn, hands, Arc::clone(shared)) };
+    let mut group = Group::new(conn, hands, Arc::clone(shared));
+    (group.again, group.first) = (again, first);
     let ran = AssertUnwindSafe(async {
         let hands = watch::look(&mut group).await?;
         let out = work.run(&mut group).await?;

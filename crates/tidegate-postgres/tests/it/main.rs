@@ -24,6 +24,7 @@ mod restored;
 mod rolling;
 mod round_trips;
 mod through;
+mod versions;
 mod wake_ups;
 mod within;
 
