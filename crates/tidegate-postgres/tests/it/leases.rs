@@ -219,13 +219,13 @@ fn a_run_about_which_nothing_can_be_decided_keeps_its_lease_and_the_others_end()
         place.store.enqueue(vec![message("a"), message("b")]).await.unwrap();
         let leases = claim(&place.store, 2).await;
         place.store.journal(vec![intent(&leases[0])]).await.unwrap().remove(0).unwrap();
-        // Its journal is gone: what it says cannot be believed.
+        // Its journal is gone: nothing that it says can be believed.
         sql(&format!("delete from {}", place.name("effect")));
         let verdicts = place.store.settle(leases.iter().map(settlement).collect()).await.unwrap();
         assert_eq!(verdicts[0].as_ref().unwrap_err().kind(), StoreErrorKind::Corrupt);
         assert_eq!(verdicts[1].as_ref().unwrap().state, State::Completed);
-        let view = place.store.inspect(vec![leases[0].message.id]).await.unwrap().remove(0).unwrap();
-        assert_eq!((view.state, view.counters), (State::Leased, leases[0].counters));
+        let progress = place.store.progress(vec![leases[0].message.id]).await.unwrap().remove(0).unwrap();
+        assert_eq!(progress.state, State::Leased);
         let extend =
             Extend { id: leases[0].message.id, token: leases[0].token, lease: Duration::from_secs(60), alone: false };
         place.store.extend(vec![extend]).await.unwrap().remove(0).unwrap();

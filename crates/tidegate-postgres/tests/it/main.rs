@@ -11,6 +11,7 @@ mod enqueue_in_sqlx;
 mod erase;
 mod fixture;
 mod leases;
+mod log_bytes;
 mod lost;
 mod many;
 mod migrated;

@@ -11,7 +11,7 @@ use tidegate_core::store::{ClaimRequest, Enqueued, QueueSlots, Settle};
 use tidegate_core::{MessageId, Nonce, Store as _, StoreErrorKind};
 use tidegate_postgres::{Migrate, Options, PostgresStore, migration_sql};
 
-use crate::engine::{Schema, sql};
+use crate::engine::{Schema, database, sql};
 use crate::fixture::{claim, kind, kind_of, message, queue, run};
 
 /// The steps that a store has which is older than this program's by one.
@@ -56,6 +56,8 @@ fn inhabited(schema: &str) -> String {
             select 3, l.id, ms, ms + 3600000, ms, 259200000, 1, 1, 0, 0, 0, 0, '\\x{nonce}', 'worker' from lane l, now_ms;
          insert into result (id, at, lane, claims, attempt, state, body)
             select 4, ms, l.id, 1, 1, 'completed', '\"done\"' from lane l, now_ms;
+         insert into tally (queue, kind, what, code, n) select id, 'work', 'enqueued', '', 4 from queue;
+         insert into tally (queue, kind, what, code, n) select id, 'work', 'completed', '', 1 from queue;
          insert into depth (queue, ready, scheduled, leased, parked, dead) select id, 2, 0, 1, 0, 0 from queue;"
     ));
     text
@@ -77,6 +79,7 @@ fn completed(id: MessageId, token: LeaseToken) -> Settle {
 fn a_store_of_the_step_before_goes_on_where_it_was() {
     run(async {
         let schema = Schema::new();
+        database();
         sql(&all_but_the_last(schema.name()));
         sql(&inhabited(schema.name()));
         let refused = PostgresStore::open(&schema.url(), Options::default()).await;
@@ -122,6 +125,7 @@ fn a_store_of_the_step_before_goes_on_where_it_was() {
 fn what_is_printed_for_a_person_to_run_is_what_a_program_does() {
     run(async {
         let schema = Schema::new();
+        database();
         sql(&all_but_the_last(schema.name()));
         let steps = PostgresStore::migrations(&schema.url(), Options::default()).await.unwrap();
         let missing: Vec<_> = steps.iter().filter(|step| step.applied_at.is_none()).collect();
