@@ -22,3 +22,13 @@ alter table tidegate.lease
 alter table tidegate.result
     alter crashes drop not null, alter crashes drop default, alter generation drop not null,
     alter generation drop default, alter round drop not null, alter round drop default;
+
+-- How old a message may become: three days, where there is nothing. A lease has when its message was enqueued, unless that
+-- is when it was due.
+alter table tidegate.message alter max_age_ms drop not null;
+alter table tidegate.lease alter max_age_ms drop not null, alter enqueued_at drop not null;
+do $$
+begin
+    execute replace(pg_get_functiondef('tidegate.take'::regproc), 'p_max_age <> m.max_age_ms',
+        'p_max_age <> coalesce(m.max_age_ms, 259200000)');
+end $$;

@@ -177,6 +177,25 @@ where
     Ok(Duration::from_millis(unsigned(row, name, table)?))
 }
 
+/// How old a message may become for which nothing is stored, for ever: another default of a later program is stored as it is.
+const USUAL_MAX_AGE: Duration = Duration::from_secs(3 * 24 * 3600);
+
+/// A column of how old a message may become.
+pub(crate) fn max_age<I>(row: &Row, name: I, table: &str) -> Result<Duration, Trouble>
+where
+    I: RowIndex + fmt::Display + Copy,
+{
+    if column::<Option<i64>, _>(row, name, table)?.is_none() {
+        return Ok(USUAL_MAX_AGE);
+    }
+    duration(row, name, table)
+}
+
+/// What is stored of how old a message may become.
+pub(crate) fn stored_max_age(ms: i64) -> Option<i64> {
+    (ms != millis(USUAL_MAX_AGE)).then_some(ms)
+}
+
 /// A column that is never negative.
 pub(crate) fn unsigned<T, I>(row: &Row, name: I, table: &str) -> Result<T, Trouble>
 where
@@ -274,16 +293,17 @@ pub(crate) fn life(row: &Row, at: usize, table: &str) -> Result<(MessageId, Life
 pub(crate) fn lease(row: &Row, at: usize) -> Result<(MessageId, LeaseRow), Trouble> {
     let table = "lease";
     let (counters, flags) = counters_at(row, at + 4, table)?;
-    let enqueued_at = time(row, at + 13, table)?;
+    let due_at = time(row, at + 2, table)?;
+    let enqueued_at = maybe_time(row, at + 13, table)?.unwrap_or(due_at);
     let limits = Limits::from_columns(
         maybe_time(row, at + 15, table)?.unwrap_or(enqueued_at),
         maybe_time(row, at + 16, table)?,
-        duration(row, at + 17, table)?,
+        max_age(row, at + 17, table)?,
     );
     let lease = LeaseRow {
         life: Life {
             lane: column(row, at + 1, table)?,
-            due_at: time(row, at + 2, table)?,
+            due_at,
             counters,
             flags,
             expires_at: maybe_time(row, at + 3, table)?,
@@ -312,7 +332,7 @@ pub(crate) fn message(row: &Row, at: usize, lane: &Lane) -> Result<Message, Trou
         Some(text) => serde_json::from_str(text).map_err(|e| corrupt(row, "headers", table, &e.to_string()))?,
         None => BTreeMap::new(),
     };
-    let max_age = duration(row, at + 7, table)?;
+    let max_age = max_age(row, at + 7, table)?;
     Ok(Message {
         id,
         tenant: lane.tenant.clone(),
@@ -345,7 +365,7 @@ pub(crate) fn limits(row: &Row, at: usize) -> Result<Limits, Trouble> {
     Ok(Limits::from_columns(
         maybe_time(row, at + 5, table)?.unwrap_or(enqueued_at),
         maybe_time(row, at + 6, table)?,
-        duration(row, at + 7, table)?,
+        max_age(row, at + 7, table)?,
     ))
 }
 

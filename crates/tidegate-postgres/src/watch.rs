@@ -194,7 +194,7 @@ async fn take_back(conn: &Conn, now: Timestamp, jump: i64) -> Result<(), Trouble
         waiting as (update tidegate.ready r set pos = r.pos + $1, due_at = r.due_at + $1
             from dated where r.id = dated.id)
         update tidegate.lease l set due_at = l.due_at + $1,
-            enqueued_at = l.enqueued_at + case when dated.seq is null then $1 else 0 end,
+            enqueued_at = coalesce(l.enqueued_at, l.due_at) + case when dated.seq is null then $1 else 0 end,
             first_due_at = l.first_due_at + case when dated.seq is null then $1 else 0 end
         from dated where l.id = dated.id";
     const RESULTS: &str = "-- watch: their retention began when they ended

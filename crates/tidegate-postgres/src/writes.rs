@@ -57,6 +57,13 @@ pub(crate) struct NewLease {
     pub(crate) max_age_ms: i64,
 }
 
+impl NewLease {
+    /// When its message was enqueued, unless that is when it is due.
+    fn stored_enqueued_at(&self) -> Option<i64> {
+        (self.enqueued_at != self.life.due_at).then(|| self.enqueued_at.as_millis())
+    }
+}
+
 /// A row of `result` to be stored.
 #[derive(Debug)]
 pub(crate) struct NewResult {
@@ -312,7 +319,7 @@ impl Writes {
                 .int8(body.enqueued_at.as_millis())
                 .int8_or_null(body.first_due_at.map(Timestamp::as_millis))
                 .int8_or_null(body.deadline.map(Timestamp::as_millis))
-                .int8(body.max_age_ms)
+                .int8_or_null(row::stored_max_age(body.max_age_ms))
                 .int8_or_null(body.flow.map(MessageId::as_i64))
                 .int8_or_null(body.parent.map(MessageId::as_i64))
                 .text_or_null(body.headers.as_deref());
@@ -333,11 +340,11 @@ impl Writes {
                 .int8(due_at.as_millis())
                 .int8_or_null(expires_at.map(Timestamp::as_millis))
                 .int8(lease.until.as_millis())
-                .int8(lease.enqueued_at.as_millis())
+                .int8_or_null(lease.stored_enqueued_at())
                 .int8_or_null(lease.flow.map(MessageId::as_i64))
                 .int8_or_null(lease.first_due_at.map(Timestamp::as_millis))
                 .int8_or_null(lease.deadline.map(Timestamp::as_millis))
-                .int8(lease.max_age_ms)
+                .int8_or_null(row::stored_max_age(lease.max_age_ms))
                 .int4(narrow(counters.claims))
                 .int4(narrow(counters.attempt))
                 .int4_or_null(some(counters.crashes))
@@ -449,7 +456,7 @@ impl Writes {
             rows.iter().map(|body| body.enqueued_at.as_millis()).collect::<Vec<_>>(),
             times(|body| body.first_due_at),
             times(|body| body.deadline),
-            rows.iter().map(|body| body.max_age_ms).collect::<Vec<_>>(),
+            rows.iter().map(|body| row::stored_max_age(body.max_age_ms)).collect::<Vec<_>>(),
             rows.iter().map(|body| body.flow.map(MessageId::as_i64)).collect::<Vec<_>>(),
             rows.iter().map(|body| body.parent.map(MessageId::as_i64)).collect::<Vec<_>>(),
             rows.iter().map(|body| body.headers.as_deref()).collect::<Vec<_>>(),
@@ -535,11 +542,11 @@ impl Writes {
             rows.iter().map(|lease| lease.life.due_at.as_millis()).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.life.expires_at.map(Timestamp::as_millis)).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.until.as_millis()).collect::<Vec<_>>(),
-            rows.iter().map(|lease| lease.enqueued_at.as_millis()).collect::<Vec<_>>(),
+            rows.iter().map(NewLease::stored_enqueued_at).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.flow.map(MessageId::as_i64)).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.first_due_at.map(Timestamp::as_millis)).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.deadline.map(Timestamp::as_millis)).collect::<Vec<_>>(),
-            rows.iter().map(|lease| lease.max_age_ms).collect::<Vec<_>>(),
+            rows.iter().map(|lease| row::stored_max_age(lease.max_age_ms)).collect::<Vec<_>>(),
             count(|counters| counters.claims),
             count(|counters| counters.attempt),
             seldom(|counters| counters.crashes),

@@ -23,7 +23,7 @@ fn new(number: u32) -> NewMessage {
     let key = format!("018bcfe5-{:04x}-7{:03x}-8000-{:012x}", number >> 12, number & 0xfff, chance >> 16);
     let around = "{\"key\":\"\",\"filler\":\"\"}".len() + key.len();
     let payload = format!("{{\"key\":\"{key}\",\"filler\":\"{}\"}}", "x".repeat(200 - around));
-    NewMessage::new(queue(), kind(), IdempotencyKey::new(key).unwrap(), Payload::from_json(&payload).unwrap())
+    NewMessage::new(queue(), kind(), IdempotencyKey::new(key).unwrap(), Payload::from_json(payload).unwrap())
 }
 
 fn settlement(lease: &Lease) -> Settle {

@@ -114,6 +114,17 @@ fn a_store_of_the_step_before_goes_on_where_it_was() {
         let again = store.enqueue(vec![message("is-done")]).await.unwrap().remove(0).unwrap();
         let Enqueued::Replayed { id, answer } = again else { panic!("it has an answer: {again:?}") };
         assert_eq!((id.as_i64(), answer), (4, Answer::Completed("\"done\"".into())));
+        // The function for other languages knows what is not stored of a message.
+        let ask = |age: &str| {
+            sql(&format!(
+                "select array_to_string(ignored, ' ') from {}.enqueue('work', 'work', 'new', '{{\"cents\": 1200}}'::json,
+                    max_age => interval '{age}')",
+                schema.name()
+            ))
+        };
+        let stored = store.enqueue(vec![message("new")]).await.unwrap().remove(0).unwrap();
+        assert!(matches!(stored, Enqueued::New { .. }));
+        assert_eq!((ask("3 days").trim(), ask("4 days").trim()), ("", "max_age"));
         store.close().await;
         let checks = PostgresStore::doctor(&schema.url(), Options::default()).await.unwrap();
         let wrong: Vec<_> = checks.iter().filter(|check| !check.ok).collect();
