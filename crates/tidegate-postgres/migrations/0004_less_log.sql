@@ -1,11 +1,13 @@
 -- What a message writes into the server's log. Nothing of what is kept goes, and no row is rewritten.
 
 -- A claim that is repeated under its nonce finds its leases: by one row for all of them, instead of an entry of an index for
--- each. It goes when none of them is left.
+-- each. It goes when none of them is left. The worker's name stands there as well, and no more in each lease.
 create table tidegate.claimed (
-    nonce bytea  primary key,
-    at    bigint not null
+    nonce  bytea  primary key,
+    at     bigint not null,
+    worker text                                 -- null: a claim of before; its leases have it
 );
+alter table tidegate.lease alter worker drop not null;
 insert into tidegate.claimed (nonce, at)
     select distinct nonce, floor(extract(epoch from clock_timestamp()) * 1000)::bigint from tidegate.lease;
 drop index tidegate.lease_by_nonce;

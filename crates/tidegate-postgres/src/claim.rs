@@ -163,7 +163,7 @@ pub(crate) async fn claim(group: &mut Group, request: &ClaimRequest) -> Result<C
     }
     claimed.leases.sort_by_key(|lease| (lease.message.priority, lease.due_at, lease.message.id));
     if !claimed.leases.is_empty() {
-        group.writes.claims.push(*request.nonce.as_bytes());
+        group.writes.claims.push((*request.nonce.as_bytes(), request.worker.as_str().to_owned()));
         failpoint::reach("claim.before_commit");
     }
     Ok(claimed)
@@ -502,7 +502,7 @@ async fn start(
         life,
         nonce: *token.nonce.as_bytes(),
         until,
-        worker: request.worker.as_str().to_owned(),
+        worker: None,
         enqueued_at: body.enqueued_at,
         flow: (body.flow != id).then_some(body.flow),
         first_due_at: (body.first_due_at != body.enqueued_at).then_some(body.first_due_at),

@@ -318,14 +318,14 @@ pub(crate) fn astray(id: MessageId) -> StoreError {
 /// somebody else since is not: a late writer that is stopped, or waits, must keep neither its successor nor a sweep from it.
 pub(crate) const LEASES: &str = concat!(
     "-- journal: leases, locked until the commit: a sweep passes them over\n select ",
-    row::lease_columns!(),
+    row::held_lease_columns!(),
     " from tidegate.lease l where l.id = any($1) and l.nonce = any($2) order by l.id for update"
 );
 
 /// The same, whoever has them now: for tests of what must not be, and nothing else.
 pub(crate) const LEASES_OF_ANYBODY: &str = concat!(
     "-- settle, journal, broken: leases of whoever has them\n select ",
-    row::lease_columns!(),
+    row::held_lease_columns!(),
     " from tidegate.lease l where l.id = any($1) and ($2::bytea[] is null or true) order by l.id for update"
 );
 

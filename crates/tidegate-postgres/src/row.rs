@@ -61,8 +61,17 @@ macro_rules! life_columns {
 /// How many they are.
 pub(crate) const LIFE_COLUMNS: usize = 12;
 
-/// Columns of a row `l` of `lease`, as [`lease`] reads them.
+/// Columns of a row `l` of `lease`, as [`lease`] reads them: the worker's name is that of its claim.
 macro_rules! lease_columns {
+    () => {
+        "l.id, l.lane, l.due_at, l.expires_at, l.claims, l.attempt, l.crashes, l.generation, l.round, l.flags, \
+         l.nonce, l.until, coalesce(l.worker, (select c.worker from tidegate.claimed c where c.nonce = l.nonce), \
+         'unknown'), l.enqueued_at, l.flow, l.first_due_at, l.deadline, l.max_age_ms"
+    };
+}
+
+/// The same for whoever holds it, and need not be told who that is.
+macro_rules! held_lease_columns {
     () => {
         "l.id, l.lane, l.due_at, l.expires_at, l.claims, l.attempt, l.crashes, l.generation, l.round, l.flags, \
          l.nonce, l.until, l.worker, l.enqueued_at, l.flow, l.first_due_at, l.deadline, l.max_age_ms"
@@ -77,7 +86,7 @@ macro_rules! message_columns {
     };
 }
 
-pub(crate) use {lease_columns, life_columns, message_columns};
+pub(crate) use {held_lease_columns, lease_columns, life_columns, message_columns};
 
 /// What every hot row carries of a message's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +125,7 @@ pub(crate) struct LeaseRow {
     pub(crate) life: Life,
     pub(crate) token: LeaseToken,
     pub(crate) until: Timestamp,
+    /// Empty where it was not read.
     pub(crate) worker: String,
     pub(crate) enqueued_at: Timestamp,
     pub(crate) flow: Option<MessageId>,
@@ -289,7 +299,7 @@ pub(crate) fn life(row: &Row, at: usize, table: &str) -> Result<(MessageId, Life
     Ok((message_id(row, at, table)?, life))
 }
 
-/// The columns of [`lease_columns`], from this place on.
+/// The columns of [`lease_columns`] or [`held_lease_columns`], from this place on.
 pub(crate) fn lease(row: &Row, at: usize) -> Result<(MessageId, LeaseRow), Trouble> {
     let table = "lease";
     let (counters, flags) = counters_at(row, at + 4, table)?;
@@ -312,7 +322,7 @@ pub(crate) fn lease(row: &Row, at: usize) -> Result<(MessageId, LeaseRow), Troub
         },
         token: LeaseToken { claims: counters.claims, nonce: Nonce::from_bytes(bytes16(row, at + 10, table)?) },
         until: time(row, at + 11, table)?,
-        worker: column(row, at + 12, table)?,
+        worker: column::<Option<String>, _>(row, at + 12, table)?.unwrap_or_default(),
         enqueued_at,
         flow: column::<Option<i64>, _>(row, at + 14, table)?.map(MessageId::from_i64),
         limits,
@@ -619,6 +629,6 @@ mod tests {
     fn columns_are_as_many_as_is_said() {
         let columns = |text: &str| text.split(',').count();
         assert_eq!(columns(life_columns!()), LIFE_COLUMNS);
-        assert_eq!(columns(lease_columns!()), 18, "as many as `lease` reads");
+        assert_eq!(columns(held_lease_columns!()), 18, "as many as `lease` reads");
     }
 }

@@ -227,7 +227,7 @@ fn looks<'a>(batch: &[&'a Prepared], wave: &[usize], asks: bool) -> Vec<Part<'a>
         delete from tidegate.lease l using unnest($1::bigint[], $2::integer[], $3::bytea[]) as u(id, claims, nonce)
         where l.id = u.id and l.claims = u.claims and l.nonce = u.nonce
         returning ",
-        row::lease_columns!()
+        row::held_lease_columns!()
     );
     let mut tokens: Vec<(MessageId, LeaseToken)> =
         wave.iter().map(|at| (batch[*at].settle.id, batch[*at].settle.token)).collect();
@@ -287,7 +287,7 @@ fn give_back(group: &mut Group) {
             life,
             nonce: *token.nonce.as_bytes(),
             until,
-            worker,
+            worker: (!worker.is_empty()).then_some(worker),
             enqueued_at,
             flow,
             first_due_at: (first_due_at != enqueued_at).then_some(first_due_at),

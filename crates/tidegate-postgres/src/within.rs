@@ -246,7 +246,7 @@ impl Within<'_> {
             select set_config('lock_timeout', $1, true)";
         const LEASE: &str = concat!(
             "-- effect: the lease stays until the commit; prolonging it changes no key, and need not wait\n select ",
-            row::lease_columns!(),
+            row::held_lease_columns!(),
             " from tidegate.lease l where l.id = $1 for key share"
         );
         let before = self.query(PATIENT, &[]).await?;

@@ -49,7 +49,8 @@ pub(crate) struct NewLease {
     pub(crate) life: Life,
     pub(crate) nonce: [u8; 16],
     pub(crate) until: Timestamp,
-    pub(crate) worker: String,
+    /// None: as its claim says.
+    pub(crate) worker: Option<String>,
     pub(crate) enqueued_at: Timestamp,
     pub(crate) flow: Option<MessageId>,
     pub(crate) first_due_at: Option<Timestamp>,
@@ -148,8 +149,8 @@ pub(crate) struct Writes {
     pub(crate) ready: Vec<(MessageId, Life)>,
     pub(crate) sched: Vec<(MessageId, Life)>,
     pub(crate) leases: Vec<NewLease>,
-    /// Nonces of claims that were given leases.
-    pub(crate) claims: Vec<[u8; 16]>,
+    /// Nonces of claims that were given leases, and whose they were.
+    pub(crate) claims: Vec<([u8; 16], String)>,
     pub(crate) results: Vec<NewResult>,
     pub(crate) held: Vec<NewHeld>,
     pub(crate) effects: Vec<(MessageId, EffectRow)>,
@@ -352,7 +353,7 @@ impl Writes {
                 .int4_or_null(some(counters.round))
                 .int4(row::bits(flags))
                 .bytes(&lease.nonce)
-                .text(&lease.worker);
+                .text_or_null(lease.worker.as_deref());
         }
         rows.end(LEASES)
     }
@@ -502,14 +503,21 @@ impl Writes {
     }
 
     fn claimed<'a>(&'a self, parts: &mut Vec<Part<'a>>) {
-        const CLAIMED: &str = "-- claim: by which it is known when it is repeated, one row for all its leases
-            insert into tidegate.claimed (nonce, at)
-            select nonce, floor(extract(epoch from clock_timestamp()) * 1000)::bigint from unnest($1::bytea[]) as u(nonce)
-            on conflict (nonce) do update set at = excluded.at";
-        let mut nonces = self.claims.clone();
-        nonces.sort_unstable();
-        nonces.dedup();
-        part!(parts, CLAIMED, nonces);
+        const CLAIMED: &str =
+            "-- claim: by which it is known when it is repeated, and by whom, one row for all its leases
+            insert into tidegate.claimed (nonce, at, worker)
+            select nonce, floor(extract(epoch from clock_timestamp()) * 1000)::bigint, worker
+            from unnest($1::bytea[], $2::text[]) as u(nonce, worker)
+            on conflict (nonce) do update set at = excluded.at, worker = excluded.worker";
+        let mut claims: Vec<&([u8; 16], String)> = self.claims.iter().collect();
+        claims.sort_unstable();
+        claims.dedup_by_key(|(nonce, _)| *nonce);
+        part!(
+            parts,
+            CLAIMED,
+            claims.iter().map(|(nonce, _)| *nonce).collect::<Vec<_>>(),
+            claims.iter().map(|(_, worker)| worker.as_str()).collect::<Vec<_>>(),
+        );
     }
 
     fn leased<'a>(&'a self, parts: &mut Vec<Part<'a>>) {
@@ -554,7 +562,7 @@ impl Writes {
             seldom(|counters| counters.round),
             rows.iter().map(|lease| row::bits(lease.life.flags)).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.nonce).collect::<Vec<_>>(),
-            rows.iter().map(|lease| lease.worker.as_str()).collect::<Vec<_>>(),
+            rows.iter().map(|lease| lease.worker.as_deref()).collect::<Vec<_>>(),
         );
     }
 

@@ -117,7 +117,7 @@ fn a_store_of_the_step_before_goes_on_where_it_was() {
         // The function for other languages knows what is not stored of a message.
         let ask = |age: &str| {
             sql(&format!(
-                "select array_to_string(ignored, ' ') from {}.enqueue('work', 'work', 'new', '{{\"cents\": 1200}}'::json,
+                "select array_to_string(ignored, ' ') from {}.enqueue('work', 'work', 'new', '{{\"cents\": 1200}}'::text,
                     max_age => interval '{age}')",
                 schema.name()
             ))
