@@ -28,7 +28,7 @@ pub(crate) async fn cancel(group: &mut Group, request: &Cancel) -> Result<Verdic
     for id in &request.ids {
         if !asked.insert(*id) {
             // Named twice: the second time it is what the first time made of it.
-            group.flush().await?;
+            group.flush();
             let again = place::find_each(&group.conn, &[*id]).await?;
             journals.extend(place::journals_found(&group.conn, &again).await?);
             found.extend(again);

@@ -3,7 +3,8 @@
 //! Rows appear near the end of their lane and are taken from its start: what lies before the start is gone, but PostgreSQL
 //! steps over it as long as anybody's old snapshot keeps it. So a process remembers where each lane began when it last
 //! looked, and begins there. A row may still come to lie before that: its transaction was long, or was rolled back, or a
-//! clock was set. A look from the very start finds it, as often as its cost allows.
+//! clock was set. A look from a little before finds most of these, several times a second, and one from the very start all,
+//! as often as its cost allows; and whenever there is less than was asked for, both are made at once.
 //!
 //! Two claims at once never get one message: a row is locked when it is read, and a claim passes over what is locked. A
 //! lock that is let go without a commit leaves the row as it was. A message that is claimed is gone from its lane in the
@@ -24,6 +25,7 @@ use tidegate_core::message::{Failure, Message};
 use tidegate_core::store::{ClaimRequest, Claimed, Lease};
 
 use crate::cancel;
+use crate::conn::Step;
 use crate::copied;
 use crate::group::{Group, Place};
 use crate::names::Lane;
@@ -31,12 +33,15 @@ use crate::place::{self, Ending, Limits};
 use crate::row::{self, JOURNALED, LIFE_COLUMNS, Life, RECONCILING};
 use crate::shared::Shared;
 use crate::trouble::{Trouble, verdict};
-use crate::writes::NewLease;
+use crate::writes::{self, NewLease, Part, part};
 
 /// The most messages one claim ends instead of leasing: a backlog that is too late must not hold up the group.
 const MOST_ENDED: u32 = 1000;
 /// How far before its remembered start a lane is looked at: transactions take their time to commit.
 const SLACK: Duration = Duration::from_secs(2);
+/// How often. What was claimed in that time is stepped over while an old snapshot keeps it, and in a second that may be ten
+/// thousand rows.
+const BACK_EVERY: Duration = Duration::from_millis(200);
 /// A lane is looked at from its very start at least this often.
 const FULL_EVERY: Duration = Duration::from_secs(1);
 /// But looks from the start take no more of the time than one part in so many.
@@ -45,18 +50,46 @@ const FULL_SHARE: u32 = 50;
 /// Where the claimable rows of a lane began, and what it cost to look for them from its start.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Hint {
-    /// Place of the first row that the last look found, or its time where it found none.
-    from: Timestamp,
+    /// The first row that the last look found, or its time where it found none.
+    from: Spot,
+    /// When it was last looked at from a little before that.
+    back_at: Duration,
     /// When it was last looked at from the start.
     full_at: Duration,
     /// What that cost.
     cost: Duration,
 }
 
+/// Where a row lies in its lane: rows are claimed in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Spot {
+    pos: Timestamp,
+    due_at: Timestamp,
+    id: i64,
+}
+
+impl Spot {
+    /// Before everything that became claimable then.
+    const fn at(pos: Timestamp) -> Self {
+        Self { pos, due_at: Timestamp::EPOCH, id: i64::MIN }
+    }
+}
+
+/// From where a lane is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// From its very start.
+    Full,
+    /// From a little before where it began.
+    Back,
+    /// From where it began.
+    On,
+}
+
 /// Has the next claim of this process look at a lane from this place on.
 pub(crate) fn look_back(shared: &Shared, lane: i64, to: Timestamp) {
     if let Some(hint) = shared.hints.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&lane) {
-        hint.from = hint.from.min(to);
+        hint.from = hint.from.min(Spot::at(to));
     }
 }
 
@@ -66,6 +99,12 @@ struct Head {
     id: MessageId,
     life: Life,
     body: Result<Message, StoreError>,
+}
+
+impl Head {
+    fn spot(&self) -> Spot {
+        Spot { pos: self.pos, due_at: self.life.due_at, id: self.id.as_i64() }
+    }
 }
 
 /// What is asked of one lane.
@@ -114,7 +153,7 @@ pub(crate) async fn claim(group: &mut Group, request: &ClaimRequest) -> Result<C
             break;
         }
         // What this round took must be gone before the next one looks: a transaction does not pass over its own locks.
-        group.flush().await?;
+        group.flush();
         let (heads, next_due) = heads(group, &asks, &served).await?;
         (claimed.next_due, asked_for_next) = (next_due, true);
         take(group, request, &mut plans, &asks, heads, &mut claimed).await?;
@@ -124,21 +163,19 @@ pub(crate) async fn claim(group: &mut Group, request: &ClaimRequest) -> Result<C
     }
     claimed.leases.sort_by_key(|lease| (lease.message.priority, lease.due_at, lease.message.id));
     if !claimed.leases.is_empty() {
+        group.writes.claims.push((*request.nonce.as_bytes(), request.worker.as_str().to_owned()));
         failpoint::reach("claim.before_commit");
     }
     Ok(claimed)
 }
 
-/// The leases that this very call made before, if its reply was lost, and the lanes that it may take from.
-async fn look(group: &mut Group, request: &ClaimRequest) -> Result<(Vec<Lease>, Vec<Plan>), Trouble> {
+/// What a claim reads first: whether this very call was made before, and the lanes that it may take from.
+pub(crate) fn first(request: &ClaimRequest) -> Vec<Part<'_>> {
     // A repeat may come while its first try is under way: the server takes its time to notice a lost connection.
     const ALONE: &str = "-- claim: a repeat waits for the end of its first try
         select pg_advisory_xact_lock($1)";
-    const REPEATED: &str = concat!(
-        "-- claim: repeated under its nonce\n select ",
-        row::lease_columns!(),
-        " from tidegate.lease l where l.nonce = $1"
-    );
+    const KNOWN: &str = "-- claim: whether it is repeated under its nonce
+        select 1 from tidegate.claimed where nonce = $1";
     // Another process may have paused a queue or made a lane, so both are read here and now.
     const LANES: &str = "-- claim: lanes of the queues that are not paused
         select l.id, l.queue, l.kind, l.version, l.priority, q.tenant, q.name
@@ -146,10 +183,30 @@ async fn look(group: &mut Group, request: &ClaimRequest) -> Result<(Vec<Lease>, 
         where q.tenant = $1 and q.name = any($2) and not q.paused";
     let nonce = *request.nonce.as_bytes();
     let lock = i64::from_le_bytes(std::array::from_fn(|at| nonce[at]));
-    let tenant = request.tenant.as_str();
     let queues: Vec<&str> = request.queues.iter().map(|slots| slots.queue.as_str()).collect();
-    let answers = group.conn.many(&[(ALONE, &[&lock]), (REPEATED, &[&nonce]), (LANES, &[&tenant, &queues])]).await?;
-    let repeated = leases_of(group, answers.get(1).map_or(&[], Vec::as_slice)).await?;
+    let mut parts = Vec::new();
+    part!(parts, ALONE, lock);
+    part!(parts, KNOWN, nonce);
+    part!(parts, LANES, request.tenant.as_str(), queues);
+    parts
+}
+
+/// The leases that this very call made before, if its reply was lost, and the lanes that it may take from.
+async fn look(group: &mut Group, request: &ClaimRequest) -> Result<(Vec<Lease>, Vec<Plan>), Trouble> {
+    const REPEATED: &str = concat!(
+        "-- claim, repeated: a reply was lost, which is seldom, so no index is kept for it; as many rows as there are running
+        -- handlers\n select ",
+        row::lease_columns!(),
+        " from tidegate.lease l where l.nonce = $1"
+    );
+    let nonce = *request.nonce.as_bytes();
+    let parts = first(request);
+    let params = writes::bound(&parts);
+    let answers = group.first_of_all(&writes::steps(&parts, &params)).await?;
+    let repeated = match answers.get(1) {
+        Some(known) if !known.is_empty() => leases_of(group, &group.conn.query(REPEATED, &[&nonce]).await?).await?,
+        Some(_) | None => Vec::new(),
+    };
     let mut plans: Vec<Plan> =
         request.queues.iter().map(|slots| Plan { free: slots.slots, lanes: Vec::new(), at: 0 }).collect();
     for row in answers.get(2).into_iter().flatten() {
@@ -203,7 +260,7 @@ async fn heads(
     served: &[i64],
 ) -> Result<(HashMap<i64, Vec<Head>>, Option<Timestamp>), Trouble> {
     let now = group.shared.monotonic();
-    let froms: Vec<(Timestamp, bool)> = {
+    let froms: Vec<(Spot, Look)> = {
         let hints = group.shared.hints.lock().unwrap_or_else(PoisonError::into_inner);
         asks.iter().map(|ask| begin_at(hints.get(&ask.lane.id), now)).collect()
     };
@@ -216,31 +273,35 @@ async fn heads(
             let ask = &asks[*at];
             let got = heads.get(&ask.lane.id).map_or(0, Vec::len);
             let may = hints.get(&ask.lane.id).is_none_or(|hint| now >= hint.full_at + hint.cost * FULL_SHARE);
-            !froms[*at].1 && got < usize::try_from(ask.most).unwrap_or(usize::MAX) && may
+            froms[*at].1 != Look::Full && got < usize::try_from(ask.most).unwrap_or(usize::MAX) && may
         };
         (0..asks.len()).filter(short).collect()
     };
     if !again.is_empty() {
         let asks: Vec<Ask> = again.iter().map(|at| asks[*at].clone()).collect();
-        let froms = vec![(Timestamp::EPOCH, true); asks.len()];
+        let froms = vec![(Spot::at(Timestamp::EPOCH), Look::Full); asks.len()];
         // Its own locks it does not pass over: what the first look found is found again.
         heads.extend(read_heads(group, &asks, &froms, None).await?);
     }
     Ok((heads, next_due))
 }
 
-/// Where a look at a lane begins, and whether that is its very start.
-fn begin_at(hint: Option<&Hint>, now: Duration) -> (Timestamp, bool) {
+/// Where a look at a lane begins.
+fn begin_at(hint: Option<&Hint>, now: Duration) -> (Spot, Look) {
     match hint {
-        Some(hint) if now < hint.full_at + FULL_EVERY.max(hint.cost * FULL_SHARE) => (hint.from.before(SLACK), false),
-        Some(_) | None => (Timestamp::EPOCH, true),
+        // Where no time passes, as in a test, it is never too soon.
+        Some(hint) if now > hint.back_at && now < hint.back_at + BACK_EVERY => (hint.from, Look::On),
+        Some(hint) if now < hint.full_at + FULL_EVERY.max(hint.cost * FULL_SHARE) => {
+            (Spot::at(hint.from.pos.before(SLACK)), Look::Back)
+        }
+        Some(_) | None => (Spot::at(Timestamp::EPOCH), Look::Full),
     }
 }
 
 async fn read_heads(
     group: &mut Group,
     asks: &[Ask],
-    froms: &[(Timestamp, bool)],
+    froms: &[(Spot, Look)],
     first: Option<(&[i64], &mut Option<Timestamp>)>,
 ) -> Result<HashMap<i64, Vec<Head>>, Trouble> {
     const HEADS: &str = concat!(
@@ -248,8 +309,10 @@ async fn read_heads(
         row::life_columns!(),
         ", ",
         row::message_columns!(),
-        " from unnest($1::bigint[], $2::bigint[], $3::bigint[]) as u(lane, from_pos, most)
-        cross join lateral (select * from tidegate.ready r where r.lane = u.lane and r.pos >= u.from_pos
+        " from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
+            as u(lane, from_pos, from_due_at, from_id, most)
+        cross join lateral (select * from tidegate.ready r
+            where r.lane = u.lane and (r.pos, r.due_at, r.id) >= (u.from_pos, u.from_due_at, u.from_id)
             order by r.pos, r.due_at, r.id limit u.most for update skip locked) r
         left join lateral (select * from tidegate.message m where m.id = r.id offset 0) m on true"
     );
@@ -257,18 +320,18 @@ async fn read_heads(
         select min(s.due_at) from unnest($1::bigint[]) as u(lane) cross join lateral
             (select due_at from tidegate.sched where lane = u.lane order by due_at, id limit 1) s";
     let lanes: Vec<i64> = asks.iter().map(|ask| ask.lane.id).collect();
-    let from: Vec<i64> = froms.iter().map(|(from, _)| from.as_millis()).collect();
+    let from_pos: Vec<i64> = froms.iter().map(|(from, _)| from.pos.as_millis()).collect();
+    let from_due_at: Vec<i64> = froms.iter().map(|(from, _)| from.due_at.as_millis()).collect();
+    let from_id: Vec<i64> = froms.iter().map(|(from, _)| from.id).collect();
     let most: Vec<i64> = asks.iter().map(|ask| i64::from(ask.most)).collect();
     let now = group.now.as_millis();
     let started = group.shared.monotonic();
+    let looks: Step<'_> = (HEADS, &[&lanes, &from_pos, &from_due_at, &from_id, &most]);
     let rows = match first {
-        None => group.conn.query(HEADS, &[&lanes, &from, &most]).await?,
+        None => group.conn.query(looks.0, looks.1).await?,
         Some((served, next_due)) => {
             let served = served.to_vec();
-            let mut answers = group
-                .conn
-                .many(&[(PROMOTE, &[&lanes, &now, &most]), (HEADS, &[&lanes, &from, &most]), (NEXT, &[&served])])
-                .await?;
+            let mut answers = group.conn.many(&[(PROMOTE, &[&lanes, &now, &most]), looks, (NEXT, &[&served])]).await?;
             if let Some(row) = answers.pop().and_then(|rows| rows.into_iter().next()) {
                 *next_due = row::maybe_time(&row, 0, "sched")?;
             }
@@ -287,12 +350,16 @@ async fn read_heads(
         heads.entry(head.life.lane).or_default().push(head);
     }
     let mut hints = group.shared.hints.lock().unwrap_or_else(PoisonError::into_inner);
-    for (ask, (_, full)) in asks.iter().zip(froms) {
-        let seen = heads.get(&ask.lane.id).and_then(|heads| heads.first()).map(|head| head.pos);
+    for (ask, (_, look)) in asks.iter().zip(froms) {
+        let seen = heads.get(&ask.lane.id).and_then(|heads| heads.first()).map(Head::spot);
         let known = hints.get(&ask.lane.id).copied();
-        let hint = match (known, full) {
-            (Some(known), false) => Hint { from: seen.unwrap_or(known.from), ..known },
-            (_, _) => Hint { from: seen.unwrap_or(group.now), full_at: started, cost },
+        let hint = match (known, look) {
+            (Some(known), Look::On) => Hint { from: seen.unwrap_or(known.from), ..known },
+            (Some(known), Look::Back) => Hint { from: seen.unwrap_or(known.from), back_at: started, ..known },
+            (_, _) => {
+                let from = seen.unwrap_or(Spot::at(group.now));
+                Hint { from, back_at: started, full_at: started, cost }
+            }
         };
         hints.insert(ask.lane.id, hint);
     }
@@ -435,7 +502,7 @@ async fn start(
         life,
         nonce: *token.nonce.as_bytes(),
         until,
-        worker: request.worker.as_str().to_owned(),
+        worker: None,
         enqueued_at: body.enqueued_at,
         flow: (body.flow != id).then_some(body.flow),
         first_due_at: (body.first_due_at != body.enqueued_at).then_some(body.first_due_at),
@@ -461,13 +528,25 @@ mod tests {
     #[test]
     fn a_lane_is_looked_at_from_its_start_at_first_each_second_and_no_more_than_its_cost_allows() {
         let second = Duration::from_secs(1);
-        let hint = |cost| Hint { from: Timestamp::from_millis(60_000), full_at: second, cost };
-        assert_eq!(begin_at(None, Duration::ZERO), (Timestamp::EPOCH, true));
+        let from = Spot { pos: Timestamp::from_millis(60_000), due_at: Timestamp::from_millis(59_000), id: 7 };
+        let hint = |cost| Hint { from, full_at: second, back_at: second, cost };
+        assert_eq!(begin_at(None, Duration::ZERO), (Spot::at(Timestamp::EPOCH), Look::Full));
         let cheap = hint(Duration::from_millis(1));
-        assert_eq!(begin_at(Some(&cheap), second * 3 / 2), (Timestamp::from_millis(58_000), false));
-        assert!(begin_at(Some(&cheap), second * 2).1);
+        assert_eq!(begin_at(Some(&cheap), second * 11 / 10), (from, Look::On));
+        let back = (Spot::at(Timestamp::from_millis(58_000)), Look::Back);
+        assert_eq!(begin_at(Some(&cheap), second * 3 / 2), back);
+        assert_eq!(begin_at(Some(&cheap), second), back, "no time has passed: whatever there is now may lie before");
+        assert_eq!(begin_at(Some(&cheap), second * 2).1, Look::Full);
         let dear = hint(Duration::from_millis(100));
-        assert!(!begin_at(Some(&dear), second * 3).1);
-        assert!(begin_at(Some(&dear), second * 6).1);
+        assert_eq!(begin_at(Some(&dear), second * 3).1, Look::Back);
+        assert_eq!(begin_at(Some(&dear), second * 6).1, Look::Full);
+    }
+
+    #[test]
+    fn the_order_of_spots_is_that_of_claims() {
+        let at =
+            |pos, due_at, id| Spot { pos: Timestamp::from_millis(pos), due_at: Timestamp::from_millis(due_at), id };
+        assert!([at(1, 9, 9), at(2, 1, 9), at(2, 2, 1), at(2, 2, 2)].is_sorted());
+        assert!(Spot::at(Timestamp::from_millis(2)) < at(2, 0, 0));
     }
 }

@@ -461,9 +461,10 @@ async fn tallies(conn: &Conn) -> Result<Found, Trouble> {
 }
 
 const LAPSED: &str = "-- doctor: nobody holds the leases of a restored store that has not worked yet
-    select 'lease', id::text, 'the lease of worker ' || worker || ' ran out at ' || until ||
+    select 'lease', id::text, 'the lease of worker ' || coalesce(l.worker,
+        (select c.worker from tidegate.claimed c where c.nonce = l.nonce), 'unknown') || ' ran out at ' || until ||
         ' and nobody took it over: does any process sweep?'
-    from tidegate.lease where until + $2 < $1
+    from tidegate.lease l where until + $2 < $1
       and not exists (select from tidegate.store where copied_id is not null and begun_at is null)";
 
 const DUTIES: &str = "-- doctor: a duty is another's when its time is over, and not before

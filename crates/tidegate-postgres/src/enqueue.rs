@@ -16,12 +16,13 @@ use tidegate_core::message::{DEFAULT_MAX_AGE, Due, Message, NewMessage};
 use tidegate_core::store::{Counted, Enqueued, Verdicts};
 
 use crate::conn::Conn;
+use crate::copy::MANY;
 use crate::group::Group;
 use crate::names::{Lane, LaneName};
 use crate::place::{self, Found, Lock};
 use crate::row::{self, Life};
 use crate::trouble::Trouble;
-use crate::writes::Body;
+use crate::writes::{Body, NewKey};
 
 /// New ids, in their order.
 const NEXT_IDS: &str = "-- enqueue: ids only grow
@@ -234,7 +235,7 @@ async fn batch_of(
         return Ok(());
     }
     // What this group stored is found as well: by a twin in the batch, and by the next one.
-    group.flush().await?;
+    group.flush();
     let known = known(group, batch, &rest).await?;
     for at in rest {
         let item = &batch[at];
@@ -253,8 +254,12 @@ async fn batch_of(
 }
 
 /// Inserts keys in their order; answers the items whose keys were new, with their ids.
+///
+/// That a key may turn out to be taken while it is inserted has its price for every key: the server writes down that it
+/// was sure in the end. So what is not known is simply inserted first. Where somebody else was at the same key, that ends the
+/// transaction, and it is carried out again, with care.
 async fn take_keys(
-    group: &Group,
+    group: &mut Group,
     batch: &[Looked<'_>],
     firsts: &[usize],
     ids: Vec<MessageId>,
@@ -267,6 +272,16 @@ async fn take_keys(
         order by u.queue, u.hash
         on conflict (queue, hash) do nothing
         returning id";
+    const UNKNOWN: &str = "-- enqueue: which keys are not known; they are taken with all else that is written
+        select u.place from unnest($1::bigint[], $2::bytea[]) with ordinality as u(queue, hash, place)
+        where not exists (select from tidegate.key k where k.queue = u.queue and k.hash = u.hash)";
+    const TAKE_UNKNOWN: &str =
+        "-- enqueue: the keys that are not known; somebody else who is about to take one is waited for
+        insert into tidegate.key (queue, hash, id, fingerprint)
+        select * from unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bytea[]) as u(queue, hash, id, fingerprint)
+        where not exists (select from tidegate.key k where k.queue = u.queue and k.hash = u.hash)
+        order by u.queue, u.hash
+        returning id";
     if firsts.is_empty() {
         return Ok(Vec::new());
     }
@@ -276,7 +291,29 @@ async fn take_keys(
     let queues: Vec<i64> = firsts.iter().map(|at| batch[*at].lane.queue_id).collect();
     let hashes: Vec<[u8; 16]> = firsts.iter().map(|at| batch[*at].new.hash).collect();
     let fingerprints: Vec<[u8; 16]> = firsts.iter().map(|at| batch[*at].new.fingerprint).collect();
-    let taken = group.conn.query(TAKE, &[&queues, &hashes, &row::id_list(&ids), &fingerprints]).await?;
+    if firsts.len() >= MANY && !group.again && group.conn.copies() {
+        if !group.writes.keys.is_empty() {
+            // What another verb of this group is about to take is known as well.
+            group.flush();
+        }
+        let rows = group.conn.query(UNKNOWN, &[&queues, &hashes]).await?;
+        let mut unknown = vec![false; firsts.len()];
+        for row in &rows {
+            let place: usize = row::unsigned(row, 0, "key")?;
+            if let Some(unknown) = unknown.get_mut(place.saturating_sub(1)) {
+                *unknown = true;
+            }
+        }
+        let mut stored = Vec::with_capacity(rows.len());
+        for (at, id) in (0..firsts.len()).filter(|at| unknown[*at]).zip(ids) {
+            let (queue, hash, fingerprint) = (queues[at], hashes[at], fingerprints[at]);
+            group.writes.keys.push(NewKey { queue, hash, id, fingerprint });
+            stored.push((firsts[at], id));
+        }
+        return Ok(stored);
+    }
+    let take = if group.again { TAKE } else { TAKE_UNKNOWN };
+    let taken = group.conn.query(take, &[&queues, &hashes, &row::id_list(&ids), &fingerprints]).await?;
     if taken.len() == firsts.len() {
         return Ok(firsts.iter().copied().zip(ids).collect());
     }
@@ -369,7 +406,12 @@ async fn known(group: &Group, batch: &[Looked<'_>], asked: &[usize]) -> Result<H
         return Ok(HashMap::new());
     }
     let ids: Vec<MessageId> = rows.values().map(|(id, _)| *id).collect();
-    let mut found = place::find_all(&group.conn, &ids, Lock::Nothing).await?;
+    // One that is being settled beside what follows from another has no row at this moment: it runs until that is sent.
+    let (ending, elsewhere): (Vec<MessageId>, Vec<MessageId>) =
+        ids.iter().copied().partition(|id| group.ending.contains_key(id));
+    let mut found = place::find_all(&group.conn, &elsewhere, Lock::Nothing).await?;
+    let leased = |id: MessageId| Some((id, Found::Leased(Box::new(group.ending.get(&id)?.clone()))));
+    found.extend(ending.into_iter().filter_map(leased));
     let mut bodies = place::bodies(group, &ids).await?;
     let mut known = HashMap::with_capacity(rows.len());
     for (key, (id, fingerprint)) in rows {

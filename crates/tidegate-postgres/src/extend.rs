@@ -25,8 +25,8 @@ struct Asked {
 pub(crate) async fn extend(group: &mut Group, batch: &[&Extend]) -> Result<Verdicts<Extended>, Trouble> {
     const LOCK: &str =
         "-- extend: locked in the order of their ids, as everybody locks them; not against an effect that is
-        -- being committed in the store under the lease, which only keeps it from being taken away
-        select 1 from tidegate.lease where id = any($1) order by id for no key update";
+        -- being committed in the store under the lease, which only keeps it from being taken away; nor what was given to somebody else since
+        select 1 from tidegate.lease where id = any($1) and nonce = any($2) order by id for no key update";
     const EXTEND: &str = "-- extend
         update tidegate.lease l set until = u.until, flags = l.flags | u.flags
         from unnest($1::bigint[], $2::integer[], $3::bytea[], $4::bigint[], $5::integer[]) with ordinality
@@ -47,7 +47,7 @@ pub(crate) async fn extend(group: &mut Group, batch: &[&Extend]) -> Result<Verdi
     let untils: Vec<i64> = asked.iter().map(|asked| asked.until.as_millis()).collect();
     let alone: Vec<i32> = asked.iter().map(|asked| if asked.alone { row::bits(row::ALONE) } else { 0 }).collect();
     let sql = if canary::is(Canary::ExtendWithoutToken) { EXTEND_ANY } else { EXTEND };
-    let lock: Step<'_> = (LOCK, &[&ids]);
+    let lock: Step<'_> = (LOCK, &[&ids, &nonces]);
     let extend: Step<'_> = (sql, &[&ids, &claims, &nonces, &untils, &alone]);
     let answers = group.conn.many(&[lock, extend]).await?;
     let mut flags: HashMap<i64, i64> = HashMap::new();

@@ -14,10 +14,11 @@ use tidegate_core::clock::Timestamp;
 use tidegate_core::id::{Kind, MessageId, QueueName};
 use tidegate_core::retry::Policy;
 use tidegate_core::store::{Act, Counted, News};
+use tokio_postgres::Row;
 
-use crate::conn::Conn;
+use crate::conn::{Conn, Step};
 use crate::names::{Lane, Names};
-use crate::row;
+use crate::row::{self, LeaseRow};
 use crate::shared::Shared;
 use crate::trouble::Trouble;
 use crate::watch::Hands;
@@ -63,6 +64,12 @@ pub(crate) struct Group {
     pub(crate) writes: Writes,
     /// How much was done: messages, leases, settlements and so on.
     pub(crate) items: usize,
+    /// Leases whose runs end in this group and whose rows were taken away for it, until their ends are sent.
+    pub(crate) ending: HashMap<MessageId, LeaseRow>,
+    /// It was begun before, and somebody was in its way.
+    pub(crate) again: bool,
+    /// Answers of statements that were sent with its beginning.
+    pub(crate) first: Vec<(&'static str, Vec<Row>)>,
     /// The clock as it was when the transaction began.
     pub(crate) hands: Hands,
     pub(crate) shared: Arc<Shared>,
@@ -90,6 +97,9 @@ impl Group {
             news: News::default(),
             writes: Writes::default(),
             items: 0,
+            ending: HashMap::new(),
+            again: false,
+            first: Vec::new(),
             hands,
             shared,
             counts: BTreeMap::new(),
@@ -125,7 +135,7 @@ impl Group {
 
     /// The same for a step that sends something itself: what was collected before it is sent first.
     pub(crate) async fn save(&mut self) -> Result<Saved, Trouble> {
-        self.flush().await?;
+        self.send().await?;
         self.conn.client().batch_execute("savepoint step").await?;
         Ok(self.mark())
     }
@@ -133,17 +143,37 @@ impl Group {
     /// Takes back what was sent and collected since.
     pub(crate) async fn take_back(&mut self, saved: Saved) -> Result<(), Trouble> {
         self.undo(saved);
+        self.conn.forget_what_was_put_off();
         Ok(self.conn.client().batch_execute("rollback to step; release step").await?)
     }
 
     /// Keeps it.
     pub(crate) async fn keep(&mut self) -> Result<(), Trouble> {
+        self.conn.send().await?;
         Ok(self.conn.client().batch_execute("release step").await?)
     }
 
-    /// Sends what was collected; what follows reads it.
-    pub(crate) async fn flush(&mut self) -> Result<(), Trouble> {
-        self.writes.flush(&self.conn).await
+    /// What was collected is sent in front of whatever is sent next, which reads it.
+    pub(crate) fn flush(&mut self) {
+        if !self.writes.is_empty() {
+            self.conn.put_off(std::mem::take(&mut self.writes));
+        }
+    }
+
+    /// Sends what was collected, and waits for it.
+    pub(crate) async fn send(&mut self) -> Result<(), Trouble> {
+        self.flush();
+        Ok(self.conn.send().await?)
+    }
+
+    /// Reads with the group's first statements: their answers are here if they were sent with its beginning.
+    pub(crate) async fn first_of_all(&mut self, steps: &[Step<'_>]) -> Result<Vec<Vec<Row>>, Trouble> {
+        let sent =
+            self.first.len() >= steps.len() && self.first.iter().zip(steps).all(|((known, _), (sql, _))| known == sql);
+        if sent {
+            return Ok(self.first.drain(..steps.len()).map(|(_, rows)| rows).collect());
+        }
+        Ok(self.conn.many(steps).await?)
     }
 
     /// A lane by its number.
@@ -226,13 +256,13 @@ impl Group {
         });
     }
 
-    /// Sends what is left, with what was counted, and the commit, in one round trip.
+    /// Sends what is left, with what was counted, and the commit, together.
     pub(crate) async fn commit(mut self) -> (Conn, Ended) {
         let writes = std::mem::take(&mut self.writes);
-        let mut parts = writes.parts();
+        let (rows, mut parts) = writes.parts(self.conn.copies());
         self.totals(&mut parts);
         let params = writes::bound(&parts);
-        let (sent, ended) = self.conn.many_then(&writes::steps(&parts, &params), "commit").await;
+        let (sent, ended) = self.conn.all_then(&writes::sent(&rows, &parts, &params), "commit").await;
         let ended = match (sent, ended) {
             (Ok(()), Some(Ok(()))) => Ended::Committed(self.news),
             // A commit that comes after an error is none; one that was never sent neither.
@@ -287,9 +317,11 @@ pub(crate) enum Ended {
 }
 
 /// Everything that workers declared.
+pub(crate) const POLICIES: &str = "-- policies: as many as there are kinds
+    select kind, policy from tidegate.policy";
+
+/// What workers declared, by kind: [`POLICIES`].
 pub(crate) async fn policies(conn: &Conn) -> Result<HashMap<Kind, Policy>, Trouble> {
-    const POLICIES: &str = "-- policies: as many as there are kinds
-        select kind, policy from tidegate.policy";
     conn.query(POLICIES, &[]).await?.iter().map(row::policy).collect()
 }
 

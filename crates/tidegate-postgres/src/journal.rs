@@ -35,8 +35,7 @@ pub(crate) struct Run {
 
 /// Writes a batch.
 pub(crate) async fn journal(group: &mut Group, batch: &[&Journal]) -> Result<Verdicts<EffectRow>, Trouble> {
-    let ids: Vec<MessageId> = batch.iter().map(|item| item.id).collect();
-    let mut runs = running(group, &ids).await?;
+    let mut runs = running(group, batch.iter().map(|item| (item.id, item.token))).await?;
     let mut verdicts = Vec::with_capacity(batch.len());
     let mut late = Vec::new();
     for item in batch {
@@ -56,8 +55,12 @@ pub(crate) async fn journal(group: &mut Group, batch: &[&Journal]) -> Result<Ver
 }
 
 /// Locks running messages and reads them, in one round trip.
-pub(crate) async fn running(group: &Group, ids: &[MessageId]) -> Result<HashMap<MessageId, Run>, Trouble> {
-    let mut ids = row::id_list(ids);
+async fn running(
+    group: &Group,
+    tokens: impl Iterator<Item = (MessageId, LeaseToken)>,
+) -> Result<HashMap<MessageId, Run>, Trouble> {
+    let (mut ids, nonces): (Vec<i64>, Vec<[u8; 16]>) =
+        tokens.map(|(id, token)| (id.as_i64(), *token.nonce.as_bytes())).unzip();
     ids.sort_unstable();
     ids.dedup();
     let mut runs = HashMap::with_capacity(ids.len());
@@ -65,7 +68,8 @@ pub(crate) async fn running(group: &Group, ids: &[MessageId]) -> Result<HashMap<
         return Ok(runs);
     }
     // The statements run one after another: what is read after the lock is what the lock keeps.
-    let leases: Step<'_> = (place::LEASES, &[&ids]);
+    let unfenced = canary::is(Canary::JournalWithoutFence) || canary::is(Canary::TokenWithoutNonce);
+    let leases: Step<'_> = (if unfenced { place::LEASES_OF_ANYBODY } else { place::LEASES }, &[&ids, &nonces]);
     let bodies: Step<'_> = (place::BODIES, &[&ids]);
     let journals: Step<'_> = (place::JOURNALS, &[&ids]);
     let answers = group.conn.many(&[leases, bodies, journals, (copied::COPY, &[])]).await?;

@@ -9,6 +9,7 @@ mod cancel;
 mod claim;
 mod conn;
 mod copied;
+mod copy;
 mod discard;
 mod doctor;
 mod edit;

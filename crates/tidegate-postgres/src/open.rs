@@ -2,6 +2,7 @@
 
 use std::str::FromStr as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
 use rustls::pki_types::CertificateDer;
@@ -19,7 +20,7 @@ use crate::listen::{Line, Tls};
 use crate::migrate;
 use crate::row;
 use crate::shared::{NoConnection, Shared};
-use crate::trouble::{Trouble, said};
+use crate::trouble::{Class, Trouble, class, said};
 
 /// The oldest server with what the statements use.
 const LEAST_SERVER: i32 = 140_000;
@@ -199,6 +200,8 @@ pub(crate) fn prepare(url: &str, options: &Options) -> Result<(Arc<Shared>, Line
 pub(crate) async fn open(shared: Arc<Shared>, options: Options) -> Result<(), StoreError> {
     let conn = shared.connect().await.map_err(|NoConnection { error, .. }| error)?;
     check_server(&conn, options.allow_unsafe).await.map_err(Trouble::into_store_error)?;
+    let misses = can_miss_clients(&conn).await.map_err(Trouble::into_store_error)?;
+    shared.misses_clients.store(misses, Ordering::Relaxed);
     let now = now(&shared, &conn).await.map_err(Trouble::into_store_error)?;
     migrate::bring_up(&conn, options.migrate, now).await.map_err(Trouble::into_store_error)?;
     let uuid = uuid(&conn).await.map_err(Trouble::into_store_error)?;
@@ -206,6 +209,26 @@ pub(crate) async fn open(shared: Arc<Shared>, options: Options) -> Result<(), St
     let _known = shared.uuid.set(uuid);
     copied::arrive(&shared, &conn).await.map_err(Trouble::into_store_error)
 }
+
+/// Whether the server looks after its clients when a transaction asks for it. Where its system cannot tell it that a
+/// connection was closed it refuses to, and a dead process holds what it had locked for as long as its last statement waits.
+async fn can_miss_clients(conn: &Conn) -> Result<bool, Trouble> {
+    const ASK: &str = concat!("-- open: whether it notices that a client is gone\n select ", misses_clients!());
+    match conn.query(ASK, &[]).await {
+        Ok(_) => Ok(true),
+        Err(error) if class(&error) == Class::Lost => Err(error.into()),
+        Err(_) => Ok(false),
+    }
+}
+
+/// Has the server look twice a second whether whoever it works for is still there: not only between statements, when it
+/// reads, but also while one waits for a lock. Since PostgreSQL 14.
+macro_rules! misses_clients {
+    () => {
+        "set_config('client_connection_check_interval', '500', true)"
+    };
+}
+pub(crate) use misses_clients;
 
 /// By what a store knows itself.
 async fn uuid(conn: &Conn) -> Result<[u8; 16], Trouble> {

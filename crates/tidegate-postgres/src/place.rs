@@ -314,18 +314,20 @@ pub(crate) fn astray(id: MessageId) -> StoreError {
     StoreError::corrupt(&format!("message, row {}", id.as_i64()), what).message_id(id)
 }
 
-/// The leases of running messages, locked in the order of their ids.
+/// The leases of running messages that were given to these nonces, locked in the order of their ids. A lease that was given to
+/// somebody else since is not: a late writer that is stopped, or waits, must keep neither its successor nor a sweep from it.
 pub(crate) const LEASES: &str = concat!(
-    "-- settle, journal, extend: leases, locked until the commit: a sweep passes them over\n select ",
-    row::lease_columns!(),
-    " from tidegate.lease l where l.id = any($1) order by l.id for update"
+    "-- journal: leases, locked until the commit: a sweep passes them over\n select ",
+    row::held_lease_columns!(),
+    " from tidegate.lease l where l.id = any($1) and l.nonce = any($2) order by l.id for update"
 );
 
-/// The leases of running messages, locked until the transaction ends: [`LEASES`].
-pub(crate) async fn leases(conn: &Conn, ids: &[MessageId]) -> Result<HashMap<MessageId, LeaseRow>, Trouble> {
-    let ids = row::id_list(ids);
-    conn.query(LEASES, &[&ids]).await?.iter().map(|row| row::lease(row, 0)).collect()
-}
+/// The same, whoever has them now: for tests of what must not be, and nothing else.
+pub(crate) const LEASES_OF_ANYBODY: &str = concat!(
+    "-- settle, journal, broken: leases of whoever has them\n select ",
+    row::held_lease_columns!(),
+    " from tidegate.lease l where l.id = any($1) and ($2::bytea[] is null or true) order by l.id for update"
+);
 
 /// The bodies of messages.
 pub(crate) const BODIES: &str = concat!(

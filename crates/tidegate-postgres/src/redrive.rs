@@ -122,7 +122,7 @@ async fn max_ages(group: &Group, ids: &[MessageId]) -> Result<HashMap<MessageId,
     let rows = group.conn.query(AGES, &[&row::id_list(ids)]).await?;
     let mut ages = HashMap::with_capacity(rows.len());
     for row in &rows {
-        ages.insert(row::message_id(row, "id", "message")?, row::duration(row, "max_age_ms", "message")?);
+        ages.insert(row::message_id(row, "id", "message")?, row::max_age(row, "max_age_ms", "message")?);
     }
     Ok(ages)
 }

@@ -61,8 +61,17 @@ macro_rules! life_columns {
 /// How many they are.
 pub(crate) const LIFE_COLUMNS: usize = 12;
 
-/// Columns of a row `l` of `lease`, as [`lease`] reads them.
+/// Columns of a row `l` of `lease`, as [`lease`] reads them: the worker's name is that of its claim.
 macro_rules! lease_columns {
+    () => {
+        "l.id, l.lane, l.due_at, l.expires_at, l.claims, l.attempt, l.crashes, l.generation, l.round, l.flags, \
+         l.nonce, l.until, coalesce(l.worker, (select c.worker from tidegate.claimed c where c.nonce = l.nonce), \
+         'unknown'), l.enqueued_at, l.flow, l.first_due_at, l.deadline, l.max_age_ms"
+    };
+}
+
+/// The same for whoever holds it, and need not be told who that is.
+macro_rules! held_lease_columns {
     () => {
         "l.id, l.lane, l.due_at, l.expires_at, l.claims, l.attempt, l.crashes, l.generation, l.round, l.flags, \
          l.nonce, l.until, l.worker, l.enqueued_at, l.flow, l.first_due_at, l.deadline, l.max_age_ms"
@@ -77,7 +86,7 @@ macro_rules! message_columns {
     };
 }
 
-pub(crate) use {lease_columns, life_columns, message_columns};
+pub(crate) use {held_lease_columns, lease_columns, life_columns, message_columns};
 
 /// What every hot row carries of a message's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +125,7 @@ pub(crate) struct LeaseRow {
     pub(crate) life: Life,
     pub(crate) token: LeaseToken,
     pub(crate) until: Timestamp,
+    /// Empty where it was not read.
     pub(crate) worker: String,
     pub(crate) enqueued_at: Timestamp,
     pub(crate) flow: Option<MessageId>,
@@ -177,6 +187,25 @@ where
     Ok(Duration::from_millis(unsigned(row, name, table)?))
 }
 
+/// How old a message may become for which nothing is stored, for ever: another default of a later program is stored as it is.
+const USUAL_MAX_AGE: Duration = Duration::from_secs(3 * 24 * 3600);
+
+/// A column of how old a message may become.
+pub(crate) fn max_age<I>(row: &Row, name: I, table: &str) -> Result<Duration, Trouble>
+where
+    I: RowIndex + fmt::Display + Copy,
+{
+    if column::<Option<i64>, _>(row, name, table)?.is_none() {
+        return Ok(USUAL_MAX_AGE);
+    }
+    duration(row, name, table)
+}
+
+/// What is stored of how old a message may become.
+pub(crate) fn stored_max_age(ms: i64) -> Option<i64> {
+    (ms != millis(USUAL_MAX_AGE)).then_some(ms)
+}
+
 /// A column that is never negative.
 pub(crate) fn unsigned<T, I>(row: &Row, name: I, table: &str) -> Result<T, Trouble>
 where
@@ -187,12 +216,12 @@ where
     T::try_from(value).map_err(|e| corrupt(row, name, table, &e.to_string()))
 }
 
-/// The same of a narrow column.
+/// The same of a narrow column; where there is nothing, it is 0.
 pub(crate) fn count<I>(row: &Row, name: I, table: &str) -> Result<u32, Trouble>
 where
     I: RowIndex + fmt::Display + Copy,
 {
-    let value: i32 = column(row, name, table)?;
+    let value: i32 = column::<Option<i32>, _>(row, name, table)?.unwrap_or(0);
     u32::try_from(value).map_err(|e| corrupt(row, name, table, &e.to_string()))
 }
 
@@ -270,20 +299,21 @@ pub(crate) fn life(row: &Row, at: usize, table: &str) -> Result<(MessageId, Life
     Ok((message_id(row, at, table)?, life))
 }
 
-/// The columns of [`lease_columns`], from this place on.
+/// The columns of [`lease_columns`] or [`held_lease_columns`], from this place on.
 pub(crate) fn lease(row: &Row, at: usize) -> Result<(MessageId, LeaseRow), Trouble> {
     let table = "lease";
     let (counters, flags) = counters_at(row, at + 4, table)?;
-    let enqueued_at = time(row, at + 13, table)?;
+    let due_at = time(row, at + 2, table)?;
+    let enqueued_at = maybe_time(row, at + 13, table)?.unwrap_or(due_at);
     let limits = Limits::from_columns(
         maybe_time(row, at + 15, table)?.unwrap_or(enqueued_at),
         maybe_time(row, at + 16, table)?,
-        duration(row, at + 17, table)?,
+        max_age(row, at + 17, table)?,
     );
     let lease = LeaseRow {
         life: Life {
             lane: column(row, at + 1, table)?,
-            due_at: time(row, at + 2, table)?,
+            due_at,
             counters,
             flags,
             expires_at: maybe_time(row, at + 3, table)?,
@@ -292,7 +322,7 @@ pub(crate) fn lease(row: &Row, at: usize) -> Result<(MessageId, LeaseRow), Troub
         },
         token: LeaseToken { claims: counters.claims, nonce: Nonce::from_bytes(bytes16(row, at + 10, table)?) },
         until: time(row, at + 11, table)?,
-        worker: column(row, at + 12, table)?,
+        worker: column::<Option<String>, _>(row, at + 12, table)?.unwrap_or_default(),
         enqueued_at,
         flow: column::<Option<i64>, _>(row, at + 14, table)?.map(MessageId::from_i64),
         limits,
@@ -312,7 +342,7 @@ pub(crate) fn message(row: &Row, at: usize, lane: &Lane) -> Result<Message, Trou
         Some(text) => serde_json::from_str(text).map_err(|e| corrupt(row, "headers", table, &e.to_string()))?,
         None => BTreeMap::new(),
     };
-    let max_age = duration(row, at + 7, table)?;
+    let max_age = max_age(row, at + 7, table)?;
     Ok(Message {
         id,
         tenant: lane.tenant.clone(),
@@ -345,7 +375,7 @@ pub(crate) fn limits(row: &Row, at: usize) -> Result<Limits, Trouble> {
     Ok(Limits::from_columns(
         maybe_time(row, at + 5, table)?.unwrap_or(enqueued_at),
         maybe_time(row, at + 6, table)?,
-        duration(row, at + 7, table)?,
+        max_age(row, at + 7, table)?,
     ))
 }
 
@@ -599,6 +629,6 @@ mod tests {
     fn columns_are_as_many_as_is_said() {
         let columns = |text: &str| text.split(',').count();
         assert_eq!(columns(life_columns!()), LIFE_COLUMNS);
-        assert_eq!(columns(lease_columns!()), 18, "as many as `lease` reads");
+        assert_eq!(columns(held_lease_columns!()), 18, "as many as `lease` reads");
     }
 }

@@ -1,7 +1,8 @@
 //! Ends runs: result, state, follow-ups and journal in one commit, under the lease token.
 //!
-//! One round trip locks the leases of a batch and reads them, the core decides in memory, and what it decided is written
-//! with everything else of the group. Journals, policies and what follows cost more only where there are any.
+//! One round trip takes the leases of a batch away and reads them, the core decides in memory, and what it decided is
+//! written with everything else of the group. A run about which nothing can be decided gets its lease back. Journals, policies
+//! and what follows cost more only where there are any.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,13 +23,13 @@ use tidegate_core::store::{self, Counted, Enqueued, Settle, Settled, Verdicts};
 use crate::copied;
 use crate::enqueue::{self, Origin};
 use crate::extend;
-use crate::group::{Group, Place};
+use crate::group::{self, Group, Place};
 use crate::journal::{self, Applied, Applying};
 use crate::names::{Lane, LaneName};
 use crate::place::{self, Ending, Found, Lock};
 use crate::row::{self, LastSettlement, LeaseRow, Life};
 use crate::trouble::Trouble;
-use crate::writes::Flagged;
+use crate::writes::{self, Flagged, NewLease, Part, part};
 
 /// A settlement that was hashed and whose follow-ups were checked, on its caller's thread.
 #[derive(Debug)]
@@ -104,7 +105,7 @@ pub(crate) async fn settle(group: &mut Group, batch: &[&Prepared]) -> Result<Ver
         settle_wave(group, batch, &wave, &mut verdicts).await?;
         left = later;
         if !left.is_empty() {
-            group.flush().await?;
+            group.flush();
         }
     }
     Ok((0..batch.len()).map(|at| verdicts.remove(&at).unwrap_or_else(|| Err(unsettled()))).collect())
@@ -114,7 +115,7 @@ fn unsettled() -> StoreError {
     StoreError::unavailable("the settlement was not carried out").hint("this is a defect of the store")
 }
 
-/// A run that is about to end: its lease is locked and held by the token.
+/// A run that is about to end: its lease was held by the token.
 struct Run<'a> {
     /// Its place in the batch.
     at: usize,
@@ -164,7 +165,9 @@ async fn settle_wave(
     let mut runs = runs(group, batch, held, verdicts).await?;
     let mut decided = decide_all(group, &mut runs, verdicts);
     if canary::is(Canary::FollowUpsInSecondCommit) {
-        return in_two_commits(group, &runs, &decided, verdicts).await;
+        in_two_commits(group, &runs, &decided, verdicts).await?;
+        give_back(group);
+        return Ok(());
     }
     let Followed { mut ids, new, .. } = follow_all(group, &mut runs, &mut decided, verdicts).await?;
     let mut flows = Vec::new();
@@ -192,6 +195,7 @@ async fn settle_wave(
             }),
         );
     }
+    give_back(group);
     for (at, took) in flows_took(group, &flows).await? {
         if let Some(Ok(settled)) = verdicts.get_mut(&at) {
             settled.flow_took = Some(took);
@@ -203,23 +207,94 @@ async fn settle_wave(
     Ok(())
 }
 
-/// The leases of the messages, locked; with them what kinds allow, where an outcome may ask for it.
+/// What the settlement of a batch reads first.
+pub(crate) fn first<'a>(batch: &[&'a Prepared]) -> Vec<Part<'a>> {
+    let mut seen = HashSet::with_capacity(batch.len());
+    let wave: Vec<usize> = (0..batch.len()).filter(|at| seen.insert(batch[*at].settle.id)).collect();
+    looks(batch, &wave, asks(batch, &wave))
+}
+
+/// Whether an outcome may depend on what kinds allow.
+fn asks(batch: &[&Prepared], wave: &[usize]) -> bool {
+    wave.iter().any(|at| !matches!(batch[*at].settle.outcome, Outcome::Completed { .. }))
+}
+
+/// Takes the leases that are held under these tokens away and reads them; reads what kinds allow, where that is asked.
+fn looks<'a>(batch: &[&'a Prepared], wave: &[usize], asks: bool) -> Vec<Part<'a>> {
+    const ENDED: &str = concat!(
+        "-- settle: runs end, each under its lease token. Taken away at once, a row is written to the log once and not
+        -- twice, for its lock as well; and a lease that somebody else has by now is not touched
+        delete from tidegate.lease l using unnest($1::bigint[], $2::integer[], $3::bytea[]) as u(id, claims, nonce)
+        where l.id = u.id and l.claims = u.claims and l.nonce = u.nonce
+        returning ",
+        row::held_lease_columns!()
+    );
+    let mut tokens: Vec<(MessageId, LeaseToken)> =
+        wave.iter().map(|at| (batch[*at].settle.id, batch[*at].settle.token)).collect();
+    // In the order in which everybody locks them.
+    tokens.sort_unstable_by_key(|(id, _)| *id);
+    let ids: Vec<i64> = tokens.iter().map(|(id, _)| id.as_i64()).collect();
+    let nonces: Vec<[u8; 16]> = tokens.iter().map(|(_, token)| *token.nonce.as_bytes()).collect();
+    let mut parts = Vec::new();
+    if is_unfenced() {
+        part!(parts, place::LEASES_OF_ANYBODY, ids, nonces);
+    } else {
+        let claims: Vec<i32> = tokens.iter().map(|(_, token)| row::narrow(token.claims)).collect();
+        part!(parts, ENDED, ids, claims, nonces);
+    }
+    if asks {
+        parts.push(Part { sql: group::POLICIES, params: Vec::new() });
+    }
+    parts
+}
+
+/// A canary looks at leases that are not held.
+fn is_unfenced() -> bool {
+    [Canary::NoFence, Canary::TokenWithoutNonce, Canary::LeaseLostAtExpiry].into_iter().any(canary::is)
+}
+
+/// The leases that are held under the tokens of these settlements, taken away; with them what kinds allow, where an outcome
+/// may ask for it.
+///
+/// Each is there for whoever looks for its message until its end is sent, and given back if there is none.
 async fn leases(
     group: &mut Group,
     batch: &[&Prepared],
     wave: &[usize],
 ) -> Result<HashMap<MessageId, LeaseRow>, Trouble> {
-    let ids: Vec<MessageId> = wave.iter().map(|at| batch[*at].settle.id).collect();
-    let asks = wave.iter().any(|at| !matches!(batch[*at].settle.outcome, Outcome::Completed { .. }));
-    if !asks || group.knows_policies() {
-        return place::leases(&group.conn, &ids).await;
+    let parts = looks(batch, wave, asks(batch, wave) && !group.knows_policies());
+    let params = writes::bound(&parts);
+    let answers = group.first_of_all(&writes::steps(&parts, &params)).await?;
+    let mut answers = answers.iter();
+    let rows = answers.next().into_iter().flatten();
+    let leases: HashMap<MessageId, LeaseRow> = rows.map(|row| row::lease(row, 0)).collect::<Result<_, _>>()?;
+    if let Some(policies) = answers.next() {
+        group.remember_policies(policies.iter().map(row::policy).collect::<Result<_, _>>()?);
     }
-    let (leases, policies) =
-        futures_util::future::join(place::leases(&group.conn, &ids), crate::group::policies(&group.conn)).await;
-    // What went wrong is said by the first one; the second would only say that something had.
-    let leases = leases?;
-    group.remember_policies(policies?);
+    if !is_unfenced() {
+        group.ending.extend(leases.iter().map(|(id, lease)| (*id, lease.clone())));
+    }
     Ok(leases)
+}
+
+/// Gives back the leases of runs that did not end after all.
+fn give_back(group: &mut Group) {
+    for (id, lease) in std::mem::take(&mut group.ending) {
+        let LeaseRow { life, token, until, worker, enqueued_at, flow, limits } = lease;
+        let first_due_at = limits.expires_at.before(limits.max_age);
+        group.writes.leases.push(NewLease {
+            id,
+            life,
+            nonce: *token.nonce.as_bytes(),
+            until,
+            worker: (!worker.is_empty()).then_some(worker),
+            enqueued_at,
+            flow,
+            first_due_at: (first_due_at != enqueued_at).then_some(first_due_at),
+            deadline: limits.deadline,
+            max_age_ms: row::millis(limits.max_age),
+        });
+    }
 }
 
 /// Reads what else the decisions need: journals where the flags say that there is one, bodies where one is written to.
@@ -477,7 +552,7 @@ async fn in_two_commits(
         let Some(decided) = decided.get(&run.at) else { continue };
         end(group, run, decided, false).await?;
     }
-    group.flush().await?;
+    group.send().await?;
     failpoint::reach("settle.after_state");
     group.conn.client().batch_execute("commit; begin").await?;
     let Followed { mut ids, mut refused, .. } = enqueue_all(group, runs, decided).await?;
@@ -502,6 +577,9 @@ async fn end(group: &mut Group, run: &Run<'_>, decided: &Decided, followed: bool
     let last = LastSettlement { nonce: *run.lease.token.nonce.as_bytes(), digest: run.item.digest };
     let Decided { outcome, transition, rows, written } = decided;
     group.writes.effects.extend(written.iter().map(|row| (id, row.clone())));
+    if group.ending.remove(&id).is_none() {
+        group.writes.gone_lease.push((id, run.lease.token));
+    }
     move_on(group, &run.lane, &run.lease, id, outcome, transition, rows, Some(last)).await?;
     failpoint::reach("settle.after_state");
     // Noted where the message is now that what follows undoes it: a redrive would complete what was given back.
@@ -513,8 +591,8 @@ async fn end(group: &mut Group, run: &Run<'_>, decided: &Decided, followed: bool
     Ok(())
 }
 
-/// Moves a leased message to where the transition says, with its history and counters. Its lease was locked and read in
-/// this transaction; the rows of its journal are those after it.
+/// Moves a leased message to where the transition says, with its history and counters. Its lease was read in this
+/// transaction and goes in it; the rows of its journal are those after it.
 #[expect(clippy::too_many_arguments, reason = "the whole of what a run's end consists of; two callers")]
 pub(crate) async fn move_on(
     group: &mut Group,
@@ -526,7 +604,6 @@ pub(crate) async fn move_on(
     rows: &[EffectRow],
     last: Option<LastSettlement>,
 ) -> Result<(), Trouble> {
-    group.writes.gone_lease.push((id, lease.token));
     group.count(lane.queue_id, Place::Leased, -1);
     failpoint::reach("settle.after_lease");
     if canary::is(Canary::CheckActStore) {
@@ -647,7 +724,7 @@ async fn flows_took(group: &mut Group, flows: &[(usize, MessageId)]) -> Result<V
     if flows.is_empty() {
         return Ok(Vec::new());
     }
-    group.flush().await?;
+    group.flush();
     let mut roots: Vec<i64> = flows.iter().map(|(_, root)| root.as_i64()).collect();
     roots.sort_unstable();
     roots.dedup();

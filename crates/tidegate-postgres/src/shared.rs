@@ -38,6 +38,10 @@ pub(crate) struct Shared {
     pub(crate) hands: Mutex<Option<Hands>>,
     /// Which history of its cluster the server was in when it was looked at last; 0 where it does not say.
     pub(crate) timeline: AtomicI64,
+    /// Whether the server can be told to look after clients that are gone while it works for them.
+    pub(crate) misses_clients: AtomicBool,
+    /// When what is kept of claims was last looked through.
+    pub(crate) claims_cleared: Mutex<Option<Duration>>,
     /// When this process swept last.
     pub(crate) swept: Mutex<Option<Duration>>,
     /// How many rows of depths and of counters there were after they were summed up last.
@@ -97,6 +101,8 @@ impl Shared {
             hints: Mutex::default(),
             hands: Mutex::default(),
             timeline: AtomicI64::new(0),
+            misses_clients: AtomicBool::new(false),
+            claims_cleared: Mutex::default(),
             swept: Mutex::default(),
             folded: Default::default(),
             holder: format!("process {}", std::process::id()),

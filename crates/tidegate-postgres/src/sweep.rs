@@ -37,6 +37,9 @@ use crate::watch;
 /// all; a process that comes back later than it keeps the duty finds it with another one, which is as well.
 const DUTY: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(900)];
 
+/// How often claims are forgotten of which no lease is left, and how old they are at least.
+const FORGETS_EVERY: Duration = Duration::from_secs(30);
+
 /// One sweep.
 pub(crate) async fn sweep(group: &mut Group, request: &SweepRequest) -> Result<Swept, Trouble> {
     let mut swept = Swept::default();
@@ -49,6 +52,7 @@ pub(crate) async fn sweep(group: &mut Group, request: &SweepRequest) -> Result<S
         }
         promote(group, request.limit, &mut swept).await?;
         swept.more |= fold::fold(group).await?;
+        forget_claims(group).await?;
     }
     if let Some(retention) = request.retention
         && has_duty(group, "retention", keeps).await?
@@ -93,6 +97,25 @@ async fn has_duty(group: &Group, name: &'static str, keeps: Option<Duration>) ->
     Ok(!taken.is_empty())
 }
 
+/// Forgets claims of which no lease is left, now and then: whoever repeats one of them finds nothing to repeat.
+async fn forget_claims(group: &Group) -> Result<(), Trouble> {
+    const FORGET: &str =
+        "-- sweep: a claim and its leases are there in one commit, so that one look at both tells what is over
+        delete from tidegate.claimed
+        where at < floor(extract(epoch from clock_timestamp()) * 1000)::bigint - $1
+            and nonce not in (select nonce from tidegate.lease)";
+    let now = group.shared.monotonic();
+    {
+        let mut cleared = group.shared.claims_cleared.lock().unwrap_or_else(PoisonError::into_inner);
+        if cleared.is_some_and(|before| now.saturating_sub(before) < FORGETS_EVERY) {
+            return Ok(());
+        }
+        *cleared = Some(now);
+    }
+    group.conn.execute(FORGET, &[&row::millis(FORGETS_EVERY)]).await?;
+    Ok(())
+}
+
 async fn take_over(group: &mut Group, request: &SweepRequest, swept: &mut Swept) -> Result<(), Trouble> {
     let full = usize::try_from(request.limit).unwrap_or(usize::MAX);
     let mut unreadable = Vec::new();
@@ -123,7 +146,7 @@ async fn take_over(group: &mut Group, request: &SweepRequest, swept: &mut Swept)
                 }
             }
         }
-        group.flush().await?;
+        group.flush();
         let progressed = swept.taken_over.len() > taken_before;
         if progressed || seen < full {
             swept.more |= progressed && seen >= full;
@@ -166,6 +189,7 @@ async fn take(
     copied::count_in(&mut facts.journal, lease.life.flags, group.now);
     let policy = group.policy(&lane.kind).await?;
     let transition = lifecycle::take_over(&facts, policy.as_ref(), group.now, unit);
+    group.writes.gone_lease.push((id, lease.token));
     // No settlement of the old token may be taken for this one: what it would have said is not what became of it.
     settle::move_on(group, &lane, lease, id, &Outcome::LeaseExpired, &transition, &rows, None).await?;
     group.tally(&lane, Counted::LostLeases, "");
@@ -277,7 +301,7 @@ async fn delete_all(group: &mut Group, gone: &[(MessageId, Arc<Lane>, [u8; 16])]
     }
     // In the order in which keys are taken, so that nobody waits in a circle.
     group.writes.gone_keys.sort_unstable_by_key(|(queue, hash, _)| (*queue, *hash));
-    group.flush().await?;
+    group.flush();
     let ids: Vec<i64> = gone.iter().map(|(id, ..)| id.as_i64()).collect();
     group
         .conn

@@ -84,6 +84,8 @@ pub(crate) fn class(error: &tokio_postgres::Error) -> Class {
         "23505" => Class::Again,
         // Fewer rows were taken away than were locked (`writes.rs`): that must not be, and is not committed.
         "22012" => Class::Again,
+        // It says that an earlier statement failed, not why: nothing was stored, and a rollback makes an end of it.
+        "25P02" => Class::Again,
         // Shut down, crashed, starting up; read-only since it became a standby.
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" | "25006" | "53300" => Class::Lost,
         // A standby that is being promoted is not there yet ("during recovery", "recovery is in progress"); or the plan of

@@ -74,7 +74,13 @@ pub(crate) async fn look(group: &mut Group) -> Result<Hands, Trouble> {
         after_rest(&group.conn, now.wall).await?;
         return Ok(now);
     };
-    if before.jumped(now) { put_right(&group.conn, before, now).await } else { Ok(now) }
+    if !before.jumped(now) {
+        return Ok(now);
+    }
+    if !group.first.is_empty() {
+        return Err(Trouble::Again("the clock was set, and something was read before that was put right"));
+    }
+    put_right(&group.conn, before, now).await
 }
 
 /// A group was committed that saw the clock so.
@@ -188,7 +194,7 @@ async fn take_back(conn: &Conn, now: Timestamp, jump: i64) -> Result<(), Trouble
         waiting as (update tidegate.ready r set pos = r.pos + $1, due_at = r.due_at + $1
             from dated where r.id = dated.id)
         update tidegate.lease l set due_at = l.due_at + $1,
-            enqueued_at = l.enqueued_at + case when dated.seq is null then $1 else 0 end,
+            enqueued_at = coalesce(l.enqueued_at, l.due_at) + case when dated.seq is null then $1 else 0 end,
             first_due_at = l.first_due_at + case when dated.seq is null then $1 else 0 end
         from dated where l.id = dated.id";
     const RESULTS: &str = "-- watch: their retention began when they ended

@@ -9,6 +9,7 @@ use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures_util::FutureExt as _;
 use tidegate_core::effect::{self, Decision, EffectRow, EffectState, Reached};
@@ -20,6 +21,7 @@ use tokio_postgres::{Row, Transaction};
 
 use crate::conn::{Conn, Param, Texts};
 use crate::journal;
+use crate::open;
 use crate::place;
 use crate::row::{self, JOURNALED, LeaseRow};
 use crate::shared::{NoConnection, Shared};
@@ -220,6 +222,13 @@ impl Within<'_> {
             select (extract(epoch from clock_timestamp()) * 1000)::bigint, txid_current(),
                 set_config('synchronous_commit', case current_setting('synchronous_commit')
                     when 'off' then 'on' else current_setting('synchronous_commit') end, true)";
+        const MISSED: &str = concat!(
+            "-- effect: a process that dies holds no lease for as long as its last statement waits\n select ",
+            open::misses_clients!()
+        );
+        if shared.misses_clients.load(Ordering::Relaxed) {
+            self.query(MISSED, &[]).await?;
+        }
         let begun = self.query(BEGIN, &[]).await?;
         let Some(begun) = begun.first() else {
             return Err(StoreError::unavailable("the server did not say what time it is").into());
@@ -237,7 +246,7 @@ impl Within<'_> {
             select set_config('lock_timeout', $1, true)";
         const LEASE: &str = concat!(
             "-- effect: the lease stays until the commit; prolonging it changes no key, and need not wait\n select ",
-            row::lease_columns!(),
+            row::held_lease_columns!(),
             " from tidegate.lease l where l.id = $1 for key share"
         );
         let before = self.query(PATIENT, &[]).await?;

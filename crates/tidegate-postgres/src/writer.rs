@@ -10,6 +10,7 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -23,15 +24,17 @@ use tidegate_core::failpoint;
 use tidegate_core::store::{ClaimRequest, Claimed, Enqueued, Extend, Extended, Journal, Settled, Verdicts};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tokio_postgres::Row;
 
-use crate::conn::Conn;
+use crate::conn::{Conn, Step};
 use crate::group::{Doing, Ended, Group};
 use crate::names::LaneName;
 use crate::row;
 use crate::shared::{NoConnection, PATIENCE, Shared, closed};
 use crate::trouble::{Class, Trouble, class};
 use crate::watch::Hands;
-use crate::{claim, copied, enqueue, extend, journal, settle, watch};
+use crate::writes::{self, Part};
+use crate::{claim, copied, enqueue, extend, journal, open, settle, watch};
 
 /// From this weight on a group takes no further calls.
 const GROUP_WEIGHT: usize = 4096;
@@ -80,6 +83,12 @@ pub(crate) trait Work: Sync {
 
     /// Lanes that have to exist before the transaction begins.
     fn lanes(&self) -> Vec<LaneName>;
+
+    /// What it reads before anything else, where that needs nothing but what it was asked: it is sent with the beginning of the
+    /// transaction, and whatever it did is undone where that turns out to be on another server.
+    fn first(&self) -> Vec<Part<'_>> {
+        Vec::new()
+    }
 
     /// Does it.
     fn run<'a>(&'a self, group: &'a mut Group) -> Doing<'a, Self::Out>;
@@ -169,6 +178,15 @@ impl Work for Load<'_> {
         enqueued.chain(self.settle.iter().flat_map(|item| item.lanes())).collect()
     }
 
+    fn first(&self) -> Vec<Part<'_>> {
+        let others = !self.journal.is_empty() || !self.extend.is_empty() || !self.enqueue.is_empty();
+        match self.claim.first() {
+            _ if !self.settle.is_empty() => settle::first(&self.settle),
+            Some(request) if !others => claim::first(request),
+            Some(_) | None => Vec::new(),
+        }
+    }
+
     fn run<'a>(&'a self, group: &'a mut Group) -> Doing<'a, Answers> {
         Box::pin(async move {
             let mut answers = Answers::default();
@@ -179,22 +197,22 @@ impl Work for Load<'_> {
                 failpoint::reach("settle.before_commit");
             }
             if !self.journal.is_empty() {
-                group.flush().await?;
+                group.flush();
                 answers.journal = journal::journal(group, &self.journal).await?;
                 failpoint::reach("journal.before_commit");
             }
             if !self.extend.is_empty() {
-                group.flush().await?;
+                group.flush();
                 answers.extend = extend::extend(group, &self.extend).await?;
                 failpoint::reach("extend.before_commit");
             }
             if !self.enqueue.is_empty() {
-                group.flush().await?;
+                group.flush();
                 answers.enqueue = enqueue::enqueue(group, &self.enqueue).await?;
                 failpoint::reach("enqueue.before_commit");
             }
             for request in &self.claim {
-                group.flush().await?;
+                group.flush();
                 answers.claim.push(Ok(claim::claim(group, request).await?));
             }
             group.items += self.len();
@@ -508,7 +526,7 @@ pub(crate) async fn transact<W: Work>(
                 Err(NoConnection { error, .. }) => return Err(Failed { class: Class::Lost, error }),
             },
         };
-        let tried = try_once(shared, slot, conn, work).await;
+        let tried = try_once(shared, slot, conn, work, tries > 0).await;
         let trouble = match tried {
             Tried::Committed(out) => return Ok(out),
             Tried::Unknown(error) => {
@@ -539,12 +557,20 @@ pub(crate) async fn transact<W: Work>(
     unreachable!("the loop ends by a return")
 }
 
-async fn try_once<W: Work>(shared: &Arc<Shared>, slot: &mut Option<Conn>, conn: Conn, work: &W) -> Tried<W::Out> {
+async fn try_once<W: Work>(
+    shared: &Arc<Shared>,
+    slot: &mut Option<Conn>,
+    conn: Conn,
+    work: &W,
+    again: bool,
+) -> Tried<W::Out> {
     if let Err(trouble) = shared.names.ensure(&conn, work.lanes().into_iter()).await {
         *slot = Some(conn);
         return Tried::Undone(trouble);
     }
-    let (hands, timeline) = match begin(shared, &conn).await {
+    // Once is enough: where it got into somebody's way, the second time is step by step.
+    let first = if again { Vec::new() } else { work.first() };
+    let (hands, timeline, first) = match begin(shared, &conn, &first).await {
         Ok(begun) => begun,
         Err(trouble) => return roll_back(slot, conn, trouble).await,
     };
@@ -557,6 +583,7 @@ async fn try_once<W: Work>(shared: &Arc<Shared>, slot: &mut Option<Conn>, conn: 
     }
     failpoint::reach("group.after_begin");
     let mut group = Group::new(conn, hands, Arc::clone(shared));
+    (group.again, group.first) = (again, first);
     let ran = AssertUnwindSafe(async {
         let hands = watch::look(&mut group).await?;
         let out = work.run(&mut group).await?;
@@ -588,7 +615,11 @@ async fn try_once<W: Work>(shared: &Arc<Shared>, slot: &mut Option<Conn>, conn: 
         }
         Ended::Open(error) => return roll_back(slot, conn, error.into()).await,
         Ended::Undone(error) => {
-            *slot = Some(conn);
+            if conn.is_broken() {
+                conn.discard();
+            } else {
+                *slot = Some(conn);
+            }
             return Tried::Undone(error.into());
         }
         Ended::Unanswered(error) => {
@@ -611,16 +642,18 @@ async fn try_once<W: Work>(shared: &Arc<Shared>, slot: &mut Option<Conn>, conn: 
 /// Begins a transaction: its settings end with it. Plans are made once and look nothing through: the tables of a queue are
 /// empty at one moment and full at the next, so that statistics of either say nothing. A process that is stopped in the
 /// midst of it has its connection ended by the server, so that what it had locked is not locked for as long as it is
-/// stopped. Answers what the clock shows, and which history of its cluster the server is in, where it says that.
-async fn begin(shared: &Shared, conn: &Conn) -> Result<(Hands, Option<i64>), Trouble> {
+/// stopped; of one that died the server learns twice a second, also while its last statement waits for somebody. Answers what the clock shows, and which history of its cluster the server is in, where it says that.
+async fn begin(shared: &Shared, conn: &Conn, first: &[Part<'_>]) -> Result<Begun, Trouble> {
     const BEGIN: &str = "begin isolation level read committed read write";
     macro_rules! begun {
-        ($timeline:expr) => {
+        ($timeline:expr, $clients:expr) => {
             concat!(
                 "-- begin: settings of this transaction, the store's time, the last jump of the clock
         select (extract(epoch from clock_timestamp()) * 1000)::bigint,
             (select coalesce(max(seq), 0) from tidegate.jump), ",
                 $timeline,
+                ", ",
+                $clients,
                 ",
             set_config('lock_timeout', '2000', true),
             set_config('idle_in_transaction_session_timeout', '5000', true),
@@ -632,22 +665,43 @@ async fn begin(shared: &Shared, conn: &Conn) -> Result<(Hands, Option<i64>), Tro
             )
         };
     }
-    const BEGUN: &str = begun!(copied::timeline!());
+    const BEGUN: &str = begun!(copied::timeline!(), open::misses_clients!());
     // Where the provider keeps it to itself.
-    const BEGUN_SOMEWHERE: &str = begun!("null::bigint");
-    let begun = if copied::says_timeline(shared) { BEGUN } else { BEGUN_SOMEWHERE };
-    conn.prepare([(begun, &[][..])].into_iter()).await?;
+    const BEGUN_SOMEWHERE: &str = begun!("null::bigint", open::misses_clients!());
+    // Where the server's system does not say that a connection was closed.
+    const BEGUN_UNMISSED: &str = begun!(copied::timeline!(), "null::text");
+    const BEGUN_SOMEWHERE_UNMISSED: &str = begun!("null::bigint", "null::text");
+    let begun = match (copied::says_timeline(shared), shared.misses_clients.load(Ordering::Relaxed)) {
+        (true, true) => BEGUN,
+        (false, true) => BEGUN_SOMEWHERE,
+        (true, false) => BEGUN_UNMISSED,
+        (false, false) => BEGUN_SOMEWHERE_UNMISSED,
+    };
+    let params = writes::bound(first);
+    let mut steps: Vec<Step<'_>> = vec![(begun, &[])];
+    steps.extend(writes::steps(first, &params));
+    conn.prepare(steps.iter().copied()).await?;
     let asked = shared.monotonic();
-    let (began, rows) = futures_util::future::join(conn.client().batch_execute(BEGIN), conn.query(begun, &[])).await;
+    let (began, answers) = futures_util::future::join(conn.client().batch_execute(BEGIN), conn.many(&steps)).await;
     began?;
-    let rows = rows?;
+    let mut answers = answers?.into_iter();
+    let rows = answers.next().unwrap_or_default();
     let answered = shared.monotonic();
     let row = rows.first().ok_or(Trouble::Again("the server did not say what time it is"))?;
     let wall = shared.time(row::time(row, 0, "clock")?);
-    Ok((Hands { wall, asked, answered, noted: row::column(row, 1, "jump")? }, row::column(row, 2, "clock")?))
+    let hands = Hands { wall, asked, answered, noted: row::column(row, 1, "jump")? };
+    Ok((hands, row::column(row, 2, "clock")?, first.iter().map(|part| part.sql).zip(answers).collect()))
 }
 
+/// What the clock shows, which history of its cluster the server is in, and the answers of the first statements.
+type Begun = (Hands, Option<i64>, Vec<(&'static str, Vec<Row>)>);
+
 async fn roll_back<T>(slot: &mut Option<Conn>, conn: Conn, trouble: Trouble) -> Tried<T> {
+    conn.forget_what_was_put_off();
+    if conn.is_broken() {
+        conn.discard();
+        return Tried::Undone(trouble);
+    }
     let undone = conn.client().batch_execute("rollback").await;
     match undone {
         Ok(()) => *slot = Some(conn),

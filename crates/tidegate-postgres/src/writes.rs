@@ -1,7 +1,7 @@
 //! What a group is going to write, collected until it is sent together.
 //!
-//! A verb reads and decides; what it decided is kept here and sent in one round trip, one statement for each table. A
-//! refused item takes back what it added. What was locked is still there when it is taken away: each statement counts the
+//! A verb reads and decides; what it decided is kept here and sent in one round trip, one statement for each table; new rows
+//! that are many are copied (`copy.rs`). A refused item takes back what it added. What was locked is still there when it is taken away: each statement counts the
 //! rows it took, and divides by zero where they are not as many as expected, so that nothing of the group is committed.
 
 use std::borrow::Cow;
@@ -13,9 +13,18 @@ use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::lifecycle::Counters;
 use tidegate_core::store::{Act, Ending, MOST_EVIDENCE};
 
-use crate::conn::{Conn, Param, Step};
+use crate::conn::{Param, Sent, Step};
+use crate::copy::{Encoder, MANY, Rows};
 use crate::row::{self, LastSettlement, Life, narrow};
-use crate::trouble::Trouble;
+
+/// A key to be taken, which nobody had when it was looked for.
+#[derive(Debug)]
+pub(crate) struct NewKey {
+    pub(crate) queue: i64,
+    pub(crate) hash: [u8; 16],
+    pub(crate) id: MessageId,
+    pub(crate) fingerprint: [u8; 16],
+}
 
 /// A body to be stored.
 #[derive(Debug)]
@@ -40,12 +49,20 @@ pub(crate) struct NewLease {
     pub(crate) life: Life,
     pub(crate) nonce: [u8; 16],
     pub(crate) until: Timestamp,
-    pub(crate) worker: String,
+    /// None: as its claim says.
+    pub(crate) worker: Option<String>,
     pub(crate) enqueued_at: Timestamp,
     pub(crate) flow: Option<MessageId>,
     pub(crate) first_due_at: Option<Timestamp>,
     pub(crate) deadline: Option<Timestamp>,
     pub(crate) max_age_ms: i64,
+}
+
+impl NewLease {
+    /// When its message was enqueued, unless that is when it is due.
+    fn stored_enqueued_at(&self) -> Option<i64> {
+        (self.enqueued_at != self.life.due_at).then(|| self.enqueued_at.as_millis())
+    }
 }
 
 /// A row of `result` to be stored.
@@ -127,10 +144,13 @@ pub(crate) struct Writes {
     pub(crate) gone_held: Vec<MessageId>,
     /// Keys to be freed where they still name this message: queue, hash, message.
     pub(crate) gone_keys: Vec<(i64, [u8; 16], MessageId)>,
+    pub(crate) keys: Vec<NewKey>,
     pub(crate) bodies: Vec<Body>,
     pub(crate) ready: Vec<(MessageId, Life)>,
     pub(crate) sched: Vec<(MessageId, Life)>,
     pub(crate) leases: Vec<NewLease>,
+    /// Nonces of claims that were given leases, and whose they were.
+    pub(crate) claims: Vec<([u8; 16], String)>,
     pub(crate) results: Vec<NewResult>,
     pub(crate) held: Vec<NewHeld>,
     pub(crate) effects: Vec<(MessageId, EffectRow)>,
@@ -142,7 +162,7 @@ pub(crate) struct Writes {
 
 /// How much there was at some moment.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Mark([usize; 17]);
+pub(crate) struct Mark([usize; 19]);
 
 /// One statement of what is sent together.
 pub(crate) struct Part<'a> {
@@ -159,7 +179,7 @@ pub(crate) use part;
 
 impl Writes {
     pub(crate) fn is_empty(&self) -> bool {
-        self.mark().0 == [0; 17]
+        self.mark().0 == [0; 19]
     }
 
     pub(crate) fn mark(&self) -> Mark {
@@ -181,6 +201,8 @@ impl Writes {
             self.history.len(),
             self.audits.len(),
             self.flags.len(),
+            self.claims.len(),
+            self.keys.len(),
         ])
     }
 
@@ -203,31 +225,164 @@ impl Writes {
         self.history.truncate(to[14]);
         self.audits.truncate(to[15]);
         self.flags.truncate(to[16]);
+        self.claims.truncate(to[17]);
+        self.keys.truncate(to[18]);
     }
 
-    /// Sends all of it in one round trip.
-    pub(crate) async fn flush(&mut self, conn: &Conn) -> Result<(), Trouble> {
-        if self.is_empty() {
-            return Ok(());
-        }
-        let all = std::mem::take(self);
-        let parts = all.parts();
-        let params = bound(&parts);
-        conn.many(&steps(&parts, &params)).await?;
-        Ok(())
-    }
-
-    /// All of it as statements, in an order in which they can be sent together.
-    pub(crate) fn parts(&self) -> Vec<Part<'_>> {
-        let mut parts = Vec::new();
+    /// All of it, in an order in which it can be sent together: new rows that are copied, if rows may be, and statements.
+    pub(crate) fn parts(&self, copies: bool) -> (Vec<Rows>, Vec<Part<'_>>) {
+        let (mut rows, mut parts) = (Vec::new(), Vec::new());
+        // What is copied is sent first: it must not be a row that is to go before it comes.
+        let copied = |many: usize, goes: bool| copies && many >= MANY && !goes;
         self.taken(&mut parts);
-        self.enqueued(&mut parts);
-        self.lives(&mut parts);
-        self.leased(&mut parts);
-        self.ended(&mut parts);
+        if copied(self.keys.len(), !self.gone_keys.is_empty()) {
+            rows.push(self.copied_keys());
+        } else {
+            self.taking(&mut parts);
+        }
+        if copied(self.bodies.len(), false) {
+            rows.push(self.copied_bodies());
+        } else {
+            self.enqueued(&mut parts);
+        }
+        let unbegun = |life: &Life| *life == Life::unbegun(life.lane, life.due_at);
+        let (new, old): (Vec<_>, Vec<_>) = self.ready.iter().partition(|(_, life)| unbegun(life));
+        if copied(new.len(), !self.gone_ready.is_empty()) {
+            rows.push(copied_ready(&new));
+            self.lives(&mut parts, &[], &old);
+        } else {
+            self.lives(&mut parts, &new, &old);
+        }
+        if !self.claims.is_empty() {
+            self.claimed(&mut parts);
+        }
+        if copied(self.leases.len(), !self.gone_lease.is_empty() || canary::is(Canary::CheckActStore)) {
+            rows.push(self.copied_leases());
+        } else {
+            self.leased(&mut parts);
+        }
+        let copied_results = copied(self.results.len(), !self.gone_result.is_empty());
+        if copied_results {
+            rows.push(self.copied_results());
+        }
+        self.ended(&mut parts, !copied_results);
         self.noted(&mut parts);
         self.flagged(&mut parts);
-        parts
+        (rows, parts)
+    }
+
+    fn copied_keys(&self) -> Rows {
+        const KEYS: &str = "copy tidegate.key (queue, hash, id, fingerprint) from stdin (format binary)";
+        let mut rows = Encoder::new();
+        for key in self.keys_in_order() {
+            rows.row(4).int8(key.queue).bytes(&key.hash).int8(key.id.as_i64()).bytes(&key.fingerprint);
+        }
+        rows.end(KEYS)
+    }
+
+    /// So that two batches with keys in common do not wait for each other in a circle.
+    fn keys_in_order(&self) -> Vec<&NewKey> {
+        let mut keys: Vec<&NewKey> = self.keys.iter().collect();
+        keys.sort_unstable_by_key(|key| (key.queue, key.hash));
+        keys
+    }
+
+    fn taking<'a>(&'a self, parts: &mut Vec<Part<'a>>) {
+        const KEYS: &str =
+            "-- enqueue: keys that nobody had; who is about to take one is waited for, and then all is done again
+            insert into tidegate.key (queue, hash, id, fingerprint)
+            select * from unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bytea[])";
+        let keys = self.keys_in_order();
+        if keys.is_empty() {
+            return;
+        }
+        part!(
+            parts,
+            KEYS,
+            keys.iter().map(|key| key.queue).collect::<Vec<_>>(),
+            keys.iter().map(|key| key.hash).collect::<Vec<_>>(),
+            keys.iter().map(|key| key.id.as_i64()).collect::<Vec<_>>(),
+            keys.iter().map(|key| key.fingerprint).collect::<Vec<_>>(),
+        );
+    }
+
+    fn copied_bodies(&self) -> Rows {
+        const BODIES: &str =
+            "copy tidegate.message (id, lane, key, payload, enqueued_at, first_due_at, deadline, max_age_ms, flow,
+            parent, headers) from stdin (format binary)";
+        let mut rows = Encoder::new();
+        for body in &self.bodies {
+            rows.row(11)
+                .int8(body.id.as_i64())
+                .int8(body.lane)
+                .text(&body.key)
+                .text(&body.payload)
+                .int8(body.enqueued_at.as_millis())
+                .int8_or_null(body.first_due_at.map(Timestamp::as_millis))
+                .int8_or_null(body.deadline.map(Timestamp::as_millis))
+                .int8_or_null(row::stored_max_age(body.max_age_ms))
+                .int8_or_null(body.flow.map(MessageId::as_i64))
+                .int8_or_null(body.parent.map(MessageId::as_i64))
+                .text_or_null(body.headers.as_deref());
+        }
+        rows.end(BODIES)
+    }
+
+    fn copied_leases(&self) -> Rows {
+        const LEASES: &str =
+            "copy tidegate.lease (id, lane, due_at, expires_at, until, enqueued_at, flow, first_due_at, deadline,
+            max_age_ms, claims, attempt, crashes, generation, round, flags, nonce, worker) from stdin (format binary)";
+        let mut rows = Encoder::new();
+        for lease in &self.leases {
+            let Life { lane, due_at, counters, flags, expires_at, last: _ } = lease.life;
+            rows.row(18)
+                .int8(lease.id.as_i64())
+                .int8(lane)
+                .int8(due_at.as_millis())
+                .int8_or_null(expires_at.map(Timestamp::as_millis))
+                .int8(lease.until.as_millis())
+                .int8_or_null(lease.stored_enqueued_at())
+                .int8_or_null(lease.flow.map(MessageId::as_i64))
+                .int8_or_null(lease.first_due_at.map(Timestamp::as_millis))
+                .int8_or_null(lease.deadline.map(Timestamp::as_millis))
+                .int8_or_null(row::stored_max_age(lease.max_age_ms))
+                .int4(narrow(counters.claims))
+                .int4(narrow(counters.attempt))
+                .int4_or_null(some(counters.crashes))
+                .int4_or_null(some(counters.generation))
+                .int4_or_null(some(counters.round))
+                .int4(row::bits(flags))
+                .bytes(&lease.nonce)
+                .text_or_null(lease.worker.as_deref());
+        }
+        rows.end(LEASES)
+    }
+
+    fn copied_results(&self) -> Rows {
+        const RESULTS: &str =
+            "copy tidegate.result (id, at, lane, expires_at, claims, attempt, crashes, generation, round, flags, state,
+            code, body, last_nonce, last_digest) from stdin (format binary)";
+        let mut rows = Encoder::new();
+        for result in &self.results {
+            let counters = result.counters;
+            rows.row(15)
+                .int8(result.id.as_i64())
+                .int8(result.at.as_millis())
+                .int8(result.lane)
+                .int8_or_null(result.expires_at.map(Timestamp::as_millis))
+                .int4(narrow(counters.claims))
+                .int4(narrow(counters.attempt))
+                .int4_or_null(some(counters.crashes))
+                .int4_or_null(some(counters.generation))
+                .int4_or_null(some(counters.round))
+                .int4(row::bits(result.flags))
+                .text(result.state)
+                .text_or_null(result.code.as_deref().map(row::storable).as_deref())
+                .text_or_null(result.body.as_deref().map(row::storable).as_deref())
+                .bytes_or_null(result.last.as_ref().map(|last| &last.nonce[..]))
+                .bytes_or_null(result.last.as_ref().map(|last| &last.digest[..]));
+        }
+        rows.end(RESULTS)
     }
 
     fn taken<'a>(&'a self, parts: &mut Vec<Part<'a>>) {
@@ -302,14 +457,14 @@ impl Writes {
             rows.iter().map(|body| body.enqueued_at.as_millis()).collect::<Vec<_>>(),
             times(|body| body.first_due_at),
             times(|body| body.deadline),
-            rows.iter().map(|body| body.max_age_ms).collect::<Vec<_>>(),
+            rows.iter().map(|body| row::stored_max_age(body.max_age_ms)).collect::<Vec<_>>(),
             rows.iter().map(|body| body.flow.map(MessageId::as_i64)).collect::<Vec<_>>(),
             rows.iter().map(|body| body.parent.map(MessageId::as_i64)).collect::<Vec<_>>(),
             rows.iter().map(|body| body.headers.as_deref()).collect::<Vec<_>>(),
         );
     }
 
-    fn lives<'a>(&'a self, parts: &mut Vec<Part<'a>>) {
+    fn lives<'a>(&'a self, parts: &mut Vec<Part<'a>>, unbegun: &[&(MessageId, Life)], ready: &[&(MessageId, Life)]) {
         const UNBEGUN: &str = "-- claimable: messages that nothing has happened to yet
             insert into tidegate.ready (lane, pos, due_at, id)
             select u.lane, u.due_at, u.due_at, u.id from unnest($1::bigint[], $2::bigint[], $3::bigint[])
@@ -329,8 +484,6 @@ impl Writes {
                 flags, last_nonce, last_digest)
             select * from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::integer[], $6::integer[],
                 $7::integer[], $8::integer[], $9::integer[], $10::integer[], $11::bytea[], $12::bytea[])";
-        let is_unbegun = |life: &Life| *life == Life::unbegun(life.lane, life.due_at);
-        let (unbegun, ready): (Vec<_>, Vec<_>) = self.ready.iter().partition(|(_, life)| is_unbegun(life));
         if !unbegun.is_empty() {
             part!(
                 parts,
@@ -341,12 +494,30 @@ impl Writes {
             );
         }
         if !ready.is_empty() {
-            parts.push(Part { sql: READY, params: life_params(&ready) });
+            parts.push(Part { sql: READY, params: life_params(ready) });
         }
         if !self.sched.is_empty() {
             let sched: Vec<_> = self.sched.iter().collect();
             parts.push(Part { sql: SCHED, params: life_params(&sched) });
         }
+    }
+
+    fn claimed<'a>(&'a self, parts: &mut Vec<Part<'a>>) {
+        const CLAIMED: &str =
+            "-- claim: by which it is known when it is repeated, and by whom, one row for all its leases
+            insert into tidegate.claimed (nonce, at, worker)
+            select nonce, floor(extract(epoch from clock_timestamp()) * 1000)::bigint, worker
+            from unnest($1::bytea[], $2::text[]) as u(nonce, worker)
+            on conflict (nonce) do update set at = excluded.at, worker = excluded.worker";
+        let mut claims: Vec<&([u8; 16], String)> = self.claims.iter().collect();
+        claims.sort_unstable();
+        claims.dedup_by_key(|(nonce, _)| *nonce);
+        part!(
+            parts,
+            CLAIMED,
+            claims.iter().map(|(nonce, _)| *nonce).collect::<Vec<_>>(),
+            claims.iter().map(|(_, worker)| worker.as_str()).collect::<Vec<_>>(),
+        );
     }
 
     fn leased<'a>(&'a self, parts: &mut Vec<Part<'a>>) {
@@ -368,6 +539,9 @@ impl Writes {
         let count = |count: fn(&Counters) -> u32| -> Vec<i32> {
             rows.iter().map(|lease| narrow(count(&lease.life.counters))).collect()
         };
+        let seldom = |count: fn(&Counters) -> u32| -> Vec<Option<i32>> {
+            rows.iter().map(|lease| some(count(&lease.life.counters))).collect()
+        };
         part!(
             parts,
             LEASES,
@@ -376,23 +550,23 @@ impl Writes {
             rows.iter().map(|lease| lease.life.due_at.as_millis()).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.life.expires_at.map(Timestamp::as_millis)).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.until.as_millis()).collect::<Vec<_>>(),
-            rows.iter().map(|lease| lease.enqueued_at.as_millis()).collect::<Vec<_>>(),
+            rows.iter().map(NewLease::stored_enqueued_at).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.flow.map(MessageId::as_i64)).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.first_due_at.map(Timestamp::as_millis)).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.deadline.map(Timestamp::as_millis)).collect::<Vec<_>>(),
-            rows.iter().map(|lease| lease.max_age_ms).collect::<Vec<_>>(),
+            rows.iter().map(|lease| row::stored_max_age(lease.max_age_ms)).collect::<Vec<_>>(),
             count(|counters| counters.claims),
             count(|counters| counters.attempt),
-            count(|counters| counters.crashes),
-            count(|counters| counters.generation),
-            count(|counters| counters.round),
+            seldom(|counters| counters.crashes),
+            seldom(|counters| counters.generation),
+            seldom(|counters| counters.round),
             rows.iter().map(|lease| row::bits(lease.life.flags)).collect::<Vec<_>>(),
             rows.iter().map(|lease| lease.nonce).collect::<Vec<_>>(),
-            rows.iter().map(|lease| lease.worker.as_str()).collect::<Vec<_>>(),
+            rows.iter().map(|lease| lease.worker.as_deref()).collect::<Vec<_>>(),
         );
     }
 
-    fn ended<'a>(&'a self, parts: &mut Vec<Part<'a>>) {
+    fn ended<'a>(&'a self, parts: &mut Vec<Part<'a>>, with_results: bool) {
         const RESULTS: &str =
             "-- the commit that stores the result removes the claimable row: nothing with an answer can be claimed, so
             -- no attempt needs to consult the result first
@@ -408,9 +582,12 @@ impl Writes {
                 $7::integer[], $8::integer[], $9::integer[], $10::integer[], $11::integer[], $12::text[], $13::text[],
                 $14::text[], $15::text[], $16::text[], $17::bytea[], $18::bytea[])";
         let rows = &self.results;
-        if !rows.is_empty() {
+        if with_results && !rows.is_empty() {
             let count = |count: fn(&Counters) -> u32| -> Vec<i32> {
                 rows.iter().map(|result| narrow(count(&result.counters))).collect()
+            };
+            let seldom = |count: fn(&Counters) -> u32| -> Vec<Option<i32>> {
+                rows.iter().map(|result| some(count(&result.counters))).collect()
             };
             part!(
                 parts,
@@ -421,9 +598,9 @@ impl Writes {
                 rows.iter().map(|result| result.expires_at.map(Timestamp::as_millis)).collect::<Vec<_>>(),
                 count(|counters| counters.claims),
                 count(|counters| counters.attempt),
-                count(|counters| counters.crashes),
-                count(|counters| counters.generation),
-                count(|counters| counters.round),
+                seldom(|counters| counters.crashes),
+                seldom(|counters| counters.generation),
+                seldom(|counters| counters.round),
                 rows.iter().map(|result| row::bits(result.flags)).collect::<Vec<_>>(),
                 rows.iter().map(|result| result.state).collect::<Vec<_>>(),
                 texts(rows.iter().map(|result| result.code.as_deref())),
@@ -658,6 +835,27 @@ pub(crate) fn bound<'p>(parts: &'p [Part<'_>]) -> Vec<Vec<&'p dyn Param>> {
 /// The statements with what is bound to them.
 pub(crate) fn steps<'p>(parts: &[Part<'_>], params: &'p [Vec<&'p dyn Param>]) -> Vec<Step<'p>> {
     parts.iter().zip(params).map(|(part, params)| (part.sql, &params[..])).collect()
+}
+
+/// The rows, and the statements with what is bound to them.
+pub(crate) fn sent<'p>(rows: &'p [Rows], parts: &[Part<'_>], params: &'p [Vec<&'p dyn Param>]) -> Vec<Sent<'p>> {
+    rows.iter().map(Sent::Rows).chain(steps(parts, params).into_iter().map(Sent::Statement)).collect()
+}
+
+/// Claimable messages that nothing has happened to yet.
+fn copied_ready(unbegun: &[&(MessageId, Life)]) -> Rows {
+    const UNBEGUN: &str = "copy tidegate.ready (lane, pos, due_at, id) from stdin (format binary)";
+    let mut rows = Encoder::new();
+    for (id, life) in unbegun {
+        let due_at = life.due_at.as_millis();
+        rows.row(4).int8(life.lane).int8(due_at).int8(due_at).int8(id.as_i64());
+    }
+    rows.end(UNBEGUN)
+}
+
+/// A counter that most rows have at 0: there it takes no place.
+fn some(count: u32) -> Option<i32> {
+    (count != 0).then(|| narrow(count))
 }
 
 /// How many rows a statement must take away: another number divides by zero, which ends the transaction.

@@ -49,11 +49,12 @@ struct Held {
 struct Spans(Vec<(Instant, Instant)>);
 
 impl Spans {
-    fn add(&mut self, from: Instant, to: Instant) {
-        match self.0.last_mut() {
-            Some((_, end)) if *end >= from => *end = to,
-            Some(_) | None => self.0.push((from, to)),
+    /// It may be found out late, but never of a time after the last one.
+    fn add(&mut self, mut from: Instant, to: Instant) {
+        while let Some((begin, _)) = self.0.pop_if(|(_, end)| *end >= from) {
+            from = from.min(begin);
         }
+        self.0.push((from, to));
     }
 
     /// How long it was the case in this time.
@@ -82,7 +83,7 @@ async fn watch(stage: Arc<Stage>, watched: Arc<Mutex<Watched>>) {
             watched.stalled.add(looked + STALL, now);
         }
         if !stage.somebody_sweeps() {
-            watched.nobody.add(looked, now);
+            watched.nobody.add(stage.rows_held_since().map_or(looked, |since| since.min(looked)), now);
         }
         looked = now;
     }
@@ -274,5 +275,16 @@ mod tests {
         for (from, to, expected) in [(0, 50, 0), (0, 2000, 650), (120, 140, 20), (140, 500, 110), (1000, 2000, 0)] {
             assert_eq!(spans.within(at(from), at(to)), Duration::from_millis(expected), "{from}..{to}");
         }
+    }
+
+    #[test]
+    fn what_is_found_out_late_counts_once_and_from_its_beginning() {
+        let begin = clock::now();
+        let at = |ms| begin + Duration::from_millis(ms);
+        let mut spans = Spans::default();
+        for (from, to) in [(0, 10), (100, 125), (150, 175), (90, 400), (400, 425)] {
+            spans.add(at(from), at(to));
+        }
+        assert_eq!(spans.0, [(at(0), at(10)), (at(90), at(425))]);
     }
 }

@@ -150,10 +150,10 @@ impl Database {
     }
 
     /// Whether a service that was just stopped is inside a transaction, and so may hold rows: what it had sent is over by
-    /// now, and the server waits for more.
+    /// now, and the server waits for more; or its last statement waits for somebody else, and what it locked before stays locked.
     pub(crate) async fn in_transaction(&self, name: &str) -> anyhow::Result<bool> {
         const OPEN: &str = "select exists (select 1 from pg_stat_activity
-            where application_name = $1 and state like 'idle in transaction%')";
+            where application_name = $1 and xact_start is not null)";
         let client = self.connect().await?;
         sleep(SENT_IS_OVER).await;
         Ok(client.query_one(OPEN, &[&name]).await.context("cannot look at the transactions")?.get(0))

@@ -326,7 +326,7 @@ impl Slot {
                 if let Some(database) = &self.stage.database
                     && database.in_transaction(&running.name).await?
                 {
-                    self.stage.holds_rows(self.number, true);
+                    self.stage.holds_rows(self.number, Some(stopped));
                     up(&self.stage.counts.stops_inside_transaction);
                 }
                 true
@@ -342,7 +342,7 @@ impl Slot {
             up(&self.stage.counts.stops_inside_transaction);
         }
         running.process.signal(Signal::SIGCONT)?;
-        self.stage.holds_rows(self.number, false);
+        self.stage.holds_rows(self.number, None);
         self.stage.let_go(self.number);
         if free {
             // Whatever it was about to do under its lost leases, it does now.

@@ -1,6 +1,6 @@
 //! What all parts of a run share: the files, the gateway, who listens where, and what was counted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -73,8 +73,8 @@ pub(crate) struct Stage {
     urls: Mutex<Vec<Option<String>>>,
     /// From when on each service takes over what lapsed; none while it is down or stopped.
     sweeps_from: Mutex<Vec<Option<Instant>>>,
-    /// Which services were stopped inside a transaction on a server, and hold the rows they had locked.
-    hold_rows: Mutex<BTreeSet<usize>>,
+    /// Which services were stopped inside a transaction on a server, and since when they hold the rows they had locked.
+    hold_rows: Mutex<BTreeMap<usize, Instant>>,
     /// What went wrong with a process: it ended by itself, or did not end.
     broken: Mutex<Vec<String>>,
 }
@@ -168,14 +168,19 @@ impl Stage {
         lock(&self.sweeps_from)[slot] = None;
     }
 
-    /// A service that was stopped inside its transaction holds rows until it is let go.
-    pub(crate) fn holds_rows(&self, slot: usize, holds: bool) {
+    /// A service that was stopped inside its transaction holds rows from then on, until it is let go. That it does is found
+    /// out a moment later.
+    pub(crate) fn holds_rows(&self, slot: usize, since: Option<Instant>) {
         let mut hold_rows = lock(&self.hold_rows);
-        if holds {
-            hold_rows.insert(slot)
-        } else {
-            hold_rows.remove(&slot)
+        match since {
+            Some(since) => hold_rows.insert(slot, since),
+            None => hold_rows.remove(&slot),
         };
+    }
+
+    /// Since when a stopped service holds rows, if one does.
+    pub(crate) fn rows_held_since(&self) -> Option<Instant> {
+        lock(&self.hold_rows).values().min().copied()
     }
 
     /// It was let go. It was asleep, so it leaves all leases alone for as long as one lasts.

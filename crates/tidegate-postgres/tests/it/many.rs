@@ -1,0 +1,169 @@
+//! Many rows at once go another way into the tables than a few, and must come to the same.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
+
+use std::collections::BTreeSet;
+
+use tidegate_core::lifecycle::{Outcome, State};
+use tidegate_core::message::{Answer, Failure, NewMessage};
+use tidegate_core::store::{Enqueued, Lease, Settle};
+use tidegate_core::{MessageId, QueueName, Store as _};
+use tidegate_postgres::{Options, PostgresStore};
+
+use crate::engine::sql;
+use crate::fixture::{Place, claim, message, open, run};
+
+/// More than are inserted one by one.
+const MANY: usize = 300;
+
+fn messages(of: &str) -> Vec<NewMessage> {
+    (0..MANY).map(|n| message(&format!("{of}-{n:04}"))).collect()
+}
+
+fn settlement(lease: &Lease, outcome: Outcome) -> Settle {
+    Settle {
+        id: lease.message.id,
+        token: lease.token,
+        outcome,
+        journal: Vec::new(),
+        then: Vec::new(),
+        compensate: Vec::new(),
+        unit: 0.5,
+    }
+}
+
+fn id_of(enqueued: &Enqueued) -> MessageId {
+    match enqueued {
+        Enqueued::New { id } | Enqueued::Existing { id, .. } | Enqueued::Replayed { id, .. } => *id,
+        Enqueued::Stale => panic!("no key of these tests is old"),
+    }
+}
+
+fn news(verdicts: &[Enqueued]) -> usize {
+    verdicts.iter().filter(|enqueued| matches!(enqueued, Enqueued::New { .. })).count()
+}
+
+async fn stored(store: &PostgresStore, batch: Vec<NewMessage>) -> Vec<Enqueued> {
+    store.enqueue(batch).await.unwrap().into_iter().map(Result::unwrap).collect()
+}
+
+async fn is_well(place: &Place) {
+    let checks = PostgresStore::doctor(&place.schema.url(), Options::default()).await.unwrap();
+    let wrong: Vec<_> = checks.iter().filter(|check| !check.ok).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn many_messages_live_as_one_does() {
+    run(async {
+        let place = Place::new().await;
+        let mut batch = messages("m");
+        batch.extend(messages("m").into_iter().take(7));
+        let first = stored(&place.store, batch).await;
+        assert_eq!(news(&first), MANY, "a key that comes twice in a batch is one message");
+        assert_eq!(news(&stored(&place.store, messages("m")).await), 0, "all of them are known");
+
+        let leases = claim(&place.store, MANY as u32 + 10).await;
+        assert_eq!(leases.len(), MANY);
+        for (lease, new) in leases.iter().zip(messages("m")) {
+            assert_eq!((lease.message.key.as_str(), &*lease.message.payload), (new.key.as_str(), new.payload.text()));
+            assert_eq!((lease.counters.claims, lease.counters.attempt, lease.counters.crashes), (1, 1, 0));
+        }
+        let outcome = |n: usize| match n % 3 {
+            0 => Outcome::Permanent {
+                failure: Failure::new("declined", "no\0funds"),
+                compensated: false,
+                orphans: false,
+            },
+            _ => Outcome::Completed { result: format!("{{\"n\": {n}, \"é\": \"\\\\\\t\"}}").into(), orphans: false },
+        };
+        let settles = leases.iter().enumerate().map(|(n, lease)| settlement(lease, outcome(n)));
+        let settles: Vec<_> = settles.collect();
+        for verdict in place.store.settle(settles.clone()).await.unwrap() {
+            assert!(!verdict.unwrap().repeated);
+        }
+        for verdict in place.store.settle(settles).await.unwrap() {
+            assert!(verdict.unwrap().repeated, "under the same token it is the same settlement");
+        }
+        for (n, enqueued) in stored(&place.store, messages("m")).await.into_iter().enumerate() {
+            let Enqueued::Replayed { id, answer } = enqueued else { panic!("it has ended: {enqueued:?}") };
+            assert_eq!(id, leases[n].message.id);
+            match (outcome(n), answer) {
+                (Outcome::Completed { result, .. }, Answer::Completed(answer)) => assert_eq!(*answer, *result),
+                (Outcome::Permanent { .. }, Answer::Failed(failure)) => {
+                    assert_eq!((failure.code.as_str(), failure.detail.as_str()), ("declined", "no\u{fffd}funds"));
+                }
+                (outcome, answer) => panic!("{outcome:?} was answered with {answer:?}"),
+            }
+        }
+        is_well(&place).await;
+    });
+}
+
+#[test]
+fn two_producers_of_the_same_many_keys_make_one_message_of_each() {
+    run(async {
+        let place = Place::new().await;
+        let other = open(&place.schema.url()).await;
+        for round in 0..6 {
+            let of = format!("r{round}");
+            let (one, two) = tokio::join!(stored(&place.store, messages(&of)), stored(&other, messages(&of)));
+            assert_eq!(news(&one) + news(&two), MANY);
+            let ids = |of: &[Enqueued]| of.iter().map(id_of).collect::<Vec<_>>();
+            assert_eq!(ids(&one), ids(&two), "both were told of the same messages");
+        }
+        let rows = sql(&format!("select count(*) from {}", place.name("message")));
+        assert_eq!(rows.trim(), (6 * MANY).to_string());
+        other.close().await;
+        is_well(&place).await;
+    });
+}
+
+#[test]
+fn many_messages_that_follow_are_stored_with_what_they_follow_from() {
+    run(async {
+        let place = Place::new().await;
+        stored(&place.store, messages("m")).await;
+        let leases = claim(&place.store, MANY as u32).await;
+        let next = QueueName::new("next").unwrap();
+        let follows = |lease: &Lease| Settle {
+            then: vec![NewMessage { queue: next.clone(), ..message(lease.message.key.as_str()) }],
+            ..settlement(lease, Outcome::Completed { result: "1".into(), orphans: false })
+        };
+        let settled = place.store.settle(leases.iter().map(follows).collect()).await.unwrap();
+        let followed: BTreeSet<MessageId> =
+            settled.into_iter().flat_map(|settled| settled.unwrap().follow_ups).collect();
+        assert_eq!(followed.len(), MANY);
+        let views = place.store.inspect(followed.into_iter().collect()).await.unwrap();
+        for view in views {
+            let view = view.unwrap();
+            assert_eq!((view.state, view.message.parent.is_some()), (State::Ready, true));
+        }
+        is_well(&place).await;
+    });
+}
+
+#[test]
+fn a_batch_of_many_that_is_refused_leaves_nothing_and_the_store_goes_on() {
+    run(async {
+        let place = Place::new().await;
+        stored(&place.store, vec![message("before")]).await;
+        // Somebody else took the number that a row of it is about to have.
+        let trap = format!(
+            "create function {0}.refuse() returns trigger language plpgsql as $$ begin
+                if new.key like '%-0123' then raise exception 'not this one' using errcode = '23514'; end if;
+                return new; end $$;
+             create trigger refuse before insert on {1} for each row execute function {0}.refuse()",
+            place.schema.name(),
+            place.name("message")
+        );
+        sql(&trap);
+        let verdicts = place.store.enqueue(messages("m")).await.unwrap();
+        let refused: Vec<usize> = (0..MANY).filter(|n| verdicts[*n].is_err()).collect();
+        assert_eq!(refused, [123], "the others of its call are stored without it");
+        assert_eq!(news(&stored(&place.store, messages("n").into_iter().take(100).collect()).await), 100);
+        sql(&format!("drop trigger refuse on {}", place.name("message")));
+        assert_eq!(news(&stored(&place.store, messages("m")).await), 1);
+        is_well(&place).await;
+    });
+}

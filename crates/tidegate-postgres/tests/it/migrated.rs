@@ -1,0 +1,148 @@
+//! A store of the step before, with messages in it, that is brought up to date: what was in it goes on.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
+
+use std::time::Duration;
+
+use tidegate_core::id::{IdempotencyKey, LeaseToken, Tenant, WorkerId};
+use tidegate_core::lifecycle::{Outcome, State};
+use tidegate_core::message::Answer;
+use tidegate_core::store::{ClaimRequest, Enqueued, QueueSlots, Settle};
+use tidegate_core::{MessageId, Nonce, Store as _, StoreErrorKind};
+use tidegate_postgres::{Migrate, Options, PostgresStore, migration_sql};
+
+use crate::engine::{Schema, database, sql};
+use crate::fixture::{claim, kind, kind_of, message, queue, run};
+
+/// The steps that a store has which is older than this program's by one.
+fn all_but_the_last(schema: &str) -> String {
+    let all = migration_sql(schema);
+    let last = all.rfind("\nbegin;\n").expect("each step is a transaction");
+    assert!(all[last..].contains("0004_less_log"), "a later step needs a test of its own beside this one");
+    all[..last].to_owned()
+}
+
+/// The nonce of the claim that was made before.
+const NONCE: [u8; 16] = [9; 16];
+
+/// Rows as the program of that step wrote them: of each counter there is a number.
+fn inhabited(schema: &str) -> String {
+    let hash = |key: &str| {
+        let bytes = IdempotencyKey::new(key).unwrap().hash();
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let fingerprint: String = message("any").fingerprint().0.iter().map(|byte| format!("{byte:02x}")).collect();
+    let nonce = "09".repeat(16);
+    let mut text = format!(
+        "set search_path = {schema};
+         insert into queue (tenant, name) values ('', 'work');
+         insert into lane (queue, kind, version, priority) select id, 'work', 1, 5 from queue;
+         create temporary table now_ms as select (extract(epoch from clock_timestamp()) * 1000)::bigint as ms;
+         select setval('message_id', 1000);"
+    );
+    for (id, key) in [(1, "waits"), (2, "was-retried"), (3, "runs"), (4, "is-done")] {
+        text.push_str(&format!(
+            "insert into key select id, '\\x{}', {id}, '\\x{fingerprint}' from queue;
+             insert into message (id, lane, key, payload, enqueued_at, max_age_ms)
+                select {id}, l.id, '{key}', '{{\"cents\": 1200}}', ms, 259200000 from lane l, now_ms;",
+            hash(key)
+        ));
+    }
+    text.push_str(&format!(
+        "insert into ready (lane, pos, due_at, id) select l.id, ms, ms, 1 from lane l, now_ms;
+         insert into ready (lane, pos, due_at, id, claims, attempt, crashes) select l.id, ms, ms, 2, 3, 2, 1 from lane l, now_ms;
+         insert into lease (id, lane, due_at, until, enqueued_at, max_age_ms, claims, attempt, crashes, generation, round, flags,
+                nonce, worker)
+            select 3, l.id, ms, ms + 3600000, ms, 259200000, 1, 1, 0, 0, 0, 0, '\\x{nonce}', 'worker' from lane l, now_ms;
+         insert into result (id, at, lane, claims, attempt, state, body)
+            select 4, ms, l.id, 1, 1, 'completed', '\"done\"' from lane l, now_ms;
+         insert into tally (queue, kind, what, code, n) select id, 'work', 'enqueued', '', 4 from queue;
+         insert into tally (queue, kind, what, code, n) select id, 'work', 'completed', '', 1 from queue;
+         insert into depth (queue, ready, scheduled, leased, parked, dead) select id, 2, 0, 1, 0, 0 from queue;"
+    ));
+    text
+}
+
+fn completed(id: MessageId, token: LeaseToken) -> Settle {
+    Settle {
+        id,
+        token,
+        outcome: Outcome::Completed { result: "1".into(), orphans: false },
+        journal: Vec::new(),
+        then: Vec::new(),
+        compensate: Vec::new(),
+        unit: 0.5,
+    }
+}
+
+#[test]
+fn a_store_of_the_step_before_goes_on_where_it_was() {
+    run(async {
+        let schema = Schema::new();
+        database();
+        sql(&all_but_the_last(schema.name()));
+        sql(&inhabited(schema.name()));
+        let refused = PostgresStore::open(&schema.url(), Options::default()).await;
+        assert_eq!(kind_of(refused), StoreErrorKind::Conflict, "its tables are changed by nobody unasked");
+        let migrate = Options { migrate: Migrate::Older, ..Options::default() };
+        let store = PostgresStore::open(&schema.url(), migrate).await.unwrap();
+
+        // The reply to a claim that was made before was lost.
+        let request = ClaimRequest {
+            worker: WorkerId::new("worker").unwrap(),
+            tenant: Tenant::default(),
+            queues: vec![QueueSlots { queue: queue(), slots: 5 }],
+            kinds: vec![(kind(), 1)],
+            nonce: Nonce::from_bytes(NONCE),
+            lease: Duration::from_secs(3600),
+        };
+        let repeated = store.claim(request).await.unwrap().leases;
+        let ids: Vec<i64> = repeated.iter().map(|lease| lease.message.id.as_i64()).collect();
+        assert_eq!(ids, [3], "it gets its lease, and nothing more");
+        let settled = store.settle(vec![completed(repeated[0].message.id, repeated[0].token)]).await.unwrap().remove(0);
+        assert_eq!(settled.unwrap().state, State::Completed);
+
+        let leases = claim(&store, 5).await;
+        let counters: Vec<_> = leases
+            .iter()
+            .map(|l| (l.message.id.as_i64(), l.counters.claims, l.counters.attempt, l.counters.crashes))
+            .collect();
+        assert_eq!(counters, [(1, 1, 1, 0), (2, 4, 3, 1)]);
+        let settles = leases.iter().map(|lease| completed(lease.message.id, lease.token)).collect();
+        assert!(store.settle(settles).await.unwrap().iter().all(Result::is_ok));
+
+        let again = store.enqueue(vec![message("is-done")]).await.unwrap().remove(0).unwrap();
+        let Enqueued::Replayed { id, answer } = again else { panic!("it has an answer: {again:?}") };
+        assert_eq!((id.as_i64(), answer), (4, Answer::Completed("\"done\"".into())));
+        // The function for other languages knows what is not stored of a message.
+        let ask = |age: &str| {
+            sql(&format!(
+                "select array_to_string(ignored, ' ') from {}.enqueue('work', 'work', 'new', '{{\"cents\": 1200}}'::text,
+                    max_age => interval '{age}')",
+                schema.name()
+            ))
+        };
+        let stored = store.enqueue(vec![message("new")]).await.unwrap().remove(0).unwrap();
+        assert!(matches!(stored, Enqueued::New { .. }));
+        assert_eq!((ask("3 days").trim(), ask("4 days").trim()), ("", "max_age"));
+        store.close().await;
+        let checks = PostgresStore::doctor(&schema.url(), Options::default()).await.unwrap();
+        let wrong: Vec<_> = checks.iter().filter(|check| !check.ok).collect();
+        assert!(wrong.is_empty(), "{wrong:?}");
+    });
+}
+
+#[test]
+fn what_is_printed_for_a_person_to_run_is_what_a_program_does() {
+    run(async {
+        let schema = Schema::new();
+        database();
+        sql(&all_but_the_last(schema.name()));
+        let steps = PostgresStore::migrations(&schema.url(), Options::default()).await.unwrap();
+        let missing: Vec<_> = steps.iter().filter(|step| step.applied_at.is_none()).collect();
+        assert_eq!(missing.iter().map(|step| step.name).collect::<Vec<_>>(), ["0004_less_log"]);
+        sql(&missing[0].sql);
+        let store = PostgresStore::open(&schema.url(), Options { migrate: Migrate::Never, ..Options::default() }).await;
+        store.unwrap().close().await;
+    });
+}
