@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tidegate::journal::{EffectId, EffectRow, open_rows};
 use tidegate::store::{Settle, Settled};
+use tidegate::trace;
 use tidegate_api::{SettleFacts, SettleLeases, SettleResult, SettleResults, Settlement, Write, WriteName};
 
 use crate::body::JsonBody;
@@ -55,10 +56,21 @@ pub(crate) async fn settle(
     }
     let (batch, places) = items::taken(settles);
     let runs: Vec<_> = batch.iter().map(|settle| serving.workers.recall(settle.id, settle.token)).collect();
+    // For their traces alone.
+    let outcomes: Vec<_> = if trace::is_on() {
+        batch.iter().map(|settle| (settle.token, settle.outcome.clone())).collect()
+    } else {
+        Vec::new()
+    };
     let verdicts = if batch.is_empty() { Vec::new() } else { serving.tide.store().settle(batch).await? };
-    for (verdict, run) in verdicts.iter().zip(runs) {
+    for (verdict, run) in verdicts.iter().zip(&runs) {
         if let (Ok(settled), Some(run)) = (verdict, run) {
-            measure(&serving, settled, &run);
+            measure(&serving, settled, run);
+        }
+    }
+    for ((verdict, run), (token, outcome)) in verdicts.iter().zip(&runs).zip(&outcomes) {
+        if let (Ok(settled), Some(run)) = (verdict, run) {
+            trace::settled_elsewhere(&run.message, token.claims, outcome, settled);
         }
     }
     let results = items::at_their_places(places, verdicts);
