@@ -148,7 +148,7 @@ pub fn enqueue(message: &mut NewMessage) -> Span {
 
 /// What the store said of an enqueue.
 pub fn enqueued(span: &Span, verdict: &Result<Enqueued, StoreError>) {
-    if span.is_none() {
+    if span.is_disabled() {
         return;
     }
     let (id, word) = match verdict {

@@ -22,5 +22,7 @@ mod serve;
 mod server;
 mod terminal;
 mod torture;
+#[cfg(feature = "otlp")]
+mod traces;
 mod transcript;
 mod triage;
