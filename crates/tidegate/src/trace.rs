@@ -167,7 +167,8 @@ pub fn enqueued(span: &Span, verdict: &Result<Enqueued, StoreError>) {
 /// Marks what follows from the attempt at hand: it begins where that is, unless it was given a trace of its own.
 pub(crate) fn follow_up(follow_up: &mut NewMessage) {
     let here = headers();
-    if trace_of(&here).is_some() && trace_of(&here) == trace_of(&follow_up.headers) {
+    let own = trace_of(&follow_up.headers);
+    if own.is_none() || own == trace_of(&here) {
         mark(&mut follow_up.headers, here);
     }
 }
