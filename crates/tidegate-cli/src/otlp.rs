@@ -12,11 +12,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
-use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
+use opentelemetry::trace::{
+    SpanContext, SpanId, SpanKind, TraceContextExt as _, TraceFlags, TraceId, TraceState, TracerProvider as _,
+};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use opentelemetry_sdk::trace::{Sampler, SamplingDecision, SdkTracerProvider, ShouldSample as _};
 use tidegate::trace::{Exported, Headers, TARGET, Tracer, install};
 use tracing::Span;
 use tracing::level_filters::LevelFilter;
@@ -53,8 +55,9 @@ pub(crate) fn begin(settings: &Settings) -> Result<Option<Traces>, Problem> {
     };
     let counts = Arc::new(Counts::default());
     let (queue, exporter) = exporter::start(collector, settings.count("otlp.queue"), timeout, Arc::clone(&counts))?;
+    let sampler = Sampler::TraceIdRatioBased(settings.share("otlp.ratio"));
     let provider = SdkTracerProvider::builder()
-        .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(settings.share("otlp.ratio")))))
+        .with_sampler(Sampler::ParentBased(Box::new(sampler.clone())))
         .with_resource(resource)
         .with_span_processor(queue)
         .build();
@@ -66,7 +69,8 @@ pub(crate) fn begin(settings: &Settings) -> Result<Option<Traces>, Problem> {
         .with_level(false)
         .with_tracked_inactivity(false)
         .with_filter(filter_fn(|span| span.target() == TARGET).with_max_level_hint(LevelFilter::INFO));
-    if EXPORTER.set(exporter).is_err() || !install(Arc::new(Joint { counts, w3c: TraceContextPropagator::new() })) {
+    let joint = Joint { counts, sampler, w3c: TraceContextPropagator::new() };
+    if EXPORTER.set(exporter).is_err() || !install(Arc::new(joint)) {
         return Err(Problem::usage("traces were begun before in this process"));
     }
     Ok(Some(Box::new(layer)))
@@ -99,6 +103,7 @@ fn resource(service: &str) -> Resource {
 #[derive(Debug)]
 struct Joint {
     counts: Arc<Counts>,
+    sampler: Sampler,
     w3c: TraceContextPropagator,
 }
 
@@ -117,6 +122,21 @@ impl Tracer for Joint {
             // Refused of a span that is nowhere: then there is nothing to continue.
             drop(span.set_parent(context));
         }
+    }
+
+    fn adopt(&self, span: &Span, trace: [u8; 16]) {
+        let id = TraceId::from_bytes(trace);
+        let [a, b, c, d, e, f, g, h, ..] = trace;
+        let first = SpanId::from_bytes([a, b, c, d, e, f, g, h]);
+        // Every process has to say the same of it.
+        let sampled = self.sampler.should_sample(None, id, "", &SpanKind::Consumer, &[], &[]).decision;
+        let flags = match sampled {
+            SamplingDecision::RecordAndSample => TraceFlags::SAMPLED,
+            SamplingDecision::RecordOnly | SamplingDecision::Drop => TraceFlags::default(),
+        };
+        let begun = SpanContext::new(id, first, flags, true, TraceState::default());
+        // Refused of a span that is nowhere.
+        drop(span.set_parent(Context::new().with_remote_span_context(begun)));
     }
 
     fn headers_of(&self, span: &Span) -> Headers {

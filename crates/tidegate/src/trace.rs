@@ -15,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 
 use tidegate_core::effect::{Decision, Reached};
 use tidegate_core::error::StoreError;
+use tidegate_core::id::digest16;
 use tidegate_core::lifecycle::Outcome;
 use tidegate_core::message::{MAX_HEADERS, Message, NewMessage};
 use tidegate_core::store::{Enqueued, Lease, MessageView, Settled, TakenOver};
@@ -37,6 +38,9 @@ pub type Headers = BTreeMap<String, String>;
 pub trait Tracer: Send + Sync + fmt::Debug {
     /// Makes a span that was not entered yet part of the trace of these headers; if they name none, leaves it as it is.
     fn continue_from(&self, span: &Span, headers: &Headers);
+
+    /// Makes a span that was not entered yet part of the trace of this id: of what nobody began a trace for.
+    fn adopt(&self, span: &Span, trace: [u8; 16]);
 
     /// What continues the trace from this span; nothing, if it is in none.
     fn headers_of(&self, span: &Span) -> Headers;
@@ -175,7 +179,17 @@ pub(crate) fn follow_up(follow_up: &mut NewMessage) {
 
 /// The id of the trace that headers are of.
 fn trace_of(headers: &Headers) -> Option<&str> {
-    headers.get(PARENT)?.split('-').nth(1)
+    headers.get(PARENT)?.split('-').nth(1).filter(|id| id.len() == 32)
+}
+
+/// Makes a span part of the trace of a message. One that was not marked when it was enqueued, by a program without traces or
+/// a function of the database, has a trace that every process can tell.
+fn join(tracer: &Arc<dyn Tracer>, span: &Span, message: &Message) {
+    if trace_of(&message.headers).is_some() {
+        return tracer.continue_from(span, &message.headers);
+    }
+    let (id, queue) = (message.id.as_i64().to_be_bytes(), message.queue.as_str().as_bytes());
+    tracer.adopt(span, digest16(&[b"trace", &id, queue, message.key.as_str().as_bytes()]));
 }
 
 fn mark(headers: &mut Headers, with: Headers) {
@@ -215,7 +229,7 @@ pub(crate) fn attempt(lease: &Lease) -> Span {
         tidegate.reason = Empty,
         "error.type" = Empty,
     );
-    tracer.continue_from(&span, &message.headers);
+    join(tracer, &span, message);
     span
 }
 
@@ -294,7 +308,7 @@ pub(crate) fn taken_over(view: &MessageView, taken: &TakenOver) {
         tidegate.state = %taken.state,
         "error.type" = Outcome::LeaseExpired.as_str(),
     );
-    tracer.continue_from(&span, &view.message.headers);
+    join(tracer, &span, &view.message);
 }
 
 // --- effects -----------------------------------------------------------------------------------------------------------
@@ -382,7 +396,7 @@ pub fn claimed(lease: &Lease) {
         tidegate.claim = i64::from(lease.token.claims),
         tidegate.reconciling = lease.reconciling,
     );
-    tracer.continue_from(&span, &message.headers);
+    join(tracer, &span, message);
 }
 
 /// A worker elsewhere reached an effect of a message; `told` is what it was told to do.
@@ -407,7 +421,7 @@ fn effect_elsewhere(message: &Message, verb: &str, effect: &str, answer: Option<
         tidegate.effect.decision = told,
         tidegate.effect.answer = answer,
     );
-    tracer.continue_from(&span, &message.headers);
+    join(tracer, &span, message);
 }
 
 /// A worker elsewhere settled a message that it had claimed for the `claims`th time.
@@ -432,7 +446,7 @@ pub fn settled_elsewhere(message: &Message, claims: u32, outcome: &Outcome, sett
         tidegate.reason = Empty,
         "error.type" = Empty,
     );
-    tracer.continue_from(&span, &message.headers);
+    join(tracer, &span, message);
     settlement(&span, outcome, settled);
 }
 

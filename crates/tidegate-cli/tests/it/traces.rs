@@ -363,6 +363,22 @@ fn a_trace_that_was_begun_elsewhere_is_continued_and_only_sent_if_it_is_there() 
 }
 
 #[test]
+fn a_message_that_nobody_marked_is_one_trace_from_its_first_attempt_on() {
+    let (desk, collector) = (Desk::new(), Collector::start());
+    let payload = r#"{"deposit":"dep-1","account":"ada","cents":700}"#;
+    desk.run(&["enqueue", "--kind", "authorise", "--key", "dep-1", "--payload", payload]).ends(0);
+    let script = r#"{"windows":[{"from_ms":0,"to_ms":500,"faults":{"unavailable":1.0}}]}"#;
+    let gateway = Role::gateway(&desk, script);
+    let service = Role::service(&desk, &gateway, &collector.url(), &[]);
+    let spans = collector.wait(|spans| spans.iter().any(|span| span.name == "attempt notify" && !span.failed));
+    service.signal(Signal::SIGTERM);
+    assert_eq!(service.ends(), Some(0));
+    let traces: BTreeSet<_> = spans.iter().map(|span| &span.trace).collect();
+    assert_eq!(traces.len(), 1, "{spans:#?}");
+    assert!(attempts(&spans, "authorise").len() > 1, "{spans:#?}");
+}
+
+#[test]
 fn a_command_that_enqueues_begins_a_trace() {
     let (desk, collector) = (Desk::new(), Collector::start());
     let mut command = desk.at_home(&["enqueue", "--kind", "greet", "--key", "a", "--payload", "{}"]);
