@@ -378,6 +378,60 @@ fn a_message_that_nobody_marked_is_one_trace_from_its_first_attempt_on() {
     assert!(attempts(&spans, "authorise").len() > 1, "{spans:#?}");
 }
 
+fn post(server: &Server, path: &str, body: &str) -> String {
+    let length = body.len();
+    let answer = ask(
+        server,
+        &format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        ),
+    );
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    answer
+}
+
+#[test]
+fn a_worker_over_http_is_seen_in_the_trace_of_its_message() {
+    let (desk, collector) = (Desk::new(), Collector::start());
+    let flags = ["--otlp-endpoint", &collector.url(), "--set", "otlp.headers=x-api-key=of-the-collector"];
+    let server = Server::start(&desk, &flags);
+    let id = deposit(&server, &format!("{CANARY}-deposit"), "");
+    let nonce = "ca11ab1eca11ab1eca11ab1eca11ab1e";
+    let queues = r#""queues":{"authorise":1},"kinds":{"authorise":1}"#;
+    let claim = format!(r#"{{"worker":"w",{queues},"nonce":"{nonce}","lease_ms":30000}}"#);
+    post(&server, "/v1/leases", &claim);
+    let effect = format!(r#""token":"1.{nonce}","effect":"capture""#);
+    let reach = format!(r#"{{{effect},"policy":"keyed","window_ms":604800000,"request":"{CANARY}"}}"#);
+    post(&server, &format!("/v1/messages/{id}/effects"), &reach);
+    let answer = format!(r#"{{{effect},"seq":0,"answer":"confirmed","value":"{CANARY}"}}"#);
+    post(&server, &format!("/v1/messages/{id}/effects/answer"), &answer);
+    let settle = format!(
+        r#"{{"settlements":[{{"id":"{id}","token":"1.{nonce}","outcome":"retryable","code":"busy","detail":"{CANARY}"}}]}}"#
+    );
+    let settled = post(&server, "/v1/leases/settle", &settle);
+    assert!(settled.contains(r#""state":"ready""#), "{settled}");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.ends(PATIENCE).0, Some(0));
+    let spans = collector.wait(|spans| spans.iter().any(|span| span.name == "settle authorise"));
+    let mut names: Vec<_> = spans.iter().map(|span| span.name.as_str()).collect();
+    names.sort_unstable();
+    let expected = [
+        "POST /v1/queues/{queue}/messages",
+        "answer capture",
+        "claim authorise",
+        "enqueue authorise",
+        "reach capture",
+        "settle authorise",
+    ];
+    assert_eq!(names, expected, "what a worker asks for all day is no trace of its own");
+    assert_eq!(spans.iter().map(|span| &span.trace).collect::<BTreeSet<_>>().len(), 1);
+    let settled = spans.iter().find(|span| span.name == "settle authorise").unwrap();
+    assert_eq!((settled.failed, settled.says("error.type")), (true, "busy"));
+    assert_eq!((settled.says("tidegate.outcome"), settled.says("tidegate.state")), ("retryable", "ready"));
+    assert!(spans.iter().flat_map(|span| span.attributes.values()).all(|value| !value.contains(CANARY)));
+}
+
 #[test]
 fn a_command_that_enqueues_begins_a_trace() {
     let (desk, collector) = (Desk::new(), Collector::start());
