@@ -61,7 +61,7 @@ pub(crate) fn begin(settings: &Settings) -> Result<Option<Traces>, Problem> {
         .with_resource(resource)
         .with_span_processor(queue)
         .build();
-    let layer = tracing_opentelemetry::layer()
+    let layer = tracing_opentelemetry::layer::<Registry>()
         .with_tracer(provider.tracer("tidegate"))
         .with_location(false)
         .with_threads(false)

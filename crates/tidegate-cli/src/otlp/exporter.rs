@@ -157,7 +157,7 @@ impl Exporter {
         self.end.notify_one();
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         // Late, or gone: there is nobody left to tell.
-        drop(ended.recv_timeout(self.within));
+        let _ended = ended.recv_timeout(self.within);
     }
 
     pub(crate) fn give_up(&self) {
@@ -192,7 +192,7 @@ pub(crate) fn start(
     let run = move || {
         runtime.block_on(sending.run());
         // Whoever waited may have lost patience.
-        drop(tell.send(()));
+        let _told = tell.send(());
     };
     std::thread::Builder::new().name("tide-traces".into()).spawn(run).map_err(cannot)?;
     Ok((
