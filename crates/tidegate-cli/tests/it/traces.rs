@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -163,16 +163,19 @@ fn take(mut connection: TcpStream, received: &Received) {
 struct Role {
     child: Child,
     address: SocketAddr,
+    /// It has a last word, which must not find the pipe closed.
+    _told: BufReader<ChildStdout>,
 }
 
 impl Role {
     fn start(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut said = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        let mut told = BufReader::new(child.stdout.take().unwrap());
+        told.read_line(&mut said).unwrap();
         let address = said.trim().strip_prefix("listening ").and_then(|address| address.parse().ok());
         let Some(address) = address else { panic!("it does not listen: {said:?}, {:?}", child.wait()) };
-        Self { child, address }
+        Self { child, address, _told: told }
     }
 
     fn gateway(desk: &Desk, script: &str) -> Self {
