@@ -54,6 +54,10 @@ fn rule(member: &Member) -> Option<Rule> {
         // Its tests put it in front of the server's own router.
         "tidegate-remote" => (&["tidegate", "tidegate-api"], &["tidegate-server", "tidegate-testkit"]),
         "tidegate-bench" => (&["tidegate"], &["tidegate-pgcluster"]),
+        // Throws bytes at the decoders of all that read some; nothing but tests depends on it.
+        "tidegate-fuzz" => {
+            (&["tidegate", "tidegate-api", "tidegate-remote", "tidegate-server", "tidegate-sqlite"], &[])
+        }
         "tidegate-canaries" => (
             &["tidegate-core"],
             &["tidegate-sqlite", "tidegate-postgres", "tidegate-pgcluster", "tidegate-testkit", "tidegate"],
@@ -70,7 +74,7 @@ fn rule(member: &Member) -> Option<Rule> {
                 "tidegate-torture",
                 "deposits",
             ],
-            &["tidegate-pgcluster"],
+            &["tidegate-pgcluster", "tidegate-fuzz"],
         ),
         _ => return None,
     };

@@ -14,6 +14,7 @@ mod docs;
 mod files;
 mod graph;
 mod licences;
+mod load;
 mod pg;
 mod python;
 mod reference;
@@ -37,6 +38,8 @@ usage: cargo xtask <command>
   deps              dependency direction between our crates, and the licences of theirs
   bench --peers     Tidegate beside other queues at equal durability, by turns; [--small] [--messages N]
                     [--preload N] [--rounds N] [--dir DIR] [--json FILE] [--programs DIR]
+  load              enqueues over HTTP by a public load tool; [--store sqlite|postgres] [--seconds N] [--json FILE]
+                    [--program FILE]
   python            the type checker and the tests of clients/python, in an environment of their own
   files             no file over 1 MiB, no machine path or registry host in a text, no dead link";
 
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         ["deploy"] => deploy::run(&root),
         ["deps"] => graph::check(&root).and_then(|()| licences::check(&root)),
         ["bench", rest @ ..] => bench::run(&root, rest),
+        ["load", rest @ ..] => load::Asked::read(rest).and_then(|asked| load::run(&root, &asked)),
         ["python"] => python::run(&root),
         ["files"] => files::check(&root),
         ["help" | "--help" | "-h"] => {

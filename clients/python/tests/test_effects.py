@@ -155,6 +155,36 @@ def test_a_reach_whose_answer_was_lost_is_repeated_as_one_that_sent_nothing() ->
     assert making.sent == ["k1"]
 
 
+STOP = {"do": "stop", "settle": {"outcome": "retryable", "code": "cancel_requested", "detail": "called off"}}
+
+
+@pytest.mark.parametrize("policy", [AtMostOnce(), Keyed(60), Lookup()])
+def test_a_repeated_reach_that_is_told_to_stop_says_that_nothing_was_sent(policy: EffectPolicy) -> None:
+    making = Making(NoReply("reset", left=True), said(STOP))
+    with pytest.raises(RunEnded):
+        making.make(policy=policy, look_up=str if isinstance(policy, Lookup) else None)
+    assert making.sent == []
+    assert making.ended() == {**STOP["settle"], "journal": [{"write": "not_sent", "effect": "charge"}]}
+
+
+def test_only_a_reach_without_an_answer_is_called_unsent() -> None:
+    # Told to stop at once, it left no intent.
+    making = Making(said(STOP))
+    with pytest.raises(RunEnded):
+        making.make(policy=AtMostOnce())
+    assert making.ended() == STOP["settle"]
+    # Sent after all: what came of it stands in the journal already.
+    making = Making(NoReply("reset", left=True), said(SEND), said(STOP))
+    with pytest.raises(RunEnded):
+        making.make(raising(TimeoutError()), policy=AtMostOnce())
+    assert making.ended() == STOP["settle"]
+    # What is natural has no intent.
+    making = Making(NoReply("reset", left=True), said(STOP))
+    with pytest.raises(RunEnded):
+        making.make(policy=Natural())
+    assert making.ended() == STOP["settle"]
+
+
 def test_an_answer_that_cannot_be_told_rides_the_settlement() -> None:
     making = Making(said(SEND), *[NoReply("gone", left=True)] * 30)
     with pytest.raises(RunEnded):

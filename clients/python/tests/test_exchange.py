@@ -68,6 +68,42 @@ def test_what_must_not_be_repeated_is_sent_again_only_if_it_never_left(left: boo
     assert len(server.requests) == sent
 
 
+def test_what_left_once_is_not_called_undone_because_the_server_is_gone_by_then() -> None:
+    server = Scripted([NoReply("reset", left=True), *[NoReply("refused", left=False)] * 20])
+    with pytest.raises(Unreachable) as raised:
+        server.run(api.enqueue(server.env(within=5.0), "greet", None, key="k"))
+    assert raised.value.maybe_done and len(server.requests) > 1
+
+
+@pytest.mark.parametrize(
+    ("lost", "slug", "status", "maybe_done"),
+    [
+        (True, "unauthorized", 401, True),
+        (True, "conflict", 409, True),
+        # Whatever it is refused for was so the first time.
+        (True, "key-conflict", 422, False),
+        (True, "invalid", 400, False),
+        # Nothing of it had left.
+        (False, "unauthorized", 401, False),
+    ],
+)
+def test_a_refusal_that_answers_a_repetition_says_that_the_first_try_may_be_done(
+    lost: bool, slug: str, status: int, maybe_done: bool
+) -> None:
+    server = Scripted([NoReply("gone", left=lost), refused(slug, status)])
+    with pytest.raises(Problem) as raised:
+        server.run(api.enqueue(server.env(), "greet", None, key="k"))
+    assert raised.value.maybe_done is maybe_done
+    assert ("not known" in str(raised.value)) is maybe_done
+
+
+def test_a_read_changed_nothing_however_often_it_was_tried() -> None:
+    server = Scripted([NoReply("gone", left=True), refused("unauthorized", 401)])
+    with pytest.raises(Problem) as raised:
+        server.run(api.get(server.env(), "msg_1"))
+    assert not raised.value.maybe_done
+
+
 def test_what_cannot_succeed_is_not_tried_again() -> None:
     server = Scripted([refused("key-conflict", 422, fix="use another key")])
     with pytest.raises(KeyConflict, match="hint: use another key"):

@@ -67,7 +67,7 @@ pub struct Cancel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CalledOff {
-    /// On the spot.
+    /// On the spot, or before.
     Now,
     /// Kept as a wish: a run is under way, or an open effect has to be decided first.
     Requested,

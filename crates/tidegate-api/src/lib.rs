@@ -51,7 +51,7 @@ pub use list::{Page, Summary};
 pub use message::{Answer, Effect, Ending, Evidence, Failure, Lease, Message, Show};
 pub use operation::{
     ActOnOperation, NewOperation, Operation, OperationAct, OperationState, Operations, Pace, Preview, PreviewOperation,
-    QueueCount, RefusedMessage, Selection, Stepped, Waits,
+    QueueCount, RefusedMessage, Selection, Stepped, Waits, check_code,
 };
 pub use parked::{Parked, ParkedPage};
 pub use problem::{PROBLEM_JSON, Problem, ProblemType, Refusal};

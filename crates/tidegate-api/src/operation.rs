@@ -48,18 +48,26 @@ impl From<store::Selection> for Selection {
     }
 }
 
+/// Whether messages can be looked for by this code. PostgreSQL holds no NUL, and what else is no sign is a mistake.
+///
+/// # Errors
+/// `Invalid` when it has a control character in it.
+pub fn check_code(code: Option<&str>) -> Result<(), StoreError> {
+    match code.filter(|code| code.chars().any(char::is_control)) {
+        None => Ok(()),
+        Some(code) => Err(StoreError::invalid(format!("the code {code:?} has a control character in it"))
+            .hint("codes are words, such as declined; look by queue, kind or group where one is not")),
+    }
+}
+
 impl Selection {
     /// The selection as a store takes it, in a request of this tenant.
     ///
     /// # Errors
-    /// `Invalid` when it names a tenant and every tenant, or a code that no store can hold.
+    /// `Invalid` when it names a tenant and every tenant, or a code with control characters.
     pub fn into_selection(self, of: &Tenant) -> Result<store::Selection, StoreError> {
         let Self { ids, tenant, all_tenants, queue, kind, code, group } = self;
-        if code.as_ref().is_some_and(|code| code.contains('\0')) {
-            return Err(
-                StoreError::invalid("the code of the selection has a NUL in it").hint("no failure has such a code")
-            );
-        }
+        check_code(code.as_deref())?;
         let tenant = match (tenant, all_tenants) {
             (Some(tenant), true) => {
                 let what = format!("both tenant {:?} and all_tenants say whose messages", tenant.as_str());

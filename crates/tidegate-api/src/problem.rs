@@ -70,6 +70,9 @@ impl Problem {
         if self.kind == ProblemType::InFlight {
             error = error.in_flight();
         }
+        if self.kind == ProblemType::Forbidden {
+            error = error.forbidden();
+        }
         if let Some(seconds) = self.retry_after_s {
             error = error.retry_after(std::time::Duration::from_secs(seconds));
         }
@@ -240,7 +243,7 @@ problem_types! {
     /// The store could not be reached or could not commit: whether the request took effect is not known.
     Unavailable = "unavailable", 503, true, "the store cannot be reached",
         "send the same request again after Retry-After; under the same key nothing is done twice", Unavailable;
-    /// The server is being stopped, and another one is started, or it has more work than it takes on.
+    /// The server is being stopped, and another one is started, or it has more work than it takes on. Nothing was done.
     Busy = "busy", 503, true, "the server takes no more requests at this moment",
         "send the same request again after Retry-After", Unavailable;
 }
@@ -311,5 +314,9 @@ mod tests {
         assert_eq!(Refusal::of(&StoreError::invalid("of a store")), None);
         let in_flight = Problem::new(ProblemType::InFlight, "another request has the key").into_store_error();
         assert!(in_flight.is_in_flight() && in_flight.hint_text().is_none(), "{in_flight:?}");
+        for kind in ProblemType::ALL {
+            let is_forbidden = Problem::new(*kind, "x").into_store_error().is_forbidden();
+            assert_eq!(is_forbidden, *kind == ProblemType::Forbidden, "{kind:?}");
+        }
     }
 }

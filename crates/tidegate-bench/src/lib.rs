@@ -16,6 +16,7 @@ mod pickup;
 mod preload;
 mod raw;
 mod server;
+pub mod slow;
 mod verbs;
 
 use std::path::{Path, PathBuf};

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_remote::ServerUrl;
 
 use crate::exit::{Code, Problem};
-use crate::settings::nearest;
+use crate::settings::{line_of, nearest};
 
 /// How one server is reached.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,9 +67,7 @@ impl Contexts {
         };
         let read: Self = toml::from_str(&text).map_err(|error| {
             // Not the text around the place: it may be a token.
-            let before = error.span().and_then(|span| text.get(..span.start));
-            let line = before.map(|before| before.matches('\n').count() + 1);
-            let place = line.map_or_else(String::new, |line| format!(", line {line}"));
+            let place = line_of(&error, &text);
             Problem::usage(format!("{shown}{place} is no file of contexts: {}", unquoted(error.message())))
                 .hint("repair it, or remove it and begin anew: tidegate context set NAME --url URL")
         })?;

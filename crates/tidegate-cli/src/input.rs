@@ -206,11 +206,17 @@ pub(crate) fn why_not(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
     match error.classify() {
-        serde_json::error::Category::Data => what.to_owned(),
+        // With the value in it, which may be as long as the line.
+        serde_json::error::Category::Data => shortened(what),
         serde_json::error::Category::Syntax | serde_json::error::Category::Eof | serde_json::error::Category::Io => {
             format!("not JSON: {what} at column {}", error.column())
         }
     }
+}
+
+fn shortened(what: &str) -> String {
+    let short: String = what.chars().take(300).collect();
+    if short.len() < what.len() { format!("{short}…") } else { short }
 }
 
 fn of_envelope(envelope: Envelope<'_>, defaults: &Defaults) -> Result<NewMessage, String> {

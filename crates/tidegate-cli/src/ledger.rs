@@ -52,7 +52,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Line>, Problem> {
     Ok(lines.map(|(number, line)| Line { number, entry: object(line.trim()) }).collect())
 }
 
-fn object(line: &str) -> Result<Entry, String> {
+pub(crate) fn object(line: &str) -> Result<Entry, String> {
     // Members stay as they are written: through a number type, large amounts would become others.
     let members: BTreeMap<String, Box<RawValue>> =
         serde_json::from_str(line).map_err(|error| match serde_json::from_str::<&RawValue>(line) {
@@ -63,7 +63,7 @@ fn object(line: &str) -> Result<Entry, String> {
     Ok(Entry { members, json: line.to_owned(), texts: false })
 }
 
-fn records(text: &str) -> Result<Vec<Line>, csv::Error> {
+pub(crate) fn records(text: &str) -> Result<Vec<Line>, csv::Error> {
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let heading = reader.headers()?.clone();
     let mut layout = Layout::default();

@@ -22,6 +22,8 @@ mod enqueue;
 mod erase;
 mod exit;
 mod explain;
+#[cfg(test)]
+mod fuzzed;
 mod get;
 mod groups;
 mod input;

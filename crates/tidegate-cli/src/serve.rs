@@ -6,6 +6,7 @@
 //! ready and that it lives, and takes sockets that were opened for it.
 
 use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tidegate::store::{Act, ChangeQueue, QueueChange};
 use tidegate::{Address, Store, Tidegate};
-use tidegate_server::{Demand, Guard, Health, Limits, Pace, Serve, Serving, Stop, Tls, router, serve};
+use tidegate_server::{Demand, Guard, Health, Limits, Pace, Rate, Serve, Serving, Stop, Tls, router, serve};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -408,7 +409,16 @@ fn limits(settings: &Settings) -> Limits {
     limits.wait = settings.span("limits.wait");
     limits.queues = settings.count("limits.queues");
     limits.new_queue_depth = settings.maybe_count("limits.new_queue_depth");
+    limits.rate = rate(settings);
     limits
+}
+
+fn rate(settings: &Settings) -> Option<Rate> {
+    // More than fits is more than any client can send.
+    let number =
+        |key: &str| settings.maybe_count(key).and_then(|n| NonZeroU32::new(u32::try_from(n).unwrap_or(u32::MAX)));
+    let per_s = number("limits.requests_per_s")?;
+    Some(Rate { per_s, burst: number("limits.requests_burst").unwrap_or(per_s) })
 }
 
 fn pace(settings: &Settings) -> Pace {

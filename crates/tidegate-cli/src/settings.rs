@@ -141,7 +141,7 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(at);
     let shift = match unit.trim() {
@@ -247,7 +247,12 @@ pub(crate) const TABLE: &[Setting] = &[
         Some("false"),
         "Asks nobody for a token: whoever reaches it may do everything.",
     ),
-    set("limits.body", Sort::Size, Some("1MiB"), "The longest body of a request."),
+    set(
+        "limits.body",
+        Sort::Size,
+        Some("4MiB"),
+        "The longest body of a request; where it is not set, at least twice limits.payload and 64KiB.",
+    ),
     set("limits.payload", Sort::Size, Some("1MiB"), "The largest payload, result or effect value."),
     set("limits.headers", Sort::Size, Some("16KiB"), "The longest head of a request, at most 24KiB."),
     set("limits.json_depth", Sort::Count, Some("64"), "The deepest nesting of JSON."),
@@ -281,6 +286,18 @@ pub(crate) const TABLE: &[Setting] = &[
         Sort::Count,
         None,
         "The limit that a queue gets which a request makes; none, unless it is set.",
+    ),
+    set(
+        "limits.requests_per_s",
+        Sort::Count,
+        None,
+        "The most requests a second of one token, or of one address without one; no limit, unless it is set. What is written under a lease does not count.",
+    ),
+    set(
+        "limits.requests_burst",
+        Sort::Count,
+        None,
+        "The most requests of one token or address at once; unless it is set, as many as a second's.",
     ),
 ];
 
@@ -483,18 +500,19 @@ impl Settings {
             }
         };
         self.file = Some(path.to_owned());
-        let table: toml::Table = match text.parse() {
-            Ok(table) => table,
-            Err(e) => {
-                let what = e.to_string();
-                let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
-                return self.wrong.push(
-                    Problem::usage(format!("{} is no TOML: {what}", path.display()))
-                        .hint("tidegate config print shows what a file may say"),
-                );
-            }
-        };
-        self.read_table("", &table, path);
+        self.read_text(&text, path);
+    }
+
+    /// What a file says.
+    pub(crate) fn read_text(&mut self, text: &str, path: &Path) {
+        match text.parse::<toml::Table>() {
+            Ok(table) => self.read_table("", &table, path),
+            // Not the text around the place: the address of a store may have a password in it.
+            Err(error) => self.wrong.push(
+                Problem::usage(format!("{}{} is no TOML: {}", path.display(), line_of(&error, text), error.message()))
+                    .hint("tidegate config print shows what a file may say"),
+            ),
+        }
     }
 
     fn read_table(&mut self, before: &str, table: &toml::Table, path: &Path) {
@@ -556,7 +574,7 @@ impl Settings {
     }
 
     /// Each value by its sort, and what has to go together.
-    fn check(&mut self) {
+    pub(crate) fn check(&mut self) {
         for setting in TABLE {
             let Some(Value { text, origin }) = self.values.get(setting.key) else { continue };
             if let Err(why) = setting.sort.check(text) {
@@ -597,13 +615,36 @@ impl Settings {
         if self.switch("tokens.required") && self.switch("insecure.no_tokens") {
             wrong.push(Problem::usage("tokens are both required and switched off").hint("leave one of the two out"));
         }
+        self.fit_bodies();
         if self.size("limits.headers") > 24 << 10 {
             wrong.push(Problem::usage("limits.headers is over 24KiB").hint("clients should send less"));
+        }
+        if self.maybe_count("limits.requests_burst").is_some() && self.maybe_count("limits.requests_per_s").is_none() {
+            wrong.push(
+                Problem::usage("limits.requests_burst is set and limits.requests_per_s is not")
+                    .hint("a burst is of a limit: set both, or leave both out"),
+            );
         }
         if self.size("limits.body_rate") > u64::from(u32::MAX) {
             wrong.push(Problem::usage("limits.body_rate is too large"));
         }
         self.wrong.append(&mut wrong);
+    }
+
+    /// A body holds the largest payload, in base64 as well, and what stands around it.
+    fn fit_bodies(&mut self) {
+        let payload = self.size("limits.payload");
+        let fits = payload.saturating_mul(2).saturating_add(64 << 10);
+        let body = self.size("limits.body");
+        let Some(value) = self.values.get_mut("limits.body") else { return };
+        if value.origin == Origin::Default && body < fits {
+            value.text = format!("{}KiB", fits.div_ceil(1 << 10));
+        } else if body <= payload {
+            self.odd.push(format!(
+                "limits.body is {}, from {}: a payload of {payload} bytes, which limits.payload allows, does not fit into it",
+                value.text, value.origin
+            ));
+        }
     }
 
     /// What is wrong, as one problem: the first, and how many more there are.
@@ -676,6 +717,12 @@ impl Settings {
     pub(crate) fn span(&self, key: &str) -> Duration {
         self.text(key).and_then(|text| duration(text).ok()).unwrap_or_default()
     }
+}
+
+/// In which line a text is wrong, if that is known.
+pub(crate) fn line_of(error: &toml::de::Error, text: &str) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    before.map_or_else(String::new, |before| format!(", line {}", before.matches('\n').count() + 1))
 }
 
 fn find(key: &str) -> Option<&'static Setting> {
@@ -774,6 +821,20 @@ mod tests {
             ("limits.wait", "1s", "config.toml"),
         ];
         assert_eq!(found, expected.map(|(key, text, origin)| (key, text, origin.to_owned())));
+    }
+
+    #[test]
+    fn a_body_holds_a_payload_of_the_limit_unless_it_is_said_otherwise() {
+        let bodies = |file| {
+            let settings = gathered(file, &[], &[]);
+            assert_eq!(wrong(&settings), "");
+            (settings.size("limits.body"), settings.odd.len())
+        };
+        assert_eq!(bodies(""), (4 << 20, 0));
+        assert_eq!(bodies("[limits]\npayload = \"3MiB\""), ((6 << 20) + (64 << 10), 0));
+        assert_eq!(bodies("[limits]\npayload = \"1KiB\""), (4 << 20, 0));
+        assert_eq!(bodies("[limits]\nbody = \"2MiB\""), (2 << 20, 0));
+        assert_eq!(bodies("[limits]\nbody = \"1MiB\""), (1 << 20, 1));
     }
 
     #[test]
@@ -878,6 +939,20 @@ mod tests {
             assert_eq!(wrong(&gathered(file, &[], &[])), "", "{file}");
         }
         assert!(wrong(&gathered("[tls]\ncert = \"c\"", &[], &[])).contains("tls.key is not"));
+    }
+
+    #[test]
+    fn a_password_beside_a_mistake_is_not_shown() {
+        let told = wrong(&gathered("drain = \"1s\"\nstore = \"postgres://u:secret@h/d\" x", &[], &[]));
+        assert!(told.contains("config.toml, line 2 is no TOML: ") && !told.contains("secret"), "{told}");
+    }
+
+    #[test]
+    fn a_burst_without_a_rate_is_refused() {
+        let told = wrong(&gathered("[limits]\nrequests_burst = 5", &[], &[]));
+        assert!(told.contains("limits.requests_burst is set and limits.requests_per_s is not"), "{told}");
+        assert_eq!(wrong(&gathered("[limits]\nrequests_per_s = 5", &[], &[])), "");
+        assert_eq!(wrong(&gathered("[limits]\nrequests_per_s = 5\nrequests_burst = 50", &[], &[])), "");
     }
 
     #[test]

@@ -6,15 +6,13 @@
 //! goes through doubles instead, which turns 9007199254740993 into …992 and so merges two payloads.)
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::fmt;
 
 use crate::id::{Kind, digest16};
+use crate::scan::{Member, Out, Scanner, short};
 
 /// The deepest nesting of arrays and objects that is read.
 pub const MAX_DEPTH: usize = 64;
-/// So many members of one object are compared one by one.
-const FEW_MEMBERS: usize = 16;
 
 /// Why a text is no canonicalisable JSON, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,239 +57,67 @@ impl fmt::Debug for Fingerprint {
 /// When the text is not JSON, nests deeper than [`MAX_DEPTH`], names a member twice, or holds a number that does not
 /// survive a double.
 pub fn canonicalize(text: &str) -> Result<String, CanonicalError> {
-    let mut reader = Reader { text, at: 0, path: Vec::new() };
-    let mut out = String::with_capacity(text.len());
-    reader.space();
-    reader.value(&mut out)?;
-    reader.space();
-    if reader.at < text.len() {
-        return Err(reader.wrong("more text after the value"));
-    }
-    Ok(out)
+    Scanner::new(text, MAX_DEPTH, String::with_capacity(text.len())).whole()
 }
 
-enum Step<'a> {
-    Member(Cow<'a, str>),
-    Item(usize),
+/// Whether a text is JSON that everybody reads alike: the same without a canonical text. What a number is worth is not
+/// looked at, only whether it is one.
+///
+/// # Errors
+/// When the text is not JSON, nests deeper than `depth`, or names a member twice.
+pub fn look_through(text: &str, depth: usize) -> Result<(), CanonicalError> {
+    Scanner::new(text, depth, Nowhere).whole().map(|Nowhere| ())
 }
 
-/// A member that was written: its name, and where its text begins.
-struct Member<'a> {
-    name: Cow<'a, str>,
-    from: usize,
+/// The path of the value in which a reader of the text stood at this byte. The text is JSON: it was looked through.
+#[must_use]
+pub fn place_of(text: &str, byte: usize) -> String {
+    // The only way not to come to its end is to come to the place.
+    match Scanner::new(text, usize::MAX, Nowhere).until(byte).whole() {
+        Ok(Nowhere) => "$".to_owned(),
+        Err(stopped) => stopped.path,
+    }
 }
 
-struct Reader<'a> {
-    text: &'a str,
-    at: usize,
-    path: Vec<Step<'a>>,
+/// Where nothing is written to.
+struct Nowhere;
+
+impl Out for Nowhere {
+    fn at(&self) -> usize {
+        0
+    }
+
+    fn plain(&mut self, _: &str) {}
+
+    fn string(&mut self, _: &Cow<'_, str>) {}
+
+    fn number(&mut self, literal: &str) -> Result<(), String> {
+        if is_number(literal) { Ok(()) } else { Err(no_number(literal)) }
+    }
+
+    fn sort(&mut self, _: usize, _: &[Member<'_>]) {}
 }
 
-impl<'a> Reader<'a> {
-    fn wrong(&self, what: impl Into<String>) -> CanonicalError {
-        let mut path = String::from("$");
-        for step in &self.path {
-            match step {
-                Step::Member(name) => {
-                    path.push('.');
-                    path.push_str(name);
-                }
-                Step::Item(index) => path.push_str(&format!("[{index}]")),
-            }
-        }
-        CanonicalError { path, what: what.into(), offset: self.at }
+impl Out for String {
+    fn at(&self) -> usize {
+        self.len()
     }
 
-    fn peek(&self) -> Option<u8> {
-        self.text.as_bytes().get(self.at).copied()
+    fn plain(&mut self, text: &str) {
+        self.push_str(text);
     }
 
-    fn space(&mut self) {
-        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
-            self.at += 1;
-        }
+    fn string(&mut self, string: &Cow<'_, str>) {
+        write_string(self, string);
     }
 
-    fn eat(&mut self, byte: u8) -> bool {
-        let found = self.peek() == Some(byte);
-        self.at += usize::from(found);
-        found
-    }
-
-    fn unexpected(&self) -> CanonicalError {
-        match self.text[self.at..].chars().next() {
-            Some(c) => self.wrong(format!("unexpected {c:?}")),
-            None => self.wrong("the text ends too early"),
-        }
-    }
-
-    fn value(&mut self, out: &mut String) -> Result<(), CanonicalError> {
-        match self.peek() {
-            Some(b'{') => self.object(out),
-            Some(b'[') => self.array(out),
-            Some(b'"') => {
-                let string = self.string()?;
-                write_string(out, &string);
-                Ok(())
-            }
-            Some(b'-' | b'0'..=b'9') => self.number(out),
-            _ => self.word(out),
-        }
-    }
-
-    fn word(&mut self, out: &mut String) -> Result<(), CanonicalError> {
-        let Some(word) = ["true", "false", "null"].into_iter().find(|word| self.text[self.at..].starts_with(word))
-        else {
-            return Err(self.unexpected());
-        };
-        self.at += word.len();
-        out.push_str(word);
+    fn number(&mut self, literal: &str) -> Result<(), String> {
+        self.push_str(&canonical_number(literal)?);
         Ok(())
     }
 
-    fn enter(&mut self, step: Step<'a>) -> Result<(), CanonicalError> {
-        if self.path.len() == MAX_DEPTH {
-            return Err(self.wrong(format!("nested deeper than {MAX_DEPTH} levels")));
-        }
-        self.path.push(step);
-        Ok(())
-    }
-
-    fn array(&mut self, out: &mut String) -> Result<(), CanonicalError> {
-        self.at += 1;
-        out.push('[');
-        self.space();
-        if self.eat(b']') {
-            out.push(']');
-            return Ok(());
-        }
-        for index in 0.. {
-            self.enter(Step::Item(index))?;
-            self.space();
-            self.value(out)?;
-            self.path.pop();
-            self.space();
-            if self.eat(b']') {
-                break;
-            }
-            if !self.eat(b',') {
-                return Err(self.unexpected());
-            }
-            out.push(',');
-        }
-        out.push(']');
-        Ok(())
-    }
-
-    /// Writes the members as they come, which is their order where a program wrote them sorted; else puts them in order after.
-    fn object(&mut self, out: &mut String) -> Result<(), CanonicalError> {
-        self.at += 1;
-        let start = out.len();
-        out.push('{');
-        let mut members: Vec<Member<'a>> = Vec::new();
-        let mut sorted = true;
-        // Of a few members each is compared with each; of very many, that would be work for an attacker to order.
-        let mut many: HashSet<Cow<'a, str>> = HashSet::new();
-        self.space();
-        if !self.eat(b'}') {
-            loop {
-                self.space();
-                if self.peek() != Some(b'"') {
-                    return Err(self.unexpected());
-                }
-                let name = self.string()?;
-                self.enter(Step::Member(name.clone()))?;
-                self.space();
-                if !self.eat(b':') {
-                    return Err(self.unexpected());
-                }
-                self.space();
-                if !members.is_empty() {
-                    out.push(',');
-                }
-                let from = out.len();
-                write_string(out, &name);
-                out.push(':');
-                self.value(out)?;
-                // A name behind all others is none of them.
-                sorted = sorted && members.last().is_none_or(|last| last.name < name);
-                let known = !sorted
-                    && if members.len() < FEW_MEMBERS {
-                        members.iter().any(|known| known.name == name)
-                    } else {
-                        if many.is_empty() {
-                            many.extend(members.iter().map(|known| known.name.clone()));
-                        }
-                        !many.insert(name.clone())
-                    };
-                if known {
-                    return Err(self.wrong(format!("member {name:?} appears twice")));
-                }
-                self.path.pop();
-                members.push(Member { name, from });
-                self.space();
-                if self.eat(b'}') {
-                    break;
-                }
-                if !self.eat(b',') {
-                    return Err(self.unexpected());
-                }
-            }
-        }
-        if !sorted {
-            sort(out, start, &members);
-        }
-        out.push('}');
-        Ok(())
-    }
-
-    /// Reads a string by serde's rules for escapes; finds its end by ours. A borrowed one is written as it stands.
-    fn string(&mut self) -> Result<Cow<'a, str>, CanonicalError> {
-        let start = self.at;
-        self.at += 1;
-        let mut plain = true;
-        loop {
-            let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
-            let Some(next) = rest.iter().position(|&byte| byte == b'"' || byte == b'\\' || byte < b' ') else {
-                self.at = self.text.len();
-                return Err(self.wrong("a string is not closed"));
-            };
-            self.at += next;
-            match rest[next] {
-                b'"' => break,
-                b'\\' => self.at += 2,
-                _ => self.at += 1,
-            }
-            plain = false;
-        }
-        self.at += 1;
-        let literal = &self.text[start..self.at];
-        if plain {
-            // Nothing to decode and nothing that JSON forbids in a string: most strings.
-            return Ok(Cow::Borrowed(&literal[1..literal.len() - 1]));
-        }
-        serde_json::from_str(literal).map(Cow::Owned).map_err(|e| {
-            self.at = start;
-            self.wrong(format!("not a string: {e}"))
-        })
-    }
-
-    fn number(&mut self, out: &mut String) -> Result<(), CanonicalError> {
-        let start = self.at;
-        while matches!(self.peek(), Some(b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9')) {
-            self.at += 1;
-        }
-        let literal = &self.text[start..self.at];
-        match canonical_number(literal) {
-            Ok(number) => {
-                out.push_str(&number);
-                Ok(())
-            }
-            Err(what) => {
-                self.at = start;
-                Err(self.wrong(what))
-            }
-        }
+    fn sort(&mut self, start: usize, members: &[Member<'_>]) {
+        sort(self, start, members);
     }
 }
 
@@ -341,29 +167,43 @@ struct Decimal {
     exponent: i64,
 }
 
-/// Reads a JSON number literal; `None` when the grammar of RFC 8259 does not allow it.
-fn decimal(literal: &str) -> Option<Decimal> {
-    let (negative, unsigned) = literal.strip_prefix('-').map_or((false, literal), |rest| (true, rest));
+/// The parts of a JSON number literal: whole digits, those of the fraction, and the exponent as it is written. `None` when
+/// the grammar of RFC 8259 does not allow it.
+fn parts(unsigned: &str) -> Option<(&str, &str, &str)> {
+    let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
     let (mantissa, exponent) = match unsigned.split_once(['e', 'E']) {
         Some((mantissa, exponent)) => {
-            let digits = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
-            if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            let written = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
+            if written.is_empty() || !digits(written) {
                 return None;
             }
-            (mantissa, exponent.strip_prefix('+').unwrap_or(exponent).parse::<i32>().ok()?)
+            (mantissa, exponent)
         }
-        None => (unsigned, 0),
+        None => (unsigned, "0"),
     };
     let (whole, fraction) = match mantissa.split_once('.') {
         Some((_, "")) => return None,
         Some(parts) => parts,
         None => (mantissa, ""),
     };
-    let all_digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
     let leading_zero = whole.len() > 1 && whole.starts_with('0');
-    if whole.is_empty() || leading_zero || !all_digits(whole) || !all_digits(fraction) {
-        return None;
-    }
+    let sound = !whole.is_empty() && !leading_zero && digits(whole) && digits(fraction);
+    sound.then_some((whole, fraction, exponent))
+}
+
+fn is_number(literal: &str) -> bool {
+    parts(literal.strip_prefix('-').unwrap_or(literal)).is_some()
+}
+
+fn no_number(literal: &str) -> String {
+    format!("not a JSON number: {}", short(literal))
+}
+
+/// Reads a JSON number literal; `None` when it is none, or of an exponent that no reader has a number for.
+fn decimal(literal: &str) -> Option<Decimal> {
+    let (negative, unsigned) = literal.strip_prefix('-').map_or((false, literal), |rest| (true, rest));
+    let (whole, fraction, exponent) = parts(unsigned)?;
+    let exponent = exponent.strip_prefix('+').unwrap_or(exponent).parse::<i32>().ok()?;
     let all = format!("{whole}{fraction}");
     let kept = all.trim_end_matches('0');
     let dropped = i64::try_from(all.len() - kept.len()).ok()?;
@@ -376,10 +216,9 @@ fn decimal(literal: &str) -> Option<Decimal> {
 }
 
 fn canonical_number(literal: &str) -> Result<String, String> {
-    let short = || literal.chars().take(60).collect::<String>();
-    let number = decimal(literal).ok_or_else(|| format!("not a JSON number: {}", short()))?;
+    let number = decimal(literal).ok_or_else(|| no_number(literal))?;
     if literal.contains(['.', 'e', 'E']) && !survives_a_double(literal, &number) {
-        return Err(format!("the number {} does not survive a double; send it as a string", short()));
+        return Err(format!("the number {} does not survive a double; send it as a string", short(literal)));
     }
     Ok(write_decimal(&number))
 }
@@ -522,6 +361,42 @@ mod tests {
         assert!(canonicalize(&deep(100_000)).is_err());
     }
 
+    #[test]
+    fn who_only_looks_bounds_nesting_as_it_was_told_at_the_very_level() {
+        let deep = |n: usize| "[".repeat(n) + &"]".repeat(n);
+        assert_eq!(look_through(&deep(65), 64), Ok(()), "65 brackets are 64 levels of items and an empty list");
+        assert!(look_through(&deep(66), 64).unwrap_err().what.contains("deeper than 64"));
+        assert!(look_through(&deep(1_000_000), 64).unwrap_err().what.contains("deeper than 64"));
+        assert!(look_through(&deep(3), 1).is_err() && look_through(&deep(2), 1).is_ok());
+    }
+
+    #[test]
+    fn an_object_with_very_many_members_is_looked_through_in_one_go() {
+        let many: Vec<String> = (0..200_000).map(|n| format!("\"m{n}\":0")).collect();
+        let once = format!("{{{}}}", many.join(","));
+        assert_eq!(look_through(&once, 64), Ok(()));
+        let twice = format!("{{{},\"m7\":1}}", many.join(","));
+        assert_eq!(look_through(&twice, 64).unwrap_err().path, "$.m7");
+    }
+
+    #[test]
+    fn an_error_shows_as_much_of_a_name_as_a_person_reads() {
+        let name = "n".repeat(100_000);
+        let error = canonicalize(&format!(r#"{{"{name}":1,"{name}":2}}"#)).unwrap_err().to_string();
+        assert!(error.len() < 500 && error.contains("nnn…"), "{} bytes", error.len());
+        let error = canonicalize(&format!(r#"{{"{name}":{{"{name}":{}}}}}"#, "1".repeat(100_000) + "x")).unwrap_err();
+        assert!(error.to_string().len() < 500, "{} bytes", error.to_string().len());
+    }
+
+    #[test]
+    fn a_place_is_the_value_in_which_a_reader_stood() {
+        let text = r#"{"a":[1,{"b":"x"}],"c":2}"#;
+        for (byte, place) in [(0, "$"), (4, "$.a"), (6, "$.a[0]"), (10, "$.a[1].b"), (15, "$.a[1].b"), (22, "$.c")] {
+            assert_eq!(place_of(text, byte), place, "{byte}");
+        }
+        assert_eq!(place_of(text, 1000), "$");
+    }
+
     fn json() -> impl Strategy<Value = serde_json::Value> {
         let leaf = prop_oneof![
             Just(serde_json::Value::Null),
@@ -560,9 +435,20 @@ mod tests {
 
         #[test]
         fn what_is_taken_is_json_to_serde_as_well(text in r#"[\[\]{}",:0-9eE.+\-tfn \\u]{0,24}"#) {
-            if canonicalize(&text).is_ok() {
-                prop_assert!(serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok(), "{}", text);
+            let is_json = || serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
+            if look_through(&text, MAX_DEPTH).is_ok() {
+                prop_assert!(is_json(), "{}", text);
+            } else {
+                // The canonical form refuses more (numbers), never less.
+                prop_assert!(canonicalize(&text).is_err(), "{}", text);
             }
+        }
+
+        #[test]
+        fn a_member_that_is_doubled_anywhere_is_found(value in json(), name in "[a-c]{1,2}") {
+            let doubled = format!("{{\"x\":[{value},{{\"{name}\":1,\"y\":{value},\"{name}\":2}}]}}");
+            let wrong = look_through(&doubled, 64).unwrap_err();
+            prop_assert_eq!(wrong.path, format!("$.x[1].{name}"));
         }
     }
 }

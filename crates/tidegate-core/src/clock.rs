@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::id::quoted;
+
 /// A moment of wall-clock time: milliseconds since 1970-01-01T00:00:00Z.
 ///
 /// Milliseconds, because a 48-bit integer is what an engine stores in every row; durations inside a process are measured
@@ -74,9 +76,11 @@ impl std::str::FromStr for Timestamp {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse::<jiff::Timestamp>()
-            .map(|moment| Self::from_millis(moment.as_millisecond()))
-            .map_err(|e| format!("not a time: {text:?} ({e}); hint: RFC 3339, such as 2026-11-23T10:00:00Z"))
+        text.parse::<jiff::Timestamp>().map(|moment| Self::from_millis(moment.as_millisecond())).map_err(|e| {
+            // What is wrong is told with the text in it, which may be of any length.
+            let why: String = e.to_string().chars().take(200).collect();
+            format!("not a time: {} ({why}); hint: RFC 3339, such as 2026-11-23T10:00:00Z", quoted(text))
+        })
     }
 }
 

@@ -58,6 +58,7 @@ struct Inner {
     retry_after: Option<Duration>,
     message_id: Option<MessageId>,
     in_flight: bool,
+    forbidden: bool,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -71,6 +72,7 @@ impl StoreError {
             retry_after: None,
             message_id: None,
             in_flight: false,
+            forbidden: false,
             source: None,
         }))
     }
@@ -100,6 +102,20 @@ impl StoreError {
     #[must_use]
     pub fn in_flight(mut self) -> Self {
         self.0.in_flight = true;
+        self
+    }
+
+    /// Says that whoever asks is known, and may not do this.
+    #[must_use]
+    pub fn forbidden(mut self) -> Self {
+        self.0.forbidden = true;
+        self
+    }
+
+    /// Says more about what was wrong.
+    #[must_use]
+    pub fn moreover(mut self, more: impl fmt::Display) -> Self {
+        self.0.what = format!("{}; {more}", self.0.what);
         self
     }
 
@@ -144,6 +160,12 @@ impl StoreError {
     #[must_use]
     pub fn is_in_flight(&self) -> bool {
         self.0.in_flight
+    }
+
+    /// Whether all that is wrong is that whoever asks may not do this. A store in this process never says so.
+    #[must_use]
+    pub fn is_forbidden(&self) -> bool {
+        self.0.forbidden
     }
 
     /// A write under a token that is not current.

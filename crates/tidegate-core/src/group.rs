@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::effect::{EffectRow, EffectState};
 use crate::error::StoreError;
-use crate::id::{EffectName, Kind, digest16};
+use crate::id::{self, EffectName, Kind, digest16};
 
 /// Names a group of failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,7 +56,7 @@ impl FromStr for GroupId {
         let digits = text.strip_prefix(PREFIX).filter(|digits| digits.len() == 16);
         let digits = digits.filter(|digits| digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
         digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).map(Self).ok_or_else(|| {
-            StoreError::invalid(format!("group {text:?} is not grp_ and 16 hexadecimal digits"))
+            StoreError::invalid(format!("group {} is not grp_ and 16 hexadecimal digits", id::quoted(text)))
                 .hint("groups are listed by: tidegate dead groups")
         })
     }

@@ -24,7 +24,7 @@ fn check_name(what: &str, name: &str) -> Result<(), StoreError> {
 }
 
 /// A value in an error message: quoted, escaped, cut to a readable length.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let short: String = text.chars().take(80).collect();
     if short.len() < text.len() { format!("{short:?}… ({} bytes)", text.len()) } else { format!("{short:?}") }
 }

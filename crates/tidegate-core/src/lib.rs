@@ -23,6 +23,7 @@ pub mod lifecycle;
 pub mod message;
 pub mod migration;
 pub mod retry;
+mod scan;
 pub mod store;
 pub mod token;
 

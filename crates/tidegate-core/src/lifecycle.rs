@@ -612,16 +612,17 @@ fn pause(facts: &Facts, after: Option<Duration>, backoff: bool, counted: bool, p
 /// What a request to cancel means now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cancellation {
-    /// Called off on the spot.
+    /// Called off on the spot; also said of one that was called off before.
     Now,
     /// Kept as a wish: a run is under way, or an open effect has to be decided first.
     Requested,
 }
 
-/// Decides about a request to cancel.
+/// Decides about a request to cancel. One that was called off already is told so, and nothing is left to do: whoever asks
+/// again because the reply was lost is not told of a failure.
 ///
 /// # Errors
-/// `Conflict` when it has taken effect already, is parked, or has ended.
+/// `Conflict` when it has taken effect already, is parked, or has ended otherwise.
 pub fn cancel(state: State, journal: &JournalFacts) -> Result<Cancellation, StoreError> {
     let refused = |why: &str, hint: &str| Err(StoreError::conflict(format!("cannot be cancelled: {why}")).hint(hint));
     match state {
@@ -630,10 +631,11 @@ pub fn cancel(state: State, journal: &JournalFacts) -> Result<Cancellation, Stor
         }
         State::Ready if journal.open.is_empty() || canary::is(Canary::CancelDespiteOpenEffect) => Ok(Cancellation::Now),
         State::Ready | State::Leased => Ok(Cancellation::Requested),
+        State::Cancelled => Ok(Cancellation::Now),
         State::Parked => {
             refused("it is parked, its effect may have happened", "resolve it first: tidegate parked resolve")
         }
-        State::Completed | State::Failed | State::Dead | State::Cancelled => {
+        State::Completed | State::Failed | State::Dead => {
             refused(&format!("it is {state}"), "only ready and leased messages can be")
         }
     }

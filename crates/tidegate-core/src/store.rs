@@ -100,12 +100,14 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Verdicts: `NotFound`, `Conflict`. Without a reason all is `Invalid`.
     async fn discard(&self, request: Discard) -> Result<Verdicts<MessageId>, StoreError>;
 
-    /// Calls messages off that have not taken effect.
+    /// Calls messages off that have not taken effect. Repeated it answers where that stands and changes nothing, nor does it
+    /// leave another audit row.
     ///
     /// Verdicts: `NotFound`, `Conflict`.
     async fn cancel(&self, request: Cancel) -> Result<Verdicts<Cancellation>, StoreError>;
 
-    /// Pauses, resumes or limits a queue, with an audit row. Acts on a queue nobody used yet as well.
+    /// Pauses, resumes or limits a queue, with an audit row. Acts on a queue nobody used yet as well. What changes nothing, and
+    /// is what the same actor said last for the same reason, leaves no second row: its reply was lost.
     async fn pause(&self, request: ChangeQueue) -> Result<(), StoreError>;
 
     /// Records what a person or a webhook knows of a parked effect. When all open effects of the message are resolved it
@@ -146,7 +148,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError>;
 
     /// Notes an act in the audit that changed nothing, such as that somebody looked at payloads: one row for each of its
-    /// messages, or one in all when it names none. Whether there are such messages is not asked.
+    /// messages, or one in all when it names none. Whether there are such messages is not asked. The same note again within
+    /// [`NOTED_ONCE_WITHIN`] leaves no second row: its reply was lost.
     async fn note(&self, note: Note) -> Result<(), StoreError>;
 
     /// Everything that is kept of tokens, by name and age; those that ended as well.
@@ -310,6 +313,35 @@ pub struct Journal {
     pub write: JournalWrite,
 }
 
+impl Journal {
+    /// Whether the writes may stand here. That nothing was sent is said with the next intent of the effect, or by the
+    /// settlement that ends the run: alone, or beside another effect, it may come late, when the effect is being sent.
+    ///
+    /// # Errors
+    /// `Invalid`, with the effect of which it is said.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let intended = match &self.write {
+            JournalWrite::Intent { reached, .. } => Some(&reached.effect),
+            JournalWrite::Answer { .. } | JournalWrite::NotSent { .. } | JournalWrite::Natural { .. } => None,
+        };
+        for write in self.before.iter().chain([&self.write]) {
+            if let JournalWrite::NotSent { effect } = write
+                && intended != Some(effect)
+            {
+                return Err(not_sent_here(effect));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What says of this effect that it was not sent has no place where it stands.
+#[must_use]
+pub fn not_sent_here(effect: &EffectId) -> StoreError {
+    StoreError::invalid(format!("that effect {effect} was not sent cannot be said here: it may be on its way by now"))
+        .hint("say it when the effect is reached again, or in the journal of the settlement that ends the run")
+}
+
 /// One transition of one row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "write", rename_all = "snake_case")]
@@ -330,8 +362,8 @@ pub enum JournalWrite {
         /// The answer.
         answer: EffectAnswer,
     },
-    /// The reply to an intent was missing, and so its send never left: `effect::not_sent`. Changes nothing where this lease
-    /// left no intent.
+    /// The reply to an intent was missing, and so its send never left: `effect::not_sent`. Said with the next intent of the
+    /// effect, or by the settlement: [`Journal::check`]. Changes nothing where this lease left no intent.
     NotSent {
         /// Which effect.
         effect: EffectId,
@@ -751,6 +783,10 @@ pub struct ChangeToken {
     pub act: Act,
 }
 
+/// A note that says the same of the same message by the same actor is one note, if so much time lies between. Later it is
+/// another act: whoever looks at a payload again looks again.
+pub const NOTED_ONCE_WITHIN: Duration = Duration::from_secs(60);
+
 /// An act that changes nothing and is kept all the same.
 #[derive(Debug, Clone)]
 pub struct Note {
@@ -889,7 +925,11 @@ pub struct MessageView {
     pub history: Vec<Ending>,
 }
 
-/// A confirmation that came too late to be applied.
+/// So many late confirmations of one effect are kept: the first one and the latest. What came between says nothing that a
+/// person who resolves would decide by, and all of them are counted as [`Counted::RejectedLateWrites`].
+pub const MOST_EVIDENCE: usize = 8;
+
+/// A confirmation that came too late to be applied. The same one again is not kept twice; see [`MOST_EVIDENCE`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Evidence {
     /// When it arrived.

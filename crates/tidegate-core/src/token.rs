@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::clock::{Random, Timestamp};
 use crate::error::{StoreError, StoreErrorKind};
-use crate::id::{Hex, MAX_NAME, QueueName, Tenant, TokenName};
+use crate::id::{Hex, MAX_NAME, QueueName, Tenant, TokenName, quoted};
 
 /// What every token begins with, so that scanners of source code and logs find one that leaked.
 pub const TOKEN_PREFIX: &str = "tg_";
@@ -70,7 +70,7 @@ impl FromStr for Action {
 
     fn from_str(word: &str) -> Result<Self, StoreError> {
         Self::ALL.into_iter().find(|action| action.as_str() == word).ok_or_else(|| {
-            StoreError::invalid(format!("no such action {word:?}"))
+            StoreError::invalid(format!("no such action {}", quoted(word)))
                 .hint("produce, work, read, reveal, operate or admin")
         })
     }
@@ -90,7 +90,7 @@ impl Glob {
         if pattern.len() <= MAX_NAME && pattern.bytes().all(allowed) {
             return Ok(Self(pattern.to_owned()));
         }
-        Err(StoreError::invalid(format!("invalid pattern {pattern:?}"))
+        Err(StoreError::invalid(format!("invalid pattern {}", quoted(pattern)))
             .hint(format!("at most {MAX_NAME} of the characters A-Z a-z 0-9 . _ - and * for any number of them")))
     }
 
@@ -182,7 +182,9 @@ impl FromStr for Scope {
     fn from_str(text: &str) -> Result<Self, StoreError> {
         let (action, queues) = text.split_once(':').unwrap_or((text, "*"));
         if queues.is_empty() {
-            return Err(StoreError::invalid(format!("scope {text:?} names no queue")).hint("write produce:* for all"));
+            return Err(
+                StoreError::invalid(format!("scope {} names no queue", quoted(text))).hint("write produce:* for all")
+            );
         }
         Ok(Self { action: action.parse()?, queues: Glob::new(queues)? })
     }

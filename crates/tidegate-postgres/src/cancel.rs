@@ -9,6 +9,7 @@ use tidegate_core::lifecycle::{self, Cancellation, Next, State};
 use tidegate_core::store::{self, Cancel, Verdicts};
 
 use crate::copied;
+use crate::enqueue;
 use crate::group::Group;
 use crate::names::Lane;
 use crate::place::{self, Ending, Found};
@@ -57,6 +58,9 @@ async fn one(
         return Err(StoreError::conflict(what).hint("cancel it without releasing the key").into());
     }
     let release = if request.release_key { RELEASE } else { 0 };
+    if asked_before(group, &lane, id, found, cancellation, CANCEL | release).await? {
+        return Ok(cancellation);
+    }
     match (cancellation, found) {
         (Cancellation::Now, Found::Ready { life, .. }) => {
             let life = Life { flags: life.flags | release, ..life.clone() };
@@ -69,9 +73,11 @@ async fn one(
             ended?;
             note_history(group, id, &life, &request.act.reason);
         }
+        (Cancellation::Now | Cancellation::Requested, Found::Ended(_)) => release_key(group, &lane, id).await?,
         (Cancellation::Now | Cancellation::Requested, _) => note(group, id, found, CANCEL | release),
     }
     let detail = match (cancellation, request.release_key) {
+        _ if found.state() == State::Cancelled => "key released",
         (Cancellation::Now, false) => "cancelled",
         (Cancellation::Now, true) => "cancelled, key released",
         (Cancellation::Requested, false) => "requested",
@@ -79,6 +85,27 @@ async fn one(
     };
     group.audit(&request.act, "cancel", Some(id), Some(lane.queue_id), detail);
     Ok(cancellation)
+}
+
+/// Whether this was asked for before and stands: the wish, or what came of it. Its reply may have been lost.
+async fn asked_before(
+    group: &Group,
+    lane: &Lane,
+    id: MessageId,
+    found: &Found,
+    cancellation: Cancellation,
+    wish: i64,
+) -> Result<bool, Trouble> {
+    match (cancellation, found) {
+        (Cancellation::Requested, _) => Ok(found.flags() & wish == wish),
+        // It is cancelled. Its key may have been kept then, and is to be freed only now.
+        (Cancellation::Now, Found::Ended(_)) if wish & RELEASE != 0 => {
+            let owner = enqueue::key_row(&group.conn, lane.queue_id, key(group, id).await?.hash()).await?;
+            Ok(owner.is_none_or(|(owner, _)| owner != id))
+        }
+        (Cancellation::Now, Found::Ended(_)) => Ok(true),
+        (Cancellation::Now, Found::Ready { .. } | Found::Leased(_)) => Ok(false),
+    }
 }
 
 /// Keeps the wish until the run ends or the open effect is decided: a worker is told with its next extension.
@@ -103,9 +130,7 @@ pub(crate) async fn called_off(
 ) -> Result<(), Trouble> {
     let release = life.has(RELEASE) && lifecycle::may_release_key(facts);
     if release && !copied::covers(&group.conn, id).await? {
-        // Where it still names this message: the key may be another one's by now.
-        let hash = key(group, id).await?.hash();
-        group.writes.gone_keys.push((lane.queue_id, hash, id));
+        release_key(group, lane, id).await?;
     }
     let ending = Ending { next: Next::Cancelled, result: None, failure: None };
     place::put(group, lane, id, life, &ending, journal);
@@ -125,6 +150,13 @@ pub(crate) fn note_history(group: &mut Group, id: MessageId, life: &Life, reason
         due_at: None,
     };
     place::history(group, id, line);
+}
+
+/// Frees the key where it still names this message: it may be another one's by now.
+async fn release_key(group: &mut Group, lane: &Lane, id: MessageId) -> Result<(), Trouble> {
+    let hash = key(group, id).await?.hash();
+    group.writes.gone_keys.push((lane.queue_id, hash, id));
+    Ok(())
 }
 
 /// The key of a message.

@@ -112,6 +112,7 @@ pub(crate) fn is_current(lease: &LeaseRow, token: LeaseToken, now: Timestamp) ->
 
 /// All writes of an item, or none of them.
 fn one(group: &mut Group, run: &mut Run, item: &Journal) -> Result<EffectRow, Trouble> {
+    item.check()?;
     let message = run.message.as_ref().map_err(StoreError::clone)?;
     let before = run.rows.as_ref().map_err(StoreError::clone)?;
     let mut rows = before.clone();
@@ -255,19 +256,24 @@ pub(crate) fn check_value(limits: Limits, value: &Arc<str>) -> Result<(), StoreE
         .hint("confirm with a reference to what the remote returned"))
 }
 
-/// Keeps confirmations that arrived under a lost lease, for whoever resolves.
+/// Keeps confirmations that arrived under a lost lease, for whoever resolves: of each effect the first and the latest, none
+/// of them twice.
 pub(crate) fn keep_evidence<'a>(group: &mut Group, id: MessageId, writes: impl Iterator<Item = &'a JournalWrite>) {
     for write in writes {
         let JournalWrite::Answer { effect, answer: EffectAnswer::Confirmed { value }, .. } = write else { continue };
         if canary::is(Canary::EvidenceDropped) {
             continue;
         }
-        group.writes.evidence.push(NewEvidence {
+        let late = NewEvidence {
             message: id,
             at: group.now,
             name: effect.name.as_str().to_owned(),
             item: row::stored_item(effect),
             value: value.to_string(),
-        });
+        };
+        // What is stored already the statement leaves out.
+        if !group.writes.evidence.contains(&late) {
+            group.writes.evidence.push(late);
+        }
     }
 }

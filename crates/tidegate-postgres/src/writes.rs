@@ -11,7 +11,7 @@ use tidegate_core::clock::Timestamp;
 use tidegate_core::effect::EffectRow;
 use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::lifecycle::Counters;
-use tidegate_core::store::{Act, Ending};
+use tidegate_core::store::{Act, Ending, MOST_EVIDENCE};
 
 use crate::conn::{Conn, Param, Step};
 use crate::row::{self, LastSettlement, Life, narrow};
@@ -93,7 +93,7 @@ pub(crate) struct NewAudit {
 }
 
 /// A late confirmation to be kept.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct NewEvidence {
     pub(crate) message: MessageId,
     pub(crate) at: Timestamp,
@@ -465,9 +465,20 @@ impl Writes {
     fn noted<'a>(&'a self, parts: &mut Vec<Part<'a>>) {
         const EVIDENCE: &str = "-- journal: late confirmations, as they came
             insert into tidegate.evidence (message, at, name, item, value)
-            select u.* from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::text[])
-                as u(message, at, name, item, value)
-            where exists (select 1 from tidegate.message m where m.id = u.message)";
+            select u.message, u.at, u.name, u.item, u.value
+            from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::text[])
+                with ordinality as u(message, at, name, item, value, place)
+            where exists (select 1 from tidegate.message m where m.id = u.message)
+                and not exists (select 1 from tidegate.evidence e where e.message = u.message and e.name = u.name
+                    and e.item = u.item and e.value = u.value)
+            order by u.place";
+        const EVIDENCE_BOUND: &str = "-- journal: of an effect, the first and the latest late confirmations
+            delete from tidegate.evidence where seq in (
+                select n.seq from (
+                    select seq, row_number() over (partition by message, name, item order by seq) as nth,
+                        count(*) over (partition by message, name, item) as n
+                    from tidegate.evidence where message = any($1::bigint[])) as n
+                where n.nth > 1 and n.nth <= n.n - $2)";
         const HISTORY: &str = "-- history: one line behind the last of its message
             insert into tidegate.history
                 (message, seq, at, due_at, attempt, generation, outcome, state, code, detail)
@@ -496,6 +507,13 @@ impl Writes {
                 rows.iter().map(|evidence| evidence.name.as_str()).collect::<Vec<_>>(),
                 rows.iter().map(|evidence| evidence.item.as_str()).collect::<Vec<_>>(),
                 plain(rows.iter().map(|evidence| evidence.value.as_str())),
+            );
+            let latest = i64::try_from(MOST_EVIDENCE - 1).unwrap_or(i64::MAX);
+            part!(
+                parts,
+                EVIDENCE_BOUND,
+                rows.iter().map(|evidence| evidence.message.as_i64()).collect::<Vec<_>>(),
+                latest,
             );
         }
         let rows = &self.history;

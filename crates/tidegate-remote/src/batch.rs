@@ -46,9 +46,8 @@ impl Exchange {
         let mut parts: VecDeque<Vec<I>> = parts(items, batch.size).into();
         while let Some(part) = parts.pop_front() {
             let ask = (batch.how)(Ask::post(batch.verb, batch.path, &(batch.body)(&part)), &part);
-            match self.ask::<A>(ask).await {
-                Ok(answer) => {
-                    let told = (batch.verdicts)(answer, &part);
+            match self.verdicts(ask, |answer| (batch.verdicts)(answer, &part)).await {
+                Ok(told) => {
                     if told.len() != part.len() {
                         let (asked, told) = (part.len(), told.len());
                         let what = format!("the server gave {told} verdicts on {asked} items of {}", batch.verb);

@@ -18,8 +18,9 @@ impl RemoteStore {
         for part in ids.chunks(MOST) {
             let (reason, actor) = (act.reason.clone(), Some(act.actor.clone()));
             let body = api::Cancel { ids: part.to_vec(), release_key, reason, actor };
-            let told: ActResults = self.exchange.ask(Ask::post("cancel", "/v1/messages/cancel", &body)).await?;
-            verdicts.extend(told.results.into_iter().map(ActResult::into_cancellation));
+            let ask = Ask::post("cancel", "/v1/messages/cancel", &body);
+            let of = |told: ActResults| told.results.into_iter().map(ActResult::into_cancellation).collect();
+            verdicts.extend(self.exchange.verdicts(ask, of).await?);
         }
         let ended = ids.iter().zip(&verdicts).filter(|(_, verdict)| matches!(verdict, Ok(Cancellation::Now)));
         self.listeners.tell(&News { ended: ended.map(|(id, _)| *id).collect(), ..News::default() });

@@ -11,7 +11,8 @@ impl RemoteStore {
     pub(crate) async fn discard_all(&self, request: Discard) -> Result<Verdicts<MessageId>, StoreError> {
         let Discard { ids, act } = request;
         let body = api::Discard { ids, reason: act.reason, actor: Some(act.actor) };
-        let told: ActResults = self.exchange.ask(Ask::post("discard", "/v1/messages/discard", &body)).await?;
-        Ok(told.results.into_iter().map(ActResult::into_verdict).collect())
+        let ask = Ask::post("discard", "/v1/messages/discard", &body);
+        let of = |told: ActResults| told.results.into_iter().map(ActResult::into_verdict).collect();
+        self.exchange.verdicts(ask, of).await
     }
 }

@@ -3,7 +3,8 @@
 //! Every verb of the contract is safe to repeat (by key, nonce, token or effect), so every request is sent again when
 //! its answer was lost or its server had no time, as long as patience lasts; but for an intent, whose second writing is
 //! refused. What is left then is said as it is: *not sent*, or *nobody knows*, which no later try takes back. An answer that
-//! is a refusal is the store's own error again.
+//! is a refusal is the store's own error again; where it answers a repetition, the first try may be what it is refused for,
+//! and the error says that as well ([`doubted`]).
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tidegate::clock::{Clock, Random};
+use tidegate::store::Verdicts;
 use tidegate::{StoreError, StoreErrorKind, Tenant};
 use tidegate_api::{PROBLEM_JSON, Problem, ProblemType, Refusal, VERSION_HEADER};
 
@@ -130,7 +132,7 @@ impl fmt::Debug for Exchange {
 }
 
 /// How one try ended that was no success.
-enum Ended {
+pub(crate) enum Ended {
     Answered(Response<Bytes>),
     NoAnswer(NoAnswer),
 }
@@ -139,7 +141,7 @@ impl Ended {
     /// Whether it may be done or under way, here or behind what answered.
     fn may_have_arrived(&self) -> bool {
         match self {
-            Self::Answered(answer) => answer.status().is_server_error(),
+            Self::Answered(answer) => answer.status().is_server_error() && !is_turned_away(answer),
             Self::NoAnswer(no_answer) => !no_answer.not_sent,
         }
     }
@@ -148,8 +150,30 @@ impl Ended {
 impl Exchange {
     /// Sends a request until it is answered or patience is over, and reads the answer.
     pub(crate) async fn ask<T: DeserializeOwned>(&self, ask: Ask) -> Result<T, StoreError> {
-        let answer = self.answer(&ask).await?;
-        serde_json::from_slice(answer.body()).map_err(|error| self.unreadable(&ask, &answer, &error))
+        Ok(self.read(&ask).await?.0)
+    }
+
+    /// The same for a verb that answers a verdict for each item.
+    pub(crate) async fn verdicts<A, T>(
+        &self,
+        ask: Ask,
+        of: impl FnOnce(A) -> Verdicts<T> + Send,
+    ) -> Result<Verdicts<T>, StoreError>
+    where
+        A: DeserializeOwned + Send,
+        T: Send,
+    {
+        let (answer, repeated) = self.read::<A>(&ask).await?;
+        let verdicts = of(answer).into_iter();
+        let in_doubt = |verdict: Result<T, StoreError>| verdict.map_err(|error| doubted(ask.verb, error));
+        Ok(if repeated { verdicts.map(in_doubt).collect() } else { verdicts.collect() })
+    }
+
+    /// Reads the answer, and says whether an earlier try may have arrived as well.
+    async fn read<T: DeserializeOwned>(&self, ask: &Ask) -> Result<(T, bool), StoreError> {
+        let (answer, repeated) = self.answer(ask).await?;
+        let read = serde_json::from_slice(answer.body()).map_err(|error| self.unreadable(ask, &answer, &error))?;
+        Ok((read, repeated))
     }
 
     /// The same where the answer may be that it is not there.
@@ -161,15 +185,19 @@ impl Exchange {
         }
     }
 
-    async fn answer(&self, ask: &Ask) -> Result<Response<Bytes>, StoreError> {
+    /// The answer, and whether an earlier try may have arrived as well, where that makes a difference.
+    async fn answer(&self, ask: &Ask) -> Result<(Response<Bytes>, bool), StoreError> {
         let started = self.clock.monotonic();
         let patience = ask.within.map_or(self.patience, |within| within.min(self.patience));
         let mut may_have_arrived = false;
         let mut tries = 0;
         loop {
             tries += 1;
+            let repeated = may_have_arrived && ask.method != Method::GET;
             let ended = match self.send(ask, self.request(ask)?).await {
-                Ok(answer) if answer.status().is_success() && is_ours(answer.headers()) => return Ok(answer),
+                Ok(answer) if answer.status().is_success() && is_ours(answer.headers()) => {
+                    return Ok((answer, repeated));
+                }
                 Ok(answer) => Ended::Answered(answer),
                 // What an earlier try sent may be done, whatever becomes of this one.
                 Err(NoAnswer { not_sent, why }) => {
@@ -180,11 +208,11 @@ impl Exchange {
             let is_over = ask.once && may_have_arrived;
             let waited = self.clock.monotonic().saturating_sub(started);
             match pause(&ended, tries, self.random.unit(), self.clock.now()) {
-                Some(pause) if !is_over && waited + pause <= patience => {
+                Some(pause) if !is_over && fits(waited, pause, patience) => {
                     tracing::debug!(verb = ask.verb, tries, pause_ms = millis(pause), "a request is sent again");
                     tokio::time::sleep(pause).await;
                 }
-                Some(_) | None => return Err(self.error(ask, ended, tries)),
+                Some(_) | None => return Err(self.error(ask, ended, tries, repeated)),
             }
         }
     }
@@ -221,7 +249,8 @@ impl Exchange {
 
     // --- what an answer that is none means ----------------------------------------------------------------------------
 
-    fn error(&self, ask: &Ask, ended: Ended, tries: u32) -> StoreError {
+    /// `repeated`: an earlier try than the last one may have arrived.
+    fn error(&self, ask: &Ask, ended: Ended, tries: u32, repeated: bool) -> StoreError {
         let (url, verb) = (&self.url, ask.verb);
         let times = if tries == 1 { String::new() } else { format!(", tried {tries} times") };
         match ended {
@@ -237,17 +266,18 @@ impl Exchange {
                 "the server at {url} gave no answer to {verb}{times}: {why}; whether it was done is not known"
             ))
             .hint(again(ask)),
-            Ended::Answered(answer) => self.refused(ask, &answer),
+            Ended::Answered(answer) if repeated => doubted(verb, self.refused(ask, &answer, repeated)),
+            Ended::Answered(answer) => self.refused(ask, &answer, repeated),
         }
     }
 
-    fn refused(&self, ask: &Ask, answer: &Response<Bytes>) -> StoreError {
+    fn refused(&self, ask: &Ask, answer: &Response<Bytes>, repeated: bool) -> StoreError {
         let url = &self.url;
         let (status, headers) = (answer.status(), answer.headers());
         if let Some(problem) = problem(answer) {
             let is_unknown_address = status == StatusCode::NOT_FOUND && problem.detail.starts_with("nothing is at ");
             if is_unknown_address || status == StatusCode::METHOD_NOT_ALLOWED {
-                return self.of_another_version(ask, headers);
+                return self.of_another_version(ask, headers, repeated);
             }
             return problem.into_store_error();
         }
@@ -256,7 +286,7 @@ impl Exchange {
         // What stands before a server says so itself when it does not get through, in whatever words it has; and of a
         // write that somebody calls done, nobody can say that it was refused.
         let is_called_done = status.is_success() && ask.method != Method::GET;
-        if is_called_done || status.is_server_error() || matches!(status.as_u16(), 408 | 429) {
+        if is_called_done || repeated || status.is_server_error() || matches!(status.as_u16(), 408 | 429) {
             return StoreError::unavailable(format!(
                 "what stands before the server at {url} answered {said}; whether {} was done is not known",
                 ask.verb
@@ -267,7 +297,8 @@ impl Exchange {
             .hint("check the address: scheme, host, port, and the prefix under which the server is mounted")
     }
 
-    fn of_another_version(&self, ask: &Ask, headers: &HeaderMap) -> StoreError {
+    fn of_another_version(&self, ask: &Ask, headers: &HeaderMap, repeated: bool) -> StoreError {
+        let done = if repeated { "look whether it was done" } else { "nothing was done" };
         let server = headers.get(VERSION_HEADER).and_then(|version| version.to_str().ok()).unwrap_or("unknown");
         StoreError::invalid(format!(
             "the server at {} has no {}: it is Tidegate {server}, and this program is {}",
@@ -275,7 +306,7 @@ impl Exchange {
             ask.verb,
             env!("CARGO_PKG_VERSION"),
         ))
-        .hint("update the older of the two; nothing was done")
+        .hint(format!("update the older of the two; {done}"))
     }
 
     fn unreadable(&self, ask: &Ask, answer: &Response<Bytes>, error: &serde_json::Error) -> StoreError {
@@ -295,6 +326,11 @@ impl Exchange {
     }
 }
 
+/// Whether a server took nothing in: it says so before it looks at a request.
+fn is_turned_away(answer: &Response<Bytes>) -> bool {
+    matches!(problem(answer), Some(Told { kind: Known::Type(ProblemType::Busy), .. }))
+}
+
 /// Whether an answer is a Tidegate server's.
 fn is_ours(headers: &HeaderMap) -> bool {
     headers.contains_key(VERSION_HEADER)
@@ -303,6 +339,33 @@ fn is_ours(headers: &HeaderMap) -> bool {
 fn media_type(headers: &HeaderMap) -> &str {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim()
+}
+
+/// A refusal of what was sent before and may have been done then: perhaps that is what it is refused for. A settlement that
+/// was stored is lost to its token as soon as another worker has the message.
+fn doubted(verb: &str, error: StoreError) -> StoreError {
+    if !may_follow_from_itself(&error) {
+        return error;
+    }
+    let error = error.moreover(format!("whether an earlier try of this {verb} was done is not known"));
+    if error.hint_text().is_some() { error } else { error.hint("look where it stands before anything else is done") }
+}
+
+/// Whether the same request may be refused in this way the second time and not the first time.
+fn may_follow_from_itself(error: &StoreError) -> bool {
+    match error.kind() {
+        // Whatever is refused by what it says, or is not there, was refused the first time. A token may have ended since.
+        StoreErrorKind::KeyConflict | StoreErrorKind::NotFound => false,
+        StoreErrorKind::Invalid => matches!(
+            Refusal::of(error).and_then(|refusal| refusal.kind),
+            Some(ProblemType::Unauthorized | ProblemType::Forbidden)
+        ),
+        // One that says so itself.
+        StoreErrorKind::Unavailable => Refusal::of(error).is_some(),
+        StoreErrorKind::LeaseLost | StoreErrorKind::Conflict | StoreErrorKind::QueueFull | StoreErrorKind::Corrupt => {
+            true
+        }
+    }
 }
 
 /// What to do when nobody knows whether it was done.
@@ -320,8 +383,13 @@ fn millis(duration: Duration) -> u64 {
 
 // --- sending again ---------------------------------------------------------------------------------------------------
 
+/// Whether a pause is over before patience is. A server may name any time, also one that no clock reaches.
+pub(crate) fn fits(waited: Duration, pause: Duration, patience: Duration) -> bool {
+    waited.saturating_add(pause) <= patience
+}
+
 /// How long to wait before the request is sent again; none where that would change nothing.
-fn pause(ended: &Ended, tries: u32, unit: f64, now: tidegate::Timestamp) -> Option<Duration> {
+pub(crate) fn pause(ended: &Ended, tries: u32, unit: f64, now: tidegate::Timestamp) -> Option<Duration> {
     let usual = || {
         let ceiling = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1).min(16)));
         // At least half of it: a herd is spread, and nobody comes back at once.
@@ -354,7 +422,7 @@ enum Known {
 }
 
 /// A problem as far as this program can read it.
-struct Told {
+pub(crate) struct Told {
     kind: Known,
     detail: String,
     problem: Result<Problem, Loose>,
@@ -374,7 +442,7 @@ struct Loose {
     retry_after_s: Option<u64>,
 }
 
-fn problem(answer: &Response<Bytes>) -> Option<Told> {
+pub(crate) fn problem(answer: &Response<Bytes>) -> Option<Told> {
     if media_type(answer.headers()) != PROBLEM_JSON {
         return None;
     }
@@ -386,7 +454,7 @@ fn problem(answer: &Response<Bytes>) -> Option<Told> {
 }
 
 impl Told {
-    fn into_store_error(self) -> StoreError {
+    pub(crate) fn into_store_error(self) -> StoreError {
         match self.problem {
             Ok(problem) => problem.into_store_error(),
             Err(loose) => {
@@ -465,6 +533,15 @@ mod tests {
         for (row, (ended, tries, expected)) in table.into_iter().enumerate() {
             assert_eq!(paused(ended, tries), expected, "row {row}");
         }
+    }
+
+    #[test]
+    fn a_time_that_no_clock_reaches_is_longer_than_any_patience() {
+        let never = format!("{}", u64::MAX);
+        let busy = of_type(ProblemType::Busy, &[("retry-after", &*never)]);
+        let pause = pause(&busy, 1, 1.0, Timestamp::EPOCH).unwrap();
+        assert!(!fits(Duration::from_secs(1), pause, Duration::from_secs(20)));
+        assert!(fits(Duration::from_secs(1), Duration::from_secs(19), Duration::from_secs(20)));
     }
 
     #[test]

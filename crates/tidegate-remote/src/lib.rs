@@ -69,6 +69,10 @@ use tidegate::{IdempotencyKey, Kind, MessageId, Policy, QueueName, StoreError, T
 pub use transport::{NoAnswer, Transport, connections};
 pub use url::ServerUrl;
 
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
+
 use crate::exchange::Exchange;
 use crate::news::Listeners;
 

@@ -12,7 +12,8 @@ impl RemoteStore {
         let Redrive { ids, again, operation, act } = request;
         let (reason, actor) = (act.reason, Some(act.actor));
         let body = api::Redrive { ids, again, operation: Some(operation), reason, actor };
-        let told: Redriven = self.exchange.ask(Ask::post("redrive", "/v1/messages/redrive", &body)).await?;
-        Ok(told.results.into_iter().map(ActResult::into_verdict).collect())
+        let ask = Ask::post("redrive", "/v1/messages/redrive", &body);
+        let of = |told: Redriven| told.results.into_iter().map(ActResult::into_verdict).collect();
+        self.exchange.verdicts(ask, of).await
     }
 }

@@ -18,6 +18,7 @@ use crate::principal::{Action, Caller};
 use crate::problem::{Bodied, Common, Named, Problem};
 use crate::serving::Serving;
 use crate::url::UrlQuery;
+use crate::whose::Whose;
 
 /// So many where nothing else is asked for.
 const USUAL: u32 = 100;
@@ -57,10 +58,8 @@ pub(crate) async fn audit(
     UrlQuery(asked): UrlQuery<Asked>,
 ) -> Result<Json<AuditPage>, Problem> {
     let limit = paging::limit(asked.limit, USUAL, serving.limits.page)?;
-    match asked.all_tenants {
-        true => caller.may_anywhere(Action::Read, None)?,
-        false => caller.may_somewhere(Action::Read)?,
-    }
+    let whose = Whose { all_tenants: asked.all_tenants };
+    whose.demand(&caller, None)?;
     let whole = caller.principal.may_all(Action::Read);
     let found = serving.tide.store().audit(asked.after, limit).await?;
     let next = found.last().map(|last| last.seq).filter(|_| paging::is_full(found.len(), limit));
@@ -69,9 +68,7 @@ pub(crate) async fn audit(
         let place = entry.tenant.as_ref().zip(entry.queue.as_ref());
         let place = place.or_else(|| places.get(&entry.message?).map(|(tenant, queue)| (tenant, queue)));
         match place {
-            Some((tenant, queue)) => {
-                (asked.all_tenants || *tenant == caller.tenant) && caller.sees(Action::Read, tenant, queue)
-            }
+            Some((tenant, queue)) => whose.includes(&caller, tenant, queue),
             None => whole,
         }
     };

@@ -17,7 +17,8 @@ use crate::serving::Serving;
 /// Cancel messages
 ///
 /// A message that waits is called off at once; of one that runs, or whose effect is open, the wish is kept, and `cancelled`
-/// says `requested`. One that took effect is refused. Each has a verdict in `results`, in the order of the request.
+/// says `requested`. One that took effect is refused; one that is cancelled already is answered so again. Each has a
+/// verdict in `results`, in the order of the request.
 #[utoipa::path(
     post,
     path = "/v1/messages/cancel",

@@ -42,7 +42,8 @@ pub(crate) enum Reveal {
 /// Read one message, or wait for its answer
 ///
 /// Contents are masked unless they are asked for; the result of a message is shown to whoever may produce on its queue,
-/// because it is their answer. A message that this token may not read is answered as one that is not there.
+/// because it is their answer. Reading takes the scope `read`; a token that may only produce gets the answer by enqueueing the
+/// same under the same key again. A message that this token may not read is answered as one that is not there.
 #[utoipa::path(
     get,
     path = "/v1/messages/{id}",
@@ -66,12 +67,18 @@ pub(crate) async fn get(
     Ok(Json(Message::of(&view, show)))
 }
 
-/// The message of an id, if this caller may read it.
+/// The message of an id, if this caller may read it. Whoever may produce on its queue is told what it takes to read it, and
+/// nobody else that it is there.
 pub(crate) async fn visible(tide: &Tidegate, caller: &Caller, id: MessageId) -> Result<MessageView, Problem> {
-    let found = tide.store().inspect(vec![id]).await?.pop().flatten();
-    found
-        .filter(|view| caller.sees(Action::Read, &view.message.tenant, &view.message.queue))
-        .ok_or_else(|| Problem::no_message(id))
+    let view = tide.store().inspect(vec![id]).await?.pop().flatten().ok_or_else(|| Problem::no_message(id))?;
+    let (tenant, queue) = (&view.message.tenant, &view.message.queue);
+    if caller.sees(Action::Read, tenant, queue) {
+        return Ok(view);
+    }
+    if caller.sees(Action::Produce, tenant, queue) {
+        caller.may(Action::Read, tenant, queue)?;
+    }
+    Err(Problem::no_message(id))
 }
 
 /// What of a message this caller sees.

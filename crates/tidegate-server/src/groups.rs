@@ -18,6 +18,7 @@ use crate::principal::{Action, Caller};
 use crate::problem::{Common, Problem};
 use crate::serving::Serving;
 use crate::url::UrlQuery;
+use crate::whose::Whose;
 
 /// So many where nothing else is asked for.
 const USUAL: u32 = 50;
@@ -69,32 +70,18 @@ pub(crate) async fn groups(
 ) -> Result<Json<Groups>, Problem> {
     let limit = paging::limit(asked.limit, USUAL, MOST)?;
     let Asked { state, queue, kind, code, all_tenants, .. } = asked;
-    storable(code.as_deref())?;
+    tidegate_api::check_code(code.as_deref())?;
     let waits_for_a_person = |state: &MessageState| matches!(state, MessageState::Dead | MessageState::Parked);
     if let Some(other) = state.iter().find(|state| !waits_for_a_person(state)) {
         return Err(Problem::new(ProblemType::Invalid, format!("messages that are {other} are in no group"))
             .fix("ask for dead, parked, or dead,parked"));
     }
-    match &queue {
-        queue if all_tenants => caller.may_anywhere(Action::Read, queue.as_ref())?,
-        Some(queue) => caller.may(Action::Read, &caller.tenant, queue)?,
-        None => caller.may_somewhere(Action::Read)?,
-    }
+    let whose = Whose { all_tenants };
+    whose.demand(&caller, queue.as_ref())?;
     let states = if state.is_empty() { vec![MessageState::Dead] } else { state };
-    let tenant = (!all_tenants).then(|| caller.tenant.clone());
-    let filter = Filter { tenant, queue, kind, states, code, limit, ..Filter::default() };
+    let filter = Filter { tenant: whose.only(&caller), queue, kind, states, code, limit, ..Filter::default() };
     let groups = of(&serving, &caller, Action::Read, filter).await?;
     Ok(Json(Groups { groups: groups.into_iter().map(Into::into).collect() }))
-}
-
-/// A code to look for that a store can hold: PostgreSQL has no NUL.
-pub(crate) fn storable(code: Option<&str>) -> Result<(), Problem> {
-    match code {
-        Some(code) if code.contains('\0') => {
-            Err(Problem::new(ProblemType::Invalid, "the code has a NUL in it").fix("no failure has such a code"))
-        }
-        Some(_) | None => Ok(()),
-    }
 }
 
 /// The groups of a filter, as far as the caller may do this with their messages.

@@ -157,7 +157,7 @@ fn unauthorized(what: impl Into<String>) -> Problem {
 }
 
 /// The token that a request carries.
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let mut sent = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), further) = (sent.next(), sent.next()) else { return Ok(None) };
     if further.is_some() {
@@ -194,7 +194,7 @@ fn why_not_local(parts: &Parts) -> Option<&'static str> {
     }
 }
 
-fn is_loopback_name(host: &str) -> bool {
+pub(crate) fn is_loopback_name(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         Some(_) | None => host,

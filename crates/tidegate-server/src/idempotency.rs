@@ -27,7 +27,7 @@ pub(crate) fn malformed(what: &str) -> Problem {
 }
 
 /// A key, quoted or bare. What is between quotes and what is bare is one key if it reads the same.
-fn parse(value: &[u8]) -> Result<IdempotencyKey, String> {
+pub(crate) fn parse(value: &[u8]) -> Result<IdempotencyKey, String> {
     let not_ascii = || "the header Idempotency-Key has bytes that are not ASCII".to_owned();
     let text = std::str::from_utf8(value).map_err(|_| not_ascii())?.trim_matches([' ', '\t']);
     let key = match text.strip_prefix('"') {

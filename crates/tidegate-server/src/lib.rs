@@ -60,6 +60,7 @@ mod problems;
 mod progress;
 mod queues;
 mod queues_made;
+mod rates;
 mod redrive;
 mod resolve;
 mod serve;
@@ -71,6 +72,7 @@ mod tokens;
 mod trace;
 mod url;
 mod wait;
+mod whose;
 
 // Of workers.
 mod answer_effect;
@@ -100,16 +102,22 @@ pub use pace::{Pace, TooSlow};
 pub use principal::{Action, Caller, Principal};
 pub use problem::Problem;
 pub use queues_made::QueuesMade;
+pub use rates::{Rate, Rates};
 pub use serve::{Serve, Served, Stop, serve};
 pub use serving::{Serving, Stopping};
 pub use tls::{Tls, TlsError};
 pub use workers::Workers;
+
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 
 /// The whole API.
 pub fn router(serving: Serving) -> axum::Router {
     let serving = Arc::new(serving);
     let (router, document) = routes().split_for_parts();
     let authenticate = axum::middleware::from_fn_with_state(Arc::clone(&serving), principal::authenticate);
+    let limit = axum::middleware::from_fn_with_state(Arc::clone(&serving), rates::limit);
     let head = axum::middleware::from_fn_with_state(Arc::clone(&serving), limits::head);
     let observe = axum::middleware::from_fn_with_state(Arc::clone(&serving), observe::observe);
     let place = axum::middleware::from_fn_with_state(Arc::clone(&serving), problem::place);
@@ -117,6 +125,7 @@ pub fn router(serving: Serving) -> axum::Router {
         .merge(health::routes())
         .merge(metrics::routes())
         .layer(axum::Extension(openapi::Document::of(&document)))
+        .layer(limit)
         .layer(authenticate)
         .fallback(problem::no_such_address)
         .method_not_allowed_fallback(problem::no_such_method)

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use tidegate_api::ProblemType;
 
 use crate::problem::Problem;
+use crate::rates::Rate;
 use crate::serving::Serving;
 
 /// How much one request may ask for.
@@ -31,6 +32,8 @@ pub struct Limits {
     pub queues: usize,
     /// The limit of waiting messages that a queue gets which a request makes.
     pub new_queue_depth: Option<u64>,
+    /// How many requests one client may send; none: as many as it can.
+    pub rate: Option<Rate>,
 }
 
 impl Default for Limits {
@@ -45,6 +48,9 @@ impl Default for Limits {
             wait: Duration::from_secs(60),
             queues: 10_000,
             new_queue_depth: None,
+            // What is scarce has a limit of its own: messages of a queue, bytes, connections. A number of requests that is
+            // right for every machine there is none, and a producer that catches up is what a queue is for.
+            rate: None,
         }
     }
 }

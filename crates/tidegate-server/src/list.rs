@@ -15,6 +15,7 @@ use crate::principal::{Action, Caller};
 use crate::problem::{Common, Problem};
 use crate::serving::Serving;
 use crate::url::UrlQuery;
+use crate::whose::Whose;
 
 /// So many where nothing else is asked for.
 const PAGE: u32 = 50;
@@ -82,14 +83,11 @@ pub(crate) async fn list(
         let what = format!("a page of {limit} messages is not one of 1 to {most}");
         return Err(Problem::new(ProblemType::Invalid, what).fix("ask for less, and go on at `next`"));
     }
-    match &asked.queue {
-        // Which tenants it may read is asked of each message.
-        queue if asked.all_tenants => caller.may_anywhere(Action::Read, queue.as_ref())?,
-        Some(queue) => caller.may(Action::Read, &caller.tenant, queue)?,
-        None => caller.may_somewhere(Action::Read)?,
-    }
+    tidegate_api::check_code(asked.code.as_deref())?;
+    let whose = Whose { all_tenants: asked.all_tenants };
+    whose.demand(&caller, asked.queue.as_ref())?;
     let filter = Filter {
-        tenant: (!asked.all_tenants).then(|| caller.tenant.clone()),
+        tenant: whose.only(&caller),
         queue: asked.queue,
         kind: asked.kind,
         states: asked.state,

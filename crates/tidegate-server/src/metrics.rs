@@ -50,8 +50,10 @@ pub enum Rejected {
     HeadersTooLarge,
     /// The request did not arrive, or was not answered, within its time.
     TimedOut,
-    /// The queue is full or too much is asked at once; with a `Retry-After`.
+    /// The queue is full; with a `Retry-After`.
     Busy,
+    /// One token or address sends more than it may; with a `Retry-After`.
+    TooManyRequests,
     /// The store is away or the process drains; with a `Retry-After`.
     Unavailable,
     /// There are as many connections as the limit allows.
@@ -64,13 +66,14 @@ pub enum Rejected {
 
 impl Rejected {
     /// Every reason.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Unauthorized,
         Self::Forbidden,
         Self::BodyTooLarge,
         Self::HeadersTooLarge,
         Self::TimedOut,
         Self::Busy,
+        Self::TooManyRequests,
         Self::Unavailable,
         Self::TooManyConnections,
         Self::SlowClient,
@@ -87,11 +90,17 @@ impl Rejected {
             Self::HeadersTooLarge => "headers_too_large",
             Self::TimedOut => "timed_out",
             Self::Busy => "busy",
+            Self::TooManyRequests => "too_many_requests",
             Self::Unavailable => "unavailable",
             Self::TooManyConnections => "too_many_connections",
             Self::SlowClient => "slow_client",
             Self::Handshake => "handshake",
         }
+    }
+
+    /// Why an answer is none: as it says itself, else as its status does.
+    pub(crate) fn why(answer: &Response) -> Option<Self> {
+        answer.extensions().get::<Self>().copied().or_else(|| Self::of(answer.status()))
     }
 
     /// The reason that a status says by itself.
@@ -163,7 +172,7 @@ impl HttpMetrics {
         Connection(self.connections.clone())
     }
 
-    /// Counts a request or a connection that is turned away before there is an answer with a status.
+    /// Counts a request or a connection that is turned away.
     pub fn rejected(&self, reason: Rejected) {
         self.rejected.get_or_create(&vec![("reason", reason.as_str().to_owned())]).inc();
     }
@@ -182,9 +191,6 @@ impl HttpMetrics {
         };
         self.requests.get_or_create(&labels(Some(("status", class(status))))).inc();
         self.seconds.get_or_create(&labels(None)).observe(took.as_secs_f64());
-        if let Some(reason) = status.and_then(Rejected::of) {
-            self.rejected(reason);
-        }
     }
 
     fn encode(&self, store_is_up: bool) -> String {
@@ -317,7 +323,7 @@ mod tests {
         let method = Method::from_bytes(b"BREW").unwrap();
         metrics.answered("/v1/messages", &method, Some(StatusCode::METHOD_NOT_ALLOWED), Duration::ZERO);
         metrics.answered("/v1/messages", &Method::GET, None, Duration::ZERO);
-        metrics.answered("/v1/messages", &Method::GET, Some(StatusCode::UNAUTHORIZED), Duration::ZERO);
+        metrics.rejected(Rejected::of(StatusCode::UNAUTHORIZED).unwrap());
         let held = metrics.connection();
         let text = metrics.encode(true);
         for line in [

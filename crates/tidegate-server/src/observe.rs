@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tracing::field::{Empty, display};
 use tracing::{Instrument, Span, debug, error_span, info, warn};
 
-use crate::metrics::{HttpMetrics, OTHER, known as method_word};
+use crate::metrics::{HttpMetrics, OTHER, Rejected, known as method_word};
 use crate::serving::Serving;
 use crate::trace;
 
@@ -61,6 +61,9 @@ pub(crate) async fn observe(State(serving): State<Arc<Serving>>, request: Reques
         is_answered: false,
     };
     let mut response = next.run(request).instrument(span).instrument(traced).await;
+    if let Some(reason) = Rejected::why(&response) {
+        serving.http.rejected(reason);
+    }
     under_way.answered(response.status());
     let id = HeaderValue::from_str(&id).expect("made of characters that a header may have");
     response.headers_mut().insert(REQUEST_ID, id);

@@ -30,6 +30,7 @@ use crate::principal::{Action, Caller};
 use crate::problem::{Acting, Bodied, Common, Named, Problem};
 use crate::serving::Serving;
 use crate::url::{UrlPath, UrlQuery};
+use crate::whose::Whose;
 use crate::{groups, paging};
 
 /// So many are listed where nothing else is asked for.
@@ -240,14 +241,12 @@ pub(crate) async fn list_operations(
     UrlQuery(asked): UrlQuery<Asked>,
 ) -> Result<Json<Operations>, Problem> {
     let limit = paging::limit(asked.limit, USUAL, MOST.min(serving.limits.page))?;
-    match asked.all_tenants {
-        true => caller.may_anywhere(Action::Read, None)?,
-        false => caller.may_somewhere(Action::Read)?,
-    }
+    let whose = Whose { all_tenants: asked.all_tenants };
+    whose.demand(&caller, None)?;
     let mut operations = Vec::new();
     for operation in serving.tide.store().operations(None, limit).await? {
         let of = operation.selection.tenant.as_ref();
-        let is_asked_for = asked.all_tenants || of.is_none_or(|of| *of == caller.tenant);
+        let is_asked_for = of.is_none_or(|of| whose.is(&caller, of));
         if is_asked_for && may(&serving, &caller, Action::Read, &operation).await? {
             operations.push(operation.into());
         }

@@ -11,12 +11,12 @@ use tidegate::store::{Filter, MessageView, Summary};
 use tidegate::{Kind, MessageId, QueueName};
 use tidegate_api::{Parked, ParkedPage, Show, schema};
 
-use crate::groups::storable;
 use crate::paging;
 use crate::principal::{Action, Caller};
 use crate::problem::{Common, Problem};
 use crate::serving::Serving;
 use crate::url::UrlQuery;
+use crate::whose::Whose;
 
 /// So many where nothing else is asked for.
 const USUAL: u32 = 50;
@@ -65,15 +65,12 @@ pub(crate) async fn parked(
     UrlQuery(asked): UrlQuery<Asked>,
 ) -> Result<Json<ParkedPage>, Problem> {
     let limit = paging::limit(asked.limit, USUAL, MOST.min(serving.limits.page))?;
-    match &asked.queue {
-        queue if asked.all_tenants => caller.may_anywhere(Action::Read, queue.as_ref())?,
-        Some(queue) => caller.may(Action::Read, &caller.tenant, queue)?,
-        None => caller.may_somewhere(Action::Read)?,
-    }
     let Asked { queue, kind, code, all_tenants, after, .. } = asked;
-    storable(code.as_deref())?;
+    tidegate_api::check_code(code.as_deref())?;
+    let whose = Whose { all_tenants };
+    whose.demand(&caller, queue.as_ref())?;
     let filter = Filter {
-        tenant: (!all_tenants).then(|| caller.tenant.clone()),
+        tenant: whose.only(&caller),
         queue,
         kind,
         code,

@@ -21,7 +21,7 @@ struct Counted {
 
 /// Who is taken for one peer: of IPv6 the network, because each host has all the addresses of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Peer {
+pub(crate) enum Peer {
     V4([u8; 4]),
     V6([u8; 8]),
 }

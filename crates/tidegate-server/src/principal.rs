@@ -108,6 +108,17 @@ impl Principal {
         }
     }
 
+    /// Whoever sends a request under a token; none without one, or with one that is not valid.
+    pub(crate) fn with_token(request: &Request) -> Option<&Self> {
+        let principal = request.extensions().get::<Asked>()?.0.as_ref().ok()?;
+        (!principal.is_anyone()).then_some(principal)
+    }
+
+    /// Its name, to be kept.
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
     /// Its name in the log of what operators did.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -145,7 +156,10 @@ impl Caller {
         if self.principal.may(action, tenant, queue) {
             return Ok(());
         }
-        Err(self.forbidden(action, format_args!("queue {queue}{}", of(tenant))))
+        let fix = format!(
+            "use a token with the scope {action}:{queue}, or make one: tidegate token create NAME --scope {action}:{queue}"
+        );
+        Err(self.forbidden(action, format_args!("queue {queue}{}", of(tenant))).fix(fix))
     }
 
     /// Demands a right that concerns the whole store.

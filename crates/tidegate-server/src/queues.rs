@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use serde::Deserialize;
 use tidegate::store::{self, QueueStats};
 use tidegate::{QueueName, Tenant};
 use tidegate_api::{ChangeQueue, ProblemType, Queue, Queues, schema};
@@ -15,16 +14,7 @@ use crate::principal::{Action, Caller};
 use crate::problem::{Bodied, Common, Named, Problem};
 use crate::serving::Serving;
 use crate::url::{UrlPath, UrlQuery};
-
-/// Whose queues.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-pub(crate) struct Asked {
-    /// Of every tenant that this token may read, and not only of the one that the request is about.
-    #[serde(default)]
-    #[param(value_type = Option<bool>)]
-    all_tenants: bool,
-}
+use crate::whose::Whose;
 
 /// List queues
 ///
@@ -33,22 +23,17 @@ pub(crate) struct Asked {
     get,
     path = "/v1/queues",
     tag = "operators",
-    params(Asked, ("Tidegate-Tenant" = Option<schema::TenantName>, Header, description = "Whose queues")),
+    params(Whose, ("Tidegate-Tenant" = Option<schema::TenantName>, Header, description = "Whose queues")),
     responses((status = 200, description = "Queues, by tenant and name", body = Queues), Common),
 )]
 pub(crate) async fn list_queues(
     State(serving): State<Arc<Serving>>,
     caller: Caller,
-    UrlQuery(asked): UrlQuery<Asked>,
+    UrlQuery(whose): UrlQuery<Whose>,
 ) -> Result<Json<Queues>, Problem> {
-    match asked.all_tenants {
-        true => caller.may_anywhere(Action::Read, None)?,
-        false => caller.may_somewhere(Action::Read)?,
-    }
+    whose.demand(&caller, None)?;
     let queues = serving.tide.store().stats().await?.queues.into_iter();
-    let is_asked_for = |queue: &QueueStats| {
-        (asked.all_tenants || queue.tenant == caller.tenant) && caller.sees(Action::Read, &queue.tenant, &queue.queue)
-    };
+    let is_asked_for = |queue: &QueueStats| whose.includes(&caller, &queue.tenant, &queue.queue);
     Ok(Json(Queues { queues: queues.filter(is_asked_for).map(Queue::from).collect() }))
 }
 

@@ -12,7 +12,7 @@ use tidegate::journal::{
     self as effect, Decision, EffectKey, EffectPolicy, EffectRow, EffectState, JournalFacts, Reached,
 };
 use tidegate::lifecycle::State as MessageState;
-use tidegate::store::{ExplainFacts, Journal, JournalWrite};
+use tidegate::store::{ExplainFacts, Journal, JournalWrite, not_sent_here};
 use tidegate::{Failure, LeaseToken, MessageId, StoreError, StoreErrorKind, Timestamp, id::digest16};
 use tidegate_api::{Instruction, ProblemType, Reach, SettleWith, schema};
 use tracing::warn;
@@ -147,7 +147,14 @@ impl Call<'_> {
     fn note(&mut self, reach: &Reach) -> Result<(), Problem> {
         let payload = Some(self.run.payload());
         for write in reach.before.clone() {
-            self.note_write(write.into_write(payload)?)?;
+            let write = write.into_write(payload)?;
+            // Of another effect only the settlement may say so: this request may be late, and that effect on its way.
+            if let JournalWrite::NotSent { effect } = &write
+                && *effect != self.reached.effect
+            {
+                return Err(not_sent_here(effect).into());
+            }
+            self.note_write(write)?;
         }
         if reach.unsent {
             self.note_write(JournalWrite::NotSent { effect: self.reached.effect.clone() })?;

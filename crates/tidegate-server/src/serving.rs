@@ -13,6 +13,7 @@ use crate::limits::Limits;
 use crate::metrics::HttpMetrics;
 use crate::problem::Problem;
 use crate::queues_made::QueuesMade;
+use crate::rates::Rates;
 use crate::workers::Workers;
 
 /// What every endpoint gets. Made with [`Serving::new`], and changed field by field.
@@ -31,6 +32,8 @@ pub struct Serving {
     pub stopping: Stopping,
     /// Which queues there are, as far as this server knows.
     pub queues: QueuesMade,
+    /// What clients have sent of late, for the limit of requests a second.
+    pub rates: Rates,
     /// What is remembered of messages that were handed out.
     pub workers: Workers,
     /// What a supervisor is told.
@@ -51,6 +54,7 @@ impl Serving {
             guard,
             queues: QueuesMade::default(),
             limits: Limits::default(),
+            rates: Rates::default(),
             random: Arc::new(SystemRandom),
             prefix: String::new(),
             stopping: Stopping::default(),

@@ -8,25 +8,15 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use serde::Deserialize;
 use tidegate::store;
 use tidegate::{QueueName, Tenant};
 use tidegate_api::{Stats, schema};
 
-use crate::principal::{Action, Caller};
+use crate::principal::Caller;
 use crate::problem::{Common, Problem};
 use crate::serving::Serving;
 use crate::url::UrlQuery;
-
-/// Whose figures.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-pub(crate) struct Asked {
-    /// Of every tenant that this token may read, and not only of the one that the request is about.
-    #[serde(default)]
-    #[param(value_type = Option<bool>)]
-    all_tenants: bool,
-}
+use crate::whose::Whose;
 
 /// Read depths, ages and counters
 ///
@@ -36,23 +26,17 @@ pub(crate) struct Asked {
     get,
     path = "/v1/stats",
     tag = "operators",
-    params(Asked, ("Tidegate-Tenant" = Option<schema::TenantName>, Header, description = "Whose figures")),
+    params(Whose, ("Tidegate-Tenant" = Option<schema::TenantName>, Header, description = "Whose figures")),
     responses((status = 200, description = "The figures", body = Stats), Common),
 )]
 pub(crate) async fn stats(
     State(serving): State<Arc<Serving>>,
     caller: Caller,
-    UrlQuery(asked): UrlQuery<Asked>,
+    UrlQuery(whose): UrlQuery<Whose>,
 ) -> Result<Json<Stats>, Problem> {
-    match asked.all_tenants {
-        true => caller.may_anywhere(Action::Read, None)?,
-        false => caller.may_somewhere(Action::Read)?,
-    }
+    whose.demand(&caller, None)?;
     let stats = serving.tide.store().stats().await?;
-    let sees = |tenant: &Tenant, queue: &QueueName| {
-        (asked.all_tenants || *tenant == caller.tenant) && caller.sees(Action::Read, tenant, queue)
-    };
-    Ok(Json(visible(&stats, sees)))
+    Ok(Json(visible(&stats, |tenant, queue| whose.includes(&caller, tenant, queue))))
 }
 
 /// As much of the figures as somebody may see who sees these queues.

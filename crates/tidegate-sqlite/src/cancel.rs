@@ -8,6 +8,7 @@ use tidegate_core::lifecycle::{self, Cancellation, Next, State};
 use tidegate_core::store::{self, Cancel, Verdicts};
 
 use crate::copied;
+use crate::enqueue;
 use crate::group::{Group, Lane};
 use crate::place::{self, Ending, Found};
 use crate::row::{self, CANCEL, Life, RELEASE};
@@ -36,6 +37,9 @@ fn one(group: &mut Group<'_>, request: &Cancel, id: MessageId) -> Result<Cancell
         return Err(StoreError::conflict(what).hint("cancel it without releasing the key").into());
     }
     let release = if request.release_key { RELEASE } else { 0 };
+    if asked_before(group, &lane, id, &found, cancellation, CANCEL | release)? {
+        return Ok(cancellation);
+    }
     match (cancellation, &found) {
         (Cancellation::Now, Found::Ready { life, .. }) => {
             place::remove(group, &lane, id, &found)?;
@@ -43,9 +47,11 @@ fn one(group: &mut Group<'_>, request: &Cancel, id: MessageId) -> Result<Cancell
             called_off(group, &lane, id, &life, &facts)?;
             note_history(group, id, &life, &request.act.reason)?;
         }
+        (Cancellation::Now | Cancellation::Requested, Found::Ended(_)) => release_key(group, &lane, id)?,
         (Cancellation::Now | Cancellation::Requested, _) => note(group, id, &found, CANCEL | release)?,
     }
     let detail = match (cancellation, request.release_key) {
+        _ if found.state() == State::Cancelled => "key released",
         (Cancellation::Now, false) => "cancelled",
         (Cancellation::Now, true) => "cancelled, key released",
         (Cancellation::Requested, false) => "requested",
@@ -53,6 +59,27 @@ fn one(group: &mut Group<'_>, request: &Cancel, id: MessageId) -> Result<Cancell
     };
     group.audit(&request.act, "cancel", Some(id), Some(lane.queue_id), detail)?;
     Ok(cancellation)
+}
+
+/// Whether this was asked for before and stands: the wish, or what came of it. Its reply may have been lost.
+fn asked_before(
+    group: &Group<'_>,
+    lane: &Lane,
+    id: MessageId,
+    found: &Found,
+    cancellation: Cancellation,
+    wish: i64,
+) -> Result<bool, Trouble> {
+    match (cancellation, found) {
+        (Cancellation::Requested, _) => Ok(found.flags() & wish == wish),
+        // It is cancelled. Its key may have been kept then, and is to be freed only now.
+        (Cancellation::Now, Found::Ended(_)) if wish & RELEASE != 0 => {
+            let owner = enqueue::key_row(group.conn, lane.queue_id, key(group, id)?.hash())?;
+            Ok(owner.is_none_or(|(owner, _)| owner != id))
+        }
+        (Cancellation::Now, Found::Ended(_)) => Ok(true),
+        (Cancellation::Now, Found::Ready { .. } | Found::Leased(_)) => Ok(false),
+    }
 }
 
 /// Keeps the wish until the run ends or the open effect is decided.

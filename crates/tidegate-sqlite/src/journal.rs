@@ -10,7 +10,7 @@ use tidegate_core::error::{StoreError, StoreErrorKind};
 use tidegate_core::failpoint;
 use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::message::Message;
-use tidegate_core::store::{Journal, JournalWrite, Verdicts};
+use tidegate_core::store::{Journal, JournalWrite, MOST_EVIDENCE, Verdicts};
 
 use crate::copied;
 use crate::extend;
@@ -41,6 +41,7 @@ fn one(group: &mut Group<'_>, item: &Journal) -> Result<EffectRow, Trouble> {
         keep_evidence(group, item.id, writes())?;
         return Err(extend::lost(group, item.id)?.into());
     };
+    item.check()?;
     let lane = group.lane(lease.life.lane)?;
     let message = place::in_force(place::body(group.conn, item.id, &lane)?, lease.life.expires_at);
     let mut rows = place::journal_if(group.conn, item.id, lease.life.flags)?;
@@ -189,7 +190,8 @@ pub(crate) fn check_value(group: &Group<'_>, value: &Arc<str>) -> Result<(), Sto
         .hint("confirm with a reference to what the remote returned"))
 }
 
-/// Keeps confirmations that arrived under a lost lease, for whoever resolves.
+/// Keeps confirmations that arrived under a lost lease, for whoever resolves: of each effect the first and the latest, none
+/// of them twice.
 pub(crate) fn keep_evidence<'a>(
     group: &Group<'_>,
     id: MessageId,
@@ -197,15 +199,24 @@ pub(crate) fn keep_evidence<'a>(
 ) -> Result<(), Trouble> {
     const EVIDENCE: &str = "-- journal: a late confirmation, as it came
         insert into tide_evidence (message, at, name, item, value, seal)
-        select ?1, ?2, ?3, ?4, ?5, ?6 where exists (select 1 from tide_message where id = ?1)";
+        select ?1, ?2, ?3, ?4, ?5, ?6 where exists (select 1 from tide_message where id = ?1)
+            and not exists (select 1 from tide_evidence where message = ?1 and name = ?3 and item = ?4 and value = ?5)";
+    const BOUND: &str = "-- journal: of an effect, the first and the latest late confirmations
+        delete from tide_evidence
+        where seq in (select seq from tide_evidence where message = ?1 and name = ?2 and item = ?3
+                      order by seq desc limit -1 offset ?4)
+            and seq > (select min(seq) from tide_evidence where message = ?1 and name = ?2 and item = ?3)";
+    let latest = i64::try_from(MOST_EVIDENCE - 1).unwrap_or(i64::MAX);
     for write in writes {
         let JournalWrite::Answer { effect, answer: EffectAnswer::Confirmed { value }, .. } = write else { continue };
         if canary::is(Canary::EvidenceDropped) {
             continue;
         }
-        let item = row::stored_item(effect);
-        let evidence = params![id.as_i64(), group.now.as_millis(), effect.name.as_str(), item, &**value];
-        seal::execute(&mut group.conn.prepare_cached(EVIDENCE)?, seal::EVIDENCE, evidence)?;
+        let (name, item) = (effect.name.as_str(), row::stored_item(effect));
+        let evidence = params![id.as_i64(), group.now.as_millis(), name, item, &**value];
+        if seal::execute(&mut group.conn.prepare_cached(EVIDENCE)?, seal::EVIDENCE, evidence)? > 0 {
+            group.conn.prepare_cached(BOUND)?.execute(params![id.as_i64(), name, item, latest])?;
+        }
     }
     Ok(())
 }

@@ -13,8 +13,8 @@ use deposits::steps::{Authorise, CRASH_LIMIT, Capture, Credit, MAX_ATTEMPTS, Not
 use deposits::trace::DepositRequest;
 use tidegate::engine;
 use tidegate::sqlite::Doctor;
-use tidegate::store::{Filter, MessageView, Summary};
-use tidegate::{Message, State, SystemClock, Tidegate};
+use tidegate::store::{Ending, Filter, MessageView, Summary};
+use tidegate::{Message, State, SystemClock, Tidegate, Timestamp};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -279,13 +279,24 @@ fn beyond(view: &MessageView) -> Option<String> {
     let counters = view.counters;
     // A person who decides about an effect of an exhausted message grants it one attempt.
     let most = MAX_ATTEMPTS + 1;
-    let is_beyond = counters.attempt > most || counters.crashes > CRASH_LIMIT || counters.claims < counters.attempt;
+    // Where an effect may be open a crash is never the end: the message comes again to find out.
+    let first_intent_at = view.journal.iter().map(|row| row.first_intent_at).min();
+    let most_crashes = CRASH_LIMIT + crashes_since(first_intent_at, counters.generation, &view.history);
+    let is_beyond = counters.attempt > most || counters.crashes > most_crashes || counters.claims < counters.attempt;
     is_beyond.then(|| {
         format!(
-            "{}: attempt {} of {most}, {} crashes of {CRASH_LIMIT}, {} claims",
+            "{}: attempt {} of {most}, {} crashes of {most_crashes}, {} claims",
             view.message.id, counters.attempt, counters.crashes, counters.claims
         )
     })
+}
+
+/// The endings of this generation in which a process went down after the first intent was stored.
+fn crashes_since(first_intent_at: Option<Timestamp>, generation: u32, history: &[Ending]) -> u32 {
+    let Some(first) = first_intent_at else { return 0 };
+    let crashed =
+        |ending: &&Ending| ending.generation == generation && ending.outcome == "lease_expired" && ending.at >= first;
+    u32::try_from(history.iter().filter(crashed).count()).unwrap_or(u32::MAX)
 }
 
 async fn doctor(stage: &Stage) -> anyhow::Result<Vec<String>> {
@@ -344,5 +355,31 @@ mod tests {
             entry(7, "dep-2", Operation::Receipt, LedgerResult::Receipt),
         ];
         assert_eq!(twice(&ledger), ["dep-1: capture at lines [1, 3] of the ledger"]);
+    }
+
+    /// Torture, seed 1003: a capture was open, its message crashed a fourth time while it ran alone, and completed.
+    #[test]
+    fn crashes_beyond_the_limit_are_in_order_only_while_an_effect_may_be_open() {
+        let at = Timestamp::from_millis;
+        let ending = |ms, generation, outcome: &str| Ending {
+            at: at(ms),
+            attempt: 1,
+            generation,
+            outcome: outcome.to_owned(),
+            state: State::Ready,
+            code: String::new(),
+            detail: String::new(),
+            due_at: Some(at(ms)),
+        };
+        let history = [
+            ending(10, 0, "lease_expired"),
+            ending(20, 1, "lease_expired"),
+            ending(30, 1, "lease_expired"),
+            ending(40, 1, "not_done"),
+            ending(50, 1, "lease_expired"),
+        ];
+        assert_eq!(crashes_since(None, 1, &history), 0);
+        assert_eq!(crashes_since(Some(at(25)), 1, &history), 2);
+        assert_eq!(crashes_since(Some(at(25)), 0, &history), 0);
     }
 }

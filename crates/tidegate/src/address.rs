@@ -35,7 +35,7 @@ impl Address {
                 .hint("a path, sqlite://PATH, or postgres://HOST/DATABASE")),
             "sqlite" => Ok(Self::File(PathBuf::from(rest))),
             "postgres" | "postgresql" => Ok(Self::Server(Server(text.to_owned()))),
-            _ => Err(StoreError::invalid(format!("store {scheme}://…: no engine of that name"))
+            _ => Err(StoreError::invalid(format!("store {scheme:.40}://…: no engine of that name"))
                 .hint("a path, sqlite://PATH, or postgres://HOST/DATABASE")),
         }
     }

@@ -292,7 +292,8 @@ async fn settle(worker: &Shared, lease: &Lease, held: &Held, outcome: Outcome, p
             }
             Err(error) if error.kind() == StoreErrorKind::LeaseLost => {
                 trace::unsettled(&error);
-                return debug!("the lease of message {} was lost before it was settled", lease.message.id);
+                // An earlier try may have settled it, if the message went on since: the error says so where that can be.
+                return debug!(error = %error, outcome = word, "message {} is not held any more", lease.message.id);
             }
             Err(error) => {
                 trace::unsettled(&error);

@@ -290,7 +290,11 @@ fn queues(registry: &mut Registry, queues: &[QueueStats]) {
     let oldest: Family<Labels, Gauge<f64, AtomicU64>> = Family::default();
     let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     for queue in queues {
-        let label = || ("queue", queue.queue.to_string());
+        // Two tenants may each have a queue of one name. The counters are the store's, which counts them together.
+        let labels = |state: Option<&str>| -> Labels {
+            let own = [("queue", queue.queue.to_string()), ("tenant", queue.tenant.as_str().to_owned())];
+            own.into_iter().chain(state.map(|state| ("state", state.to_owned()))).collect()
+        };
         let states = [
             ("ready", queue.ready),
             ("scheduled", queue.scheduled),
@@ -299,11 +303,11 @@ fn queues(registry: &mut Registry, queues: &[QueueStats]) {
             ("dead", queue.dead),
         ];
         for (state, n) in states {
-            messages.get_or_create(&vec![label(), ("state", state.to_owned())]).set(whole(n));
+            messages.get_or_create(&labels(Some(state))).set(whole(n));
         }
-        paused.get_or_create(&vec![label()]).set(i64::from(queue.paused));
+        paused.get_or_create(&labels(None)).set(i64::from(queue.paused));
         if let Some(limit) = queue.max_depth {
-            most.get_or_create(&vec![label()]).set(whole(limit));
+            most.get_or_create(&labels(None)).set(whole(limit));
         }
         let ages = [
             ("ready", queue.oldest_ready),
@@ -312,8 +316,7 @@ fn queues(registry: &mut Registry, queues: &[QueueStats]) {
             ("dead", queue.oldest_dead),
         ];
         for (state, age) in ages {
-            let labels = vec![label(), ("state", state.to_owned())];
-            oldest.get_or_create(&labels).set(age.unwrap_or_default().as_secs_f64());
+            oldest.get_or_create(&labels(Some(state))).set(age.unwrap_or_default().as_secs_f64());
         }
     }
     registry.register("queue_messages", "Messages that have not ended, and dead letters, by state", messages);
@@ -413,6 +416,38 @@ mod tests {
             "tidegate_failures_total{queue=\"q\",kind=\"k\",code=\"timeout\"} 7",
             "tidegate_open_effects 2",
             "tidegate_store_call_seconds_count{verb=\"claim\"} 1",
+        ] {
+            assert!(text.contains(line), "no {line} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn two_tenants_with_queues_of_one_name_are_told_apart() {
+        let of = |tenant: &str, ready: u64| QueueStats {
+            tenant: Tenant::new(tenant).unwrap(),
+            queue: QueueName::new("pay").unwrap(),
+            paused: !tenant.is_empty(),
+            max_depth: Some(ready * 10),
+            ready,
+            scheduled: 0,
+            leased: 0,
+            parked: 0,
+            dead: 0,
+            oldest_ready: Some(Duration::from_secs(ready)),
+            oldest_leased: None,
+            oldest_parked: None,
+            oldest_dead: None,
+        };
+        let stats = Stats { queues: vec![of("", 1), of("acme", 2), of("zeta", 3)], ..Stats::default() };
+        let text = Metrics::new().encode(&stats);
+        for line in [
+            "tidegate_queue_messages{queue=\"pay\",tenant=\"\",state=\"ready\"} 1",
+            "tidegate_queue_messages{queue=\"pay\",tenant=\"acme\",state=\"ready\"} 2",
+            "tidegate_queue_messages{queue=\"pay\",tenant=\"zeta\",state=\"ready\"} 3",
+            "tidegate_queue_paused{queue=\"pay\",tenant=\"\"} 0",
+            "tidegate_queue_paused{queue=\"pay\",tenant=\"acme\"} 1",
+            "tidegate_queue_max_depth{queue=\"pay\",tenant=\"zeta\"} 30",
+            "tidegate_queue_oldest_seconds{queue=\"pay\",tenant=\"acme\",state=\"ready\"} 2.0",
         ] {
             assert!(text.contains(line), "no {line} in\n{text}");
         }

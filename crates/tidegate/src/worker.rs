@@ -160,7 +160,8 @@ impl WorkerBuilder {
         check::run(self.tide.store().as_ref(), &checked(self.handlers.clone())?).await
     }
 
-    /// Declares the policies in the store and starts to claim.
+    /// Declares the policies in the store and starts to claim. Where a server does not let this worker declare the policy of
+    /// a kind, because other queues know the kind as well, what is stored there holds, and a warning says so.
     ///
     /// # Errors
     /// `Invalid` when there is no handler, two for one kind, a wrong name or a concurrency of 0; `Unavailable`.
@@ -179,8 +180,7 @@ impl WorkerBuilder {
             return Err(StoreError::invalid(format!("invalid lease of {lease:?}"))
                 .hint("30 ms or longer; seconds, unless this is a test"));
         }
-        let policies = handlers.values().map(|handler| (handler.kind.clone(), handler.policy.clone())).collect();
-        self.tide.store().declare(policies).await?;
+        declare(self.tide.store().as_ref(), &handlers, &name).await?;
         let (store, clock) = (Arc::clone(self.tide.store()), Arc::clone(self.tide.clock()));
         let metrics = Arc::clone(self.tide.metrics_arc());
         let keepalive =
@@ -236,8 +236,7 @@ impl WorkerBuilder {
         let handlers = checked(self.handlers)?;
         let name = WorkerId::new(self.name.as_deref().unwrap_or("inline"))?;
         let lease = self.lease.unwrap_or_else(|| self.tide.lease());
-        let policies = handlers.values().map(|handler| (handler.kind.clone(), handler.policy.clone())).collect();
-        store.declare(policies).await?;
+        declare(store.as_ref(), &handlers, &name).await?;
         let (clock, metrics) = (Arc::clone(self.tide.clock()), Arc::clone(self.tide.metrics_arc()));
         let keepalive = Keepalive::idle(Arc::clone(&clock), Arc::clone(&metrics), lease);
         let shared = Shared {
@@ -261,6 +260,27 @@ impl fmt::Debug for WorkerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WorkerBuilder").field("handlers", &self.handlers).finish_non_exhaustive()
     }
+}
+
+/// Says what the kinds allow, as far as this worker may.
+async fn declare(store: &dyn Store, handlers: &BTreeMap<Kind, Handler>, worker: &WorkerId) -> Result<(), StoreError> {
+    let policies: Vec<_> = handlers.values().map(|handler| (handler.kind.clone(), handler.policy.clone())).collect();
+    match store.declare(policies.clone()).await {
+        Err(error) if error.is_forbidden() => {}
+        declared => return declared,
+    }
+    // One of them is not this worker's to declare, and the others may be. Whether it may work at all its claims are told.
+    for (kind, policy) in policies {
+        match store.declare(vec![(kind.clone(), policy)]).await {
+            Err(error) if error.is_forbidden() => warn!(
+                worker.id = %worker, message.kind = %kind, error = %error,
+                "worker {worker} may not declare the policy of kind {kind}: the attempts, backoff and crash limit that the \
+                 server has stored for it hold, not those of this program"
+            ),
+            declared => declared?,
+        }
+    }
+    Ok(())
 }
 
 fn checked(handlers: Vec<Result<Handler, StoreError>>) -> Result<BTreeMap<Kind, Handler>, StoreError> {

@@ -1,5 +1,7 @@
-//! An order and the message that ships it, stored together or not at all: one way for each driver.
+//! An order and the message that ships it, stored together or not at all: one way for each driver. And how the store moves
+//! from a file to PostgreSQL.
 
+pub mod moving;
 #[cfg(feature = "sqlx")]
 pub mod with_sqlx;
 pub mod with_tokio_postgres;

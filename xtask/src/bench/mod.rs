@@ -201,7 +201,7 @@ fn build(root: &Path, target: &Path) -> Result<Vec<PathBuf>, String> {
 }
 
 /// The programs that a build says it has made.
-fn executables(messages: &str) -> Vec<PathBuf> {
+pub(crate) fn executables(messages: &str) -> Vec<PathBuf> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).collect()
 }
@@ -212,14 +212,18 @@ fn find(programs: &[PathBuf], name: &str) -> Result<PathBuf, String> {
 }
 
 /// A directory that goes with its value.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(parent: &Path) -> Result<Self, String> {
-        let dir = parent.join(format!("tidegate-peers-{}", std::process::id()));
+    pub(crate) fn new(parent: &Path) -> Result<Self, String> {
+        let dir = parent.join(format!("tidegate-bench-{}", std::process::id()));
         std::fs::create_dir_all(&dir).map_err(|e| format!("cannot make {}: {e}", dir.display()))?;
         let whole = dir.canonicalize().map_err(|e| format!("cannot find {}: {e}", dir.display()))?;
         Ok(Self(whole))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 }
 

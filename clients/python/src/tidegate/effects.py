@@ -179,12 +179,15 @@ class _Call:
     reach: dict[str, Any]
     #: When the intent was asked for: no byte leaves later than its time after that.
     asked_at: float = 0.0
+    #: A reach got no answer, and may have left an intent by which nothing was sent.
+    unsent: bool = False
 
     def carry_out(self) -> Steps[Any]:
         told = yield from self._reach()
         while True:
             what = told["do"]
             if what == "send":
+                self.unsent = False
                 told = yield from self._send(told)
             elif what == "look_up":
                 told = yield from self._look_up(told)
@@ -195,6 +198,9 @@ class _Call:
             elif what == "rejected":
                 raise Rejected(told.get("code", ""), told.get("detail", ""))
             elif what == "stop":
+                if self.unsent:
+                    # Not said, what is sent at most once would wait for a person although nothing was sent.
+                    self._say_unsent()
                 raise self.run.end_with(dict(told["settle"]))
             else:
                 raise self.run.end("retryable", "instruction", f"the server says {what!r}; hint: update this client")
@@ -202,15 +208,24 @@ class _Call:
     def _reach(self) -> Steps[Any]:
         self.asked_at = self.env.clock()
         body = {"token": self.run.lease.token, **self.reach}
-        try:
+
+        def again() -> bytes:
             # Without an answer nothing was sent, and the server may forget that it said so.
-            return (yield from self._exchange("", body, again={**body, "unsent": True}))
+            self.unsent = True
+            return encoded({**body, "unsent": True})
+
+        try:
+            return (yield from self._exchange("", body, again))
         except BaseException as error:
-            if not isinstance(self.effect.policy, Natural):
-                self.run.journal.append({"write": "not_sent", **self.effect.id()})
+            self._say_unsent()
             if not isinstance(error, TidegateError):
                 raise
             raise self._refused(error, "retryable", "not_done") from error
+
+    def _say_unsent(self) -> None:
+        """Says with the settlement that nothing was sent; it changes nothing where this run left no intent."""
+        if not isinstance(self.effect.policy, Natural):
+            self.run.journal.append({"write": "not_sent", **self.effect.id()})
 
     def _send(self, told: Any) -> Steps[Any]:
         within = told["within_ms"] / 1000
@@ -268,10 +283,9 @@ class _Call:
             untold = answer["answer"] if answer["answer"] in ("not_done", "unknown") else "retryable"
             raise self._refused(error, "unknown", untold) from error
 
-    def _exchange(self, which: str, body: dict[str, Any], again: dict[str, Any] | None = None) -> Steps[Any]:
+    def _exchange(self, which: str, body: dict[str, Any], again: Callable[[], bytes] | None = None) -> Steps[Any]:
         path = f"/v1/messages/{self.run.lease.message.id}/effects{which}"
-        more = None if again is None else encoded(again)
-        request = Request("POST", path, body=encoded(body), again=more, repeatable=True)
+        request = Request("POST", path, body=encoded(body), again=again, repeatable=True)
         return (yield from exchange_json(self.env, request, within=self.run.held.left(self.env.clock())))
 
     def _refused(self, error: TidegateError, refused: str, unanswered: str) -> RunEnded:

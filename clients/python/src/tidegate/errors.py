@@ -20,16 +20,23 @@ class TidegateError(Exception):
     retryable: bool = False
     #: The earliest useful moment, in seconds from now, if the server named one.
     retry_after: float | None = None
+    #: Whether the request, or an earlier try of it whose reply is missing, may have been done all the same. A refusal that
+    #: answers a repetition may be because of that: look where the message stands.
+    maybe_done: bool = False
 
 
 class Unreachable(TidegateError):
-    """No reply, or none that could be read. ``maybe_done`` is false only if the request certainly never left."""
+    """No reply, or none that could be read. ``maybe_done`` is false only if no try of the request certainly ever left."""
 
     retryable = True
 
     def __init__(self, why: str, *, maybe_done: bool) -> None:
         super().__init__(why)
         self.maybe_done = maybe_done
+
+
+#: What is refused for what it says, or for what is not there, was refused the first time as well.
+_REFUSED_EACH_TIME = frozenset({400, 404, 405, 413, 415, 422, 431})
 
 
 class Problem(TidegateError):
@@ -51,6 +58,12 @@ class Problem(TidegateError):
         self.retry_after = retry_after if after is None else float(after)
         what = self.detail or self.title or "no problem document"
         super().__init__(f"{status} {self.slug or 'error'}: {what}" + (f"\nhint: {self.fix}" if self.fix else ""))
+
+    def after_no_reply(self) -> None:
+        """It answers a repetition: an earlier try of the same may have been done."""
+        if self.status not in _REFUSED_EACH_TIME:
+            self.maybe_done = True
+            self.args = (f"{self.args[0]}\nwhether an earlier try was done is not known",)
 
 
 class Invalid(Problem):

@@ -19,24 +19,29 @@ def exchange(env: Env, request: Request, *, within: float | None = None) -> Step
     server asks for a longer pause than is left: then the error says so and the caller can come back.
     """
     give_up_at = env.clock() + (env.retries.within if within is None else within)
+    #: Of a try that got no reply nobody knows, and no later one takes that back.
+    left = False
     for attempt in itertools.count(1):
         error: TidegateError
         try:
             reply = yield from send(request)
         except NoReply as no_reply:
-            error = Unreachable(f"{request.method} {request.path}: {no_reply}", maybe_done=no_reply.left)
+            left = left or no_reply.left
+            error = Unreachable(f"{request.method} {request.path}: {no_reply}", maybe_done=left)
             may_repeat = request.repeatable or not no_reply.left
         else:
             if reply.status < 300:
                 return reply
             error = problem_of(reply)
+            if left and request.method != "GET":
+                error.after_no_reply()
             may_repeat = request.repeatable and error.retryable
         delay = env.retries.pause(attempt, error.retry_after or 0.0, env.unit())
         if not may_repeat or env.clock() + delay >= give_up_at:
             raise error
         yield from pause(delay)
         if request.again is not None:
-            request = replace(request, body=request.again)
+            request = replace(request, body=request.again())
     raise AssertionError("unreachable: the loop ends by return or raise")
 
 

@@ -29,8 +29,8 @@ class Request:
     body: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     repeatable: bool = False
-    #: What is sent instead when it is sent again.
-    again: bytes | None = None
+    #: Makes what is sent instead when it is sent again.
+    again: Callable[[], bytes] | None = None
     #: How long the server may take on purpose, in seconds; the client's own time-out comes on top.
     patience: float = 0.0
 

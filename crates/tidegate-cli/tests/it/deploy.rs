@@ -161,11 +161,13 @@ fn a_metric_or_a_label_that_there_is_not_is_found() {
     assert_eq!(unknown("tidegate_store_up", &known, &["queue".to_owned()]), ["queue"]);
 }
 
-/// The labels that a text shows: `{{ $labels.queue }}` in an alert, `{{queue}}` in a legend.
+/// The labels that a text shows: `{{ $labels.queue }}` in an alert, `{{queue}}` in a legend; `{{ with $labels.tenant }} of
+/// {{ . }}{{ end }}` where one may be empty.
 fn shown(text: &str) -> Vec<String> {
     let holes = text.split("{{").skip(1).filter_map(|rest| rest.split("}}").next());
-    let words = holes.map(|hole| hole.split('|').next().unwrap().trim().trim_start_matches("$labels."));
-    words.filter(|word| *word != "$value").map(str::to_owned).collect()
+    let words = holes.map(|hole| hole.split('|').next().unwrap().trim());
+    let words = words.map(|word| word.trim_start_matches("with ").trim_start_matches("$labels."));
+    words.filter(|word| !["$value", ".", "end"].contains(word)).map(str::to_owned).collect()
 }
 
 #[test]

@@ -143,12 +143,13 @@ fn in_their_order_on_a_server(path: &str) {
 type Typed = fn(&str);
 
 /// How the shell blocks of a page are typed.
-const TYPED: [(&str, Typed); 6] = [
+const TYPED: [(&str, Typed); 7] = [
     ("docs/operations/parked-and-dead.md", each_by_itself),
     ("docs/operations/backup-and-restore.md", in_their_order),
     ("docs/operations/disk-full.md", in_their_order),
     ("docs/operations/doctor.md", in_their_order),
     ("docs/operations/postgresql.md", in_their_order_on_a_server),
+    ("docs/guides/move-to-postgresql.md", in_their_order),
     ("docs/guides/operate-a-server.md", crate::remote::in_their_order_against_a_server),
 ];
 

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
 
+mod again;
 mod bad_input;
 mod care;
 mod demo;
@@ -20,6 +21,7 @@ mod reconcile;
 mod remote;
 mod serve;
 mod server;
+mod slow_clients;
 mod terminal;
 mod torture;
 #[cfg(feature = "otlp")]

@@ -225,7 +225,8 @@ pub(crate) fn what_has_not_taken_effect_is_called_off() {
     desk.run(&["cancel"]).ends(2);
     let several = desk.run(&["cancel", &ready, &parked, "--json"]).ends(1);
     assert_eq!(several.out.lines().count(), 2);
-    several.shows("\"result\":\"refused\",\"error\":\"cannot be cancelled: it is cancelled\"");
+    several.shows("\"result\":\"refused\",\"error\":\"cannot be cancelled: it is parked");
+    desk.run(&["cancel", &ready]).ends(0).prints("ID1\tcancelled\n");
     let again = ["enqueue", "--kind", "deposit", "--key", "dep-1", "--payload", r#"{"deposit":"dep-1"}"#];
     desk.run(&again).ends(0).prints("ID1\tknown\tcancelled\n");
 }

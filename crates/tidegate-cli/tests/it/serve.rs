@@ -18,6 +18,7 @@ use tidegate::store::{Act, NewOperation, Operate, Pace, Selection};
 use tidegate::{IdempotencyKey, QueueName, Tenant};
 
 use crate::desk::Desk;
+use crate::documents::{blocks, page};
 
 /// Where a server says that it listens, in a line for people or for programs.
 pub(crate) fn address_of(line: &str) -> Option<SocketAddr> {
@@ -107,6 +108,23 @@ fn post(path: &str, key: &str, token: Option<&str>) -> String {
 
 const LIST: &str = "GET /v1/messages HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
+/// The guide's file is taken as it stands there; what it says is then tried with numbers that a test reaches.
+#[test]
+fn a_client_over_the_rate_that_is_set_is_told_to_come_again() {
+    let desk = Desk::new();
+    let shown = blocks(&page("docs/guides/serve.md")).into_iter().find(|block| block.info == "toml").unwrap();
+    desk.write("config.toml", &shown.text);
+    let printed = desk.run(&["config", "print", "--config", "config.toml", "--origin"]).ends(0).out;
+    for set in ["requests_per_s = 200", "requests_burst = 1000"] {
+        assert!(printed.lines().any(|line| line.contains(set) && line.contains("config.toml")), "{printed}");
+    }
+    let server = Server::start(&desk, &["--set", "limits.requests_per_s=1", "--set", "limits.requests_burst=2"]);
+    let refused = (0..60).map(|_| server.ask(LIST)).find(|answer| !answer.starts_with("HTTP/1.1 200 "));
+    let refused = refused.expect("nobody asks sixty times in less than a minute").to_lowercase();
+    assert!(refused.starts_with("http/1.1 429 ") && refused.contains("retry-after: "), "{refused}");
+    assert!(refused.contains("more than 1 requests a second, and 2 at once"), "{refused}");
+}
+
 #[test]
 fn nothing_insecure_is_started_unless_it_is_said_by_name() {
     let desk = Desk::new();
@@ -149,6 +167,20 @@ fn a_token_that_the_command_makes_is_let_in_and_one_it_revokes_is_not() {
     desk.run(&["token", "create", "x", "--scope", "paint"]).ends(2).says("produce, work, read");
     let audit = desk.run(&["audit", "--json"]).ends(0).out;
     assert!(!audit.contains(token), "{audit}");
+}
+
+#[test]
+fn a_payload_of_the_limit_fits_into_its_request() {
+    let desk = Desk::new();
+    let server = Server::start(&desk, &[]);
+    let (small, payload) = ("\"payload\":1}", format!("\"{}\"", "x".repeat((1 << 20) - 2)));
+    let large = small.replace('1', &payload);
+    let request = post("/v1/queues/q/messages", "a", None).replace(small, &large);
+    let length = |body: usize| format!("Content-Length: {body}\r\n");
+    let before = "{\"kind\":\"k\",".len();
+    let request = request.replace(&length(before + small.len()), &length(before + large.len()));
+    let answer = server.ask(&request);
+    assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
 }
 
 #[test]

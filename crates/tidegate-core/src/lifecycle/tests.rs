@@ -276,9 +276,16 @@ fn cancelling_is_refused_once_something_took_effect() {
         (State::Completed, &plain),
         (State::Failed, &plain),
         (State::Dead, &plain),
-        (State::Cancelled, &plain),
     ] {
         assert_eq!(cancel(state, journal).unwrap_err().kind(), crate::StoreErrorKind::Conflict, "{state}");
+    }
+}
+
+#[test]
+fn what_is_cancelled_already_is_told_so_again() {
+    let tried = JournalFacts { intents: true, rejected: true, ..JournalFacts::default() };
+    for journal in [JournalFacts::default(), tried] {
+        assert_eq!(cancel(State::Cancelled, &journal), Ok(Cancellation::Now));
     }
 }
 
@@ -371,7 +378,10 @@ proptest! {
             let started = matches!(admit(&facts, at(100)), Admission::Start { reconciling: true, .. });
             prop_assert!(started, "an open effect is always admitted, to be cleared up");
             for state in State::ALL {
-                prop_assert_ne!(cancel(state, &facts.journal).ok(), Some(Cancellation::Now));
+                // What is cancelled is so already; nothing can be open there.
+                if state != State::Cancelled {
+                    prop_assert_ne!(cancel(state, &facts.journal).ok(), Some(Cancellation::Now));
+                }
                 let how = Redriving { again: true, compensated: false };
                 prop_assert!(redrive(state, facts.counters, &facts.journal, how).is_err());
                 prop_assert!(discard(state, &facts.journal).is_err());
@@ -529,7 +539,8 @@ fn transitions() -> std::collections::BTreeSet<(&'static str, &'static str, &'st
         all.insert(("leased", "sweep", next.state().as_str()));
         for state in State::ALL {
             let from = state.as_str();
-            if cancel(state, &facts.journal) == Ok(Cancellation::Now) {
+            // Cancelling what is cancelled leads nowhere.
+            if cancel(state, &facts.journal) == Ok(Cancellation::Now) && state != State::Cancelled {
                 all.insert((from, "cancel", "cancelled"));
             }
             for again in [false, true] {

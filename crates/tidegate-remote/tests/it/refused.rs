@@ -12,7 +12,7 @@ use tidegate_server::Demand;
 use crate::stage::{Fate, InProcess, Stage, message, queue, served, url};
 
 /// Makes a token and gives it back.
-async fn token(tide: &Tidegate, name: &str, scopes: &[&str]) -> String {
+pub(crate) async fn token(tide: &Tidegate, name: &str, scopes: &[&str]) -> String {
     token_of(tide, name, scopes, "").await
 }
 
@@ -30,7 +30,7 @@ async fn token_of(tide: &Tidegate, name: &str, scopes: &[&str], tenants: &str) -
     secret.reveal().to_owned()
 }
 
-fn with_token(tide: &Tidegate, token: Option<String>) -> RemoteStore {
+pub(crate) fn with_token(tide: &Tidegate, token: Option<String>) -> RemoteStore {
     let mut options = Options::default();
     options.token = token;
     RemoteStore::over(Arc::new(InProcess(served(tide, Demand::Always))), &url(), options).unwrap()

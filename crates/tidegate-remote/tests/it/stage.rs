@@ -65,6 +65,11 @@ impl Fateful {
         self.fates.lock().unwrap().extend(fates);
     }
 
+    /// Nothing more happens to requests than to be carried out.
+    pub(crate) fn clear(&self) {
+        self.fates.lock().unwrap().clear();
+    }
+
     /// How many requests were tried since this was asked last.
     pub(crate) fn tries(&self) -> usize {
         std::mem::take(&mut *self.sent.lock().unwrap()).len()

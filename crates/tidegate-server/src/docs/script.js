@@ -10,6 +10,12 @@ function el(name, attributes, ...children) {
   return element;
 }
 
+// What a document says, with what stands between backticks as code.
+function prose(text) {
+  const parts = (text || "").replace(/\s+/g, " ").split("`");
+  return el("span", {}, ...parts.map((part, at) => (at % 2 ? el("code", {}, part) : part)));
+}
+
 function resolve(api, schema) {
   let found = schema || {};
   for (let i = 0; found.$ref && i < 20; i += 1) {
@@ -78,7 +84,7 @@ function members(api, schema) {
   const rows = Object.entries(found.properties || {}).map(([member, of]) => [
     el("code", {}, member),
     typeOf(api, of),
-    (required.includes(member) ? "required. " : "") + (of.description || resolve(api, of).description || ""),
+    prose((required.includes(member) ? "required. " : "") + (of.description || resolve(api, of).description || "")),
   ]);
   return rows.length ? table("Members", ["Name", "What it is", "Meaning"], rows) : null;
 }
@@ -123,7 +129,7 @@ function endpoint(api, method, path, operation, id) {
     el("code", {}, each.name),
     each.in,
     typeOf(api, each.schema),
-    (each.required ? "required. " : "") + (each.description || ""),
+    prose((each.required ? "required. " : "") + (each.description || "")),
   ]);
   const content = (operation.requestBody && operation.requestBody.content) || {};
   const bodies = Object.entries(content).map(([media, of]) =>
@@ -132,7 +138,7 @@ function endpoint(api, method, path, operation, id) {
     const found = resolve(api, response);
     const what = Object.entries(found.content || {})
       .map(([media, of]) => media + (of.schema && typeOf(api, of.schema) ? " · " + typeOf(api, of.schema) : "")).join(", ");
-    return [el("td", status >= "400" ? { class: "bad" } : {}, status), found.description || "", what];
+    return [el("td", status >= "400" ? { class: "bad" } : {}, status), prose(found.description), what];
   });
   const command = curl(api, method, path, operation);
   const lines = (operation.description || "").split(/\n\s*\n/).filter(Boolean);
@@ -140,7 +146,7 @@ function endpoint(api, method, path, operation, id) {
     el("summary", {}, el("span", { class: "method" }, method.toUpperCase()), el("span", { class: "path" }, path),
       el("h3", {}, operation.summary || "")),
     el("div", {},
-      ...lines.map((line) => el("p", {}, line.replace(/\s+/g, " "))),
+      ...lines.map((line) => el("p", {}, prose(line))),
       parameters.length ? table("Parameters", ["Name", "In", "What it is", "Meaning"], parameters) : null,
       ...bodies,
       el("h4", {}, "Answers"),
@@ -152,7 +158,7 @@ function endpoint(api, method, path, operation, id) {
 
 function show(api) {
   document.getElementById("title").textContent = api.info.title + ": the HTTP API, version " + api.info.version;
-  document.getElementById("about").textContent = (api.info.description || "").replace(/\s+/g, " ");
+  document.getElementById("about").replaceChildren(prose(api.info.description));
   const groups = new Map((api.tags || []).map((tag) => [tag.name, { about: tag.description || "", all: [] }]));
   for (const [path, item] of Object.entries(api.paths)) {
     for (const method of METHODS.filter((each) => item[each])) {
@@ -168,7 +174,7 @@ function show(api) {
   const found = [];
   for (const [tag, group] of groups) {
     if (!group.all.length) continue;
-    main.append(el("h2", { id: "tag-" + tag }, tag), el("p", { class: "quiet" }, group.about));
+    main.append(el("h2", { id: "tag-" + tag }, tag), el("p", { class: "quiet" }, prose(group.about)));
     const list = el("ul", {});
     for (const each of group.all) {
       const shown = endpoint(api, each.method, each.path, each.operation, each.id);

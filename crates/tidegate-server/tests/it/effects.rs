@@ -167,6 +167,28 @@ async fn a_run_that_ends_before_its_effect_was_sent_says_so_when_it_is_settled()
 }
 
 #[tokio::test]
+async fn no_reach_says_of_another_effect_that_it_was_not_sent() {
+    let still = Still::new().await;
+    let id = still.enqueue("capture", "dep-1").await;
+    let held = still.claim("capture").await;
+    let wire = || json!({"effect": "wire", "policy": "at_most_once"});
+    told(&held, wire(), "send").await;
+    // It comes late: the wire is on its way.
+    let not_sent = json!([{"write": "not_sent", "effect": "wire"}]);
+    for mut late in [keyed("notify"), json!({"effect": "log", "policy": "natural"})] {
+        late["before"] = not_sent.clone();
+        let refused = held.reach(late).await.problem("invalid");
+        assert!(refused["detail"].as_str().unwrap().contains("effect wire was not sent"), "{refused}");
+        assert!(refused["fix"].as_str().unwrap().contains("settlement"), "{refused}");
+    }
+    assert_eq!(still.message(&id).await["journal"][0]["state"], "intent", "it is being sent");
+    // Of the effect that is reached it may be said in either way.
+    let mut again = wire();
+    again["before"] = not_sent;
+    assert_eq!(told(&held, again, "send").await["seq"], 1);
+}
+
+#[tokio::test]
 async fn what_comes_along_with_an_effect_that_comes_after_the_lease_lapsed_is_kept() {
     let still = Still::new().await;
     let id = still.enqueue("capture", "dep-1").await;

@@ -127,6 +127,9 @@ async fn a_payload_over_the_limit_of_the_store_is_refused_with_both_sizes() {
     assert_eq!(reply.status, 400);
     let detail = reply.problem("invalid")["detail"].as_str().unwrap().to_owned();
     assert_eq!(detail, "payload of 1048578 bytes is over the limit of 1048576");
+    // Of the limit it is taken, with what stands around it.
+    let body = format!(r#"{{"kind":"k","payload":"{}"}}"#, "x".repeat((1 << 20) - 2));
+    stage.send(Method::POST, DEPOSITS, &[JSON, KEY], body).await.of(202);
     let headers = format!(r#"{{"kind":"k","payload":1,"headers":{{"x":"{}"}}}}"#, "y".repeat(20_000));
     stage.send(Method::POST, DEPOSITS, &[JSON, KEY], headers).await.problem("invalid");
 }

@@ -13,6 +13,7 @@ mod observe;
 mod open;
 mod operations;
 mod operators;
+mod rates;
 mod read;
 mod scopes;
 mod slow;

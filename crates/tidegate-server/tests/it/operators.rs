@@ -216,6 +216,7 @@ async fn dead_letters_are_told_by_what_they_have_in_common() {
         ("limit=0", "invalid"),
         ("limit=10001", "invalid"),
         ("code=%00", "invalid"),
+        ("code=%7F", "invalid"),
         ("queue=a%20b", "malformed"),
     ] {
         stage.get(&format!("/v1/groups?{query}")).await.problem(slug);

@@ -6,7 +6,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::enqueue::id;
-use crate::scopes::token;
+use crate::scopes::{guarded, token};
 use crate::stage::{Stage, answer_next};
 
 const DEPOSITS: &str = "/v1/queues/deposits/messages";
@@ -157,6 +157,11 @@ async fn a_list_is_read_page_by_page_and_by_what_is_asked_for() {
         ("queue=a%20b", "malformed"),
         ("group=grp_1", "malformed"),
         ("queue=a&queue=b", "malformed"),
+        ("code=%00", "invalid"),
+        ("code=a%0Ab", "invalid"),
+        ("queue=%00", "malformed"),
+        ("kind=%1B", "malformed"),
+        ("state=%00", "malformed"),
     ] {
         let reply = stage.get(&format!("/v1/messages?{query}")).await;
         assert_eq!(reply.status, 400, "{query}");
@@ -215,4 +220,24 @@ async fn a_payload_that_a_token_reveals_is_written_down_with_who_looked() {
     assert_eq!((rows.len(), row.act.as_str()), (before + 1, "reveal"));
     assert!(row.actor.contains("support"), "{}", row.actor);
     assert_eq!(row.message.map(|id| id.to_string()), Some(id));
+}
+
+#[tokio::test]
+async fn whoever_may_only_produce_is_told_what_it_takes_to_read_and_gets_the_answer_by_the_key() {
+    let stage = guarded().await;
+    let producer = token(&stage.tide, "producer", &["produce:deposits"], "").await;
+    let other = token(&stage.tide, "other", &["produce:other", "work"], "").await;
+    let body = r#"{"kind":"capture","key":"d-1","payload":1}"#;
+    let added = stage.ask(&producer, Method::POST, DEPOSITS, body).await.of(202);
+    let path = format!("/v1/messages/{}?wait=20ms", added["id"].as_str().unwrap());
+    let refused = stage.ask(&producer, Method::GET, &path, "").await.problem("forbidden");
+    assert!(refused["detail"].as_str().unwrap().contains("may not read on queue deposits"), "{refused}");
+    assert!(refused["fix"].as_str().unwrap().contains("--scope read:deposits"), "{refused}");
+    // To whoever may not produce there, it is not there.
+    stage.ask(&other, Method::GET, &path, "").await.problem("not-found");
+    answer_next(&stage.tide, "deposits", "capture", "7").await;
+    let replayed = stage.ask(&producer, Method::POST, DEPOSITS, body).await.of(200);
+    assert_eq!(replayed["answer"], json!({"result": 7}));
+    let both = token(&stage.tide, "both", &["produce:deposits", "read:deposits"], "").await;
+    assert_eq!(stage.ask(&both, Method::GET, &path, "").await.of(200)["answer"], json!({"result": 7}));
 }

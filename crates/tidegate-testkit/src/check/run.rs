@@ -749,7 +749,6 @@ fn show_view(side: &Side, view: Option<&MessageView>) -> String {
     }
     let mut evidence: Vec<_> = view.evidence.iter().map(|e| (e.effect.clone(), e.value.clone())).collect();
     evidence.sort();
-    evidence.dedup();
     line("evidence", &evidence);
     for ending in &view.history {
         // A run without a failure of its own has no code, or the word of its outcome for one.

@@ -127,6 +127,79 @@ pub async fn a_key_is_not_released_once_an_intent_was_written(engine: &dyn Engin
     assert_eq!(stage.cancel(lease.message.id).await, Ok(Cancellation::Now));
 }
 
+/// Asked again, as after a lost reply: answered as before, and nothing is done twice. What ended otherwise stays refused.
+pub async fn a_cancel_that_is_asked_for_again_is_answered_and_changes_nothing(engine: &dyn Engine) {
+    let mut stage = Stage::new(engine).await;
+    let lease = stage.started("running").await;
+    let running = lease.message.id;
+    let waiting = stage.put(message("waiting")).await;
+    let released = stage.put(message("released")).await;
+    let wishes = [(waiting, false), (running, false), (released, true)];
+    let mut before = Vec::new();
+    for (id, release_key) in wishes {
+        let first = stage.cancel_with(id, release_key).await.expect("nothing of it took effect");
+        before.push((first, stage.view(id).await));
+    }
+    let audit = stage.store.audit(0, 100).await.expect("the audit is answered");
+    stage.clock.advance(MINUTE);
+    stage.reopen().await;
+    for ((id, release_key), (first, view)) in wishes.into_iter().zip(before) {
+        assert_eq!(stage.cancel_with(id, release_key).await, Ok(first));
+        assert_eq!(stage.view(id).await, view);
+    }
+    assert_eq!(stage.store.audit(0, 100).await, Ok(audit.clone()), "no second row");
+    assert_eq!(stage.tally(Counted::Cancelled).await, 2);
+    // What came of the wish is the answer from then on; where it did not come to it, it is refused as ever.
+    assert_eq!(stage.end(&lease, retryable()).await.state, State::Cancelled);
+    assert_eq!(stage.cancel(running).await, Ok(Cancellation::Now));
+    let ran = stage.started("ran").await;
+    assert_eq!(stage.cancel(ran.message.id).await, Ok(Cancellation::Requested));
+    assert_eq!(stage.end(&ran, completed()).await.state, State::Completed);
+    assert_eq!(refused(stage.cancel(ran.message.id).await), StoreErrorKind::Conflict);
+    assert_eq!(stage.store.audit(0, 100).await.map(|all| all.len()), Ok(audit.len() + 1));
+}
+
+/// One call may name a message twice.
+pub async fn a_message_that_is_named_twice_is_cancelled_once(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let id = stage.put(message("m")).await;
+    let cancel = Cancel { ids: vec![id, id], release_key: true, act: act("not wanted") };
+    let verdicts = stage.store.cancel(cancel).await.expect("the batch is answered");
+    assert_eq!(verdicts, [Ok(Cancellation::Now), Ok(Cancellation::Now)]);
+    assert_eq!(stage.store.audit(0, 100).await.map(|all| all.len()), Ok(1));
+    assert_eq!(stage.tally(Counted::Cancelled).await, 1);
+}
+
+/// To release a key that was kept is another act, and possible as long as it names this message.
+pub async fn a_key_that_was_kept_can_be_released_afterwards(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let first = stage.cancelled("m").await;
+    let view = stage.view(first).await;
+    assert_eq!(stage.cancel_with(first, true).await, Ok(Cancellation::Now));
+    assert_eq!(stage.view(first).await, view);
+    let second = stage.put(NewMessage { payload: payload("0"), ..message("m") }).await;
+    assert_ne!(first, second);
+    assert_eq!(stage.cancel_with(first, true).await, Ok(Cancellation::Now));
+    assert_eq!(stage.store.find(Tenant::default(), queue("work"), key("m")).await, Ok(Some(second)), "not its key");
+    let audit = stage.store.audit(0, 100).await.expect("the audit is answered");
+    assert_eq!(
+        audit.iter().map(|row| (row.act.as_str(), row.message)).collect::<Vec<_>>(),
+        [("cancel", Some(first)); 2]
+    );
+}
+
+/// A wish to release the key as well is more than the wish to cancel.
+pub async fn a_wish_that_asks_for_more_is_kept_as_well(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let lease = stage.started("m").await;
+    for release_key in [false, true, true, false] {
+        assert_eq!(stage.cancel_with(lease.message.id, release_key).await, Ok(Cancellation::Requested));
+    }
+    assert_eq!(stage.store.audit(0, 100).await.map(|all| all.len()), Ok(2));
+    assert_eq!(stage.end(&lease, retryable()).await.state, State::Cancelled);
+    assert_eq!(stage.store.find(Tenant::default(), queue("work"), key("m")).await, Ok(None));
+}
+
 /// The act is in the audit.
 pub async fn a_cancellation_leaves_an_audit_row(engine: &dyn Engine) {
     let stage = Stage::new(engine).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tidegate_core::effect::{EffectAnswer, EffectKey, EffectPolicy, EffectRow, EffectState, Reached};
 use tidegate_core::lifecycle::{Outcome, State};
 use tidegate_core::message::NewMessage;
-use tidegate_core::store::{ClaimRequest, Counted, Journal, JournalWrite, Lease, QueueSlots, Settle};
+use tidegate_core::store::{ClaimRequest, Counted, Journal, JournalWrite, Lease, MOST_EVIDENCE, QueueSlots, Settle};
 use tidegate_core::{LeaseToken, StoreErrorKind};
 
 use super::stage::*;
@@ -156,6 +156,52 @@ pub async fn a_late_confirmation_is_kept_as_evidence_and_not_applied(engine: &dy
     let evidence: Vec<_> = view.evidence.iter().map(|e| (e.at, e.effect.clone(), &*e.value)).collect();
     assert_eq!(evidence, [(arrived, effect_id("capture"), "\"ch_1\"")]);
     assert_eq!(stage.tally(Counted::RejectedLateWrites).await, 1);
+}
+
+/// The same confirmation again says nothing new, and what a worker that lost its lease can say is bounded: of each effect
+/// the first and the latest are kept.
+pub async fn late_evidence_is_kept_once_and_of_an_effect_the_first_and_the_latest(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let lease = stage.started("m").await;
+    let row = stage.intend(&lease, &keyed()).await;
+    stage.crash().await;
+    let arrived = stage.now();
+    for value in ["1", "1", "2", "1"] {
+        let late = Journal {
+            id: lease.message.id,
+            token: lease.token,
+            before: vec![answer_to(&row, confirmed(value))],
+            write: answer_to(&row, confirmed(value)),
+        };
+        assert_eq!(refused(only(stage.store.journal(vec![late]).await)), StoreErrorKind::LeaseLost);
+        stage.clock.advance(MILLI);
+    }
+    let settle = Settle { journal: vec![answer_to(&row, confirmed("2"))], ..settlement(&lease, completed()) };
+    assert_eq!(refused(stage.settle(settle).await), StoreErrorKind::LeaseLost);
+    let values = async || -> Vec<String> {
+        stage
+            .view(lease.message.id)
+            .await
+            .evidence
+            .iter()
+            .map(|late| format!("{}={}", late.effect, late.value))
+            .collect()
+    };
+    assert_eq!(values().await, ["capture=1", "capture=2"]);
+    assert_eq!(stage.view(lease.message.id).await.evidence[0].at, arrived, "when it was first said");
+    let other = JournalWrite::Answer { effect: effect_id("notify"), seq: 0, answer: confirmed("1") };
+    assert_eq!(refused(stage.journal(&lease, other).await), StoreErrorKind::LeaseLost);
+    let many = MOST_EVIDENCE + 3;
+    for value in 3..=many {
+        let late = stage.journal(&lease, answer_to(&row, confirmed(&value.to_string()))).await;
+        assert_eq!(refused(late), StoreErrorKind::LeaseLost);
+    }
+    let mut kept = values().await;
+    kept.sort_by_key(|value| (value.starts_with("notify"), value.len(), value.clone()));
+    let latest = (many - MOST_EVIDENCE + 2..=many).map(|value| format!("capture={value}"));
+    let expected: Vec<_> = ["capture=1".to_owned()].into_iter().chain(latest).chain(["notify=1".to_owned()]).collect();
+    assert_eq!(kept, expected);
+    assert_eq!(stage.tally(Counted::RejectedLateWrites).await, 4 + 1 + 1 + (many as u64 - 2), "all are counted");
 }
 
 /// A confirmation that was to be written before another row is evidence all the same.
@@ -550,7 +596,36 @@ pub async fn an_intent_whose_send_never_left_is_not_done(engine: &dyn Engine) {
     let lease = stage.started("answered").await;
     let row = stage.intend(&lease, &at_most_once()).await;
     stage.answer(&lease, &row, no_answer()).await;
-    assert_eq!(refused(stage.journal(&lease, not_sent()).await), StoreErrorKind::Conflict);
     let settle = Settle { journal: vec![not_sent()], ..settlement(&lease, not_done()) };
     assert_eq!(stage.settle(settle).await.expect("it is settled").state, State::Parked, "its send did leave");
+}
+
+/// That nothing was sent is said with the next intent of the same effect. Alone or beside another effect it may come late,
+/// when the effect is on its way: it is refused, with all that comes along.
+pub async fn that_an_effect_was_not_sent_is_said_with_its_next_intent_or_at_the_end(engine: &dyn Engine) {
+    let stage = Stage::new(engine).await;
+    let lease = stage.started("m").await;
+    let first = stage.intend(&lease, &at_most_once()).await;
+    let not_sent = || JournalWrite::NotSent { effect: effect_id("capture") };
+    let other = Reached { effect: effect_id("notify"), ..keyed() };
+    let natural = reached("notify", EffectPolicy::Natural);
+    let written = async |before: Vec<JournalWrite>, write: JournalWrite| {
+        let journal = Journal { id: lease.message.id, token: lease.token, before, write };
+        only(stage.store.journal(vec![journal]).await)
+    };
+    for (before, write) in [
+        (vec![], not_sent()),
+        (vec![not_sent()], intent(&other)),
+        (vec![not_sent()], JournalWrite::Natural { reached: natural, value: "1".into() }),
+    ] {
+        let refused = written(before, write).await.expect_err("it may be on its way");
+        assert_eq!(refused.kind(), StoreErrorKind::Invalid, "{refused}");
+        assert_eq!(stage.view(lease.message.id).await.journal, [first.clone()]);
+    }
+    // Reached again, it is another row under the same key.
+    let again = written(vec![not_sent()], intent(&at_most_once())).await.expect("it may be sent");
+    assert_eq!((again.seq, again.sends, &again.key), (1, 1, &first.key));
+    // Nothing else may be sent while it is open, and what it confirmed stays.
+    stage.answer(&lease, &again, confirmed("1")).await;
+    written(vec![], intent(&other)).await.expect("nothing is open");
 }

@@ -149,6 +149,7 @@ macro_rules! __cases {
                 an_effect_has_one_key_over_all_attempts_and_generations
                 one_message_key_on_two_queues_makes_two_effect_keys
                 a_late_confirmation_is_kept_as_evidence_and_not_applied
+                late_evidence_is_kept_once_and_of_an_effect_the_first_and_the_latest
                 a_late_confirmation_among_other_writes_is_evidence_too
                 after_the_deadline_no_effect_begins_unless_one_is_open_or_confirmed
                 a_lapsed_lease_may_answer_but_not_intend
@@ -175,6 +176,7 @@ macro_rules! __cases {
                 a_refused_write_of_a_batch_is_refused_alone
                 an_intent_of_a_crashed_run_is_open_to_the_next
                 an_intent_whose_send_never_left_is_not_done
+                that_an_effect_was_not_sent_is_said_with_its_next_intent_or_at_the_end
             }
             settle {
                 a_completed_message_keeps_its_result
@@ -302,6 +304,10 @@ macro_rules! __cases {
                 a_released_key_is_free_for_another_message
                 a_redriven_message_takes_its_released_key_back_if_it_is_free
                 a_key_is_not_released_once_an_intent_was_written
+                a_cancel_that_is_asked_for_again_is_answered_and_changes_nothing
+                a_message_that_is_named_twice_is_cancelled_once
+                a_key_that_was_kept_can_be_released_afterwards
+                a_wish_that_asks_for_more_is_kept_as_well
                 a_cancellation_leaves_an_audit_row
             }
             pause {
@@ -311,6 +317,7 @@ macro_rules! __cases {
                 a_pause_concerns_one_queue
                 pausing_and_resuming_twice_is_harmless
                 every_change_of_a_queue_leaves_an_audit_row
+                an_act_on_a_queue_that_is_repeated_stands_in_the_audit_once
             }
             resolve {
                 a_parked_effect_that_happened_goes_on_with_its_value
@@ -352,6 +359,7 @@ macro_rules! __cases {
             note {
                 a_note_leaves_an_audit_row_for_each_of_its_messages_and_changes_nothing
                 a_note_on_no_message_or_on_one_that_is_gone_is_kept_as_well
+                a_note_that_is_repeated_stands_in_the_audit_once
             }
             token {
                 a_token_is_kept_as_it_was_given

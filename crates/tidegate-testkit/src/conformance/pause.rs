@@ -2,7 +2,7 @@
 
 use tidegate_core::lifecycle::State;
 use tidegate_core::message::NewMessage;
-use tidegate_core::store::QueueChange;
+use tidegate_core::store::{Act, ChangeQueue, QueueChange};
 
 use super::stage::*;
 use crate::Engine;
@@ -22,7 +22,7 @@ pub async fn a_paused_queue_lets_running_messages_end_and_starts_none(engine: &d
     assert!(stage.take(10).await.is_empty(), "also after a restart");
     assert!(stage.queue_stats("work").await.paused);
     other
-        .pause(tidegate_core::store::ChangeQueue {
+        .pause(ChangeQueue {
             tenant: tidegate_core::Tenant::default(),
             queue: queue("work"),
             change: QueueChange::Resume,
@@ -83,4 +83,56 @@ pub async fn every_change_of_a_queue_leaves_an_audit_row(engine: &dyn Engine) {
     assert_eq!(acts, [on("pause"), on("resume"), on("limit"), on("limit")]);
     assert!(audit.iter().all(|row| row.tenant == Some(tenant(""))), "{audit:?}");
     assert!(audit[2].detail.contains('5'), "{:?}", audit[2].detail);
+}
+
+/// The same act again, as after a lost reply, changes nothing and stands in the audit once. What another says, or for another
+/// reason, is kept although nothing changes; and after another act it is an act again.
+pub async fn an_act_on_a_queue_that_is_repeated_stands_in_the_audit_once(engine: &dyn Engine) {
+    let mut stage = Stage::new(engine).await;
+    let acts = async |stage: &Stage<'_>| -> Vec<String> {
+        let audit = stage.store.audit(0, 100).await.expect("the audit is answered");
+        audit.iter().map(|row| format!("{} {} {}{}", row.act, row.actor, row.reason, row.detail)).collect()
+    };
+    let change = |name: &str, change, actor: &str, reason: &str| ChangeQueue {
+        tenant: tenant(""),
+        queue: queue(name),
+        change,
+        act: Act { actor: actor.to_owned(), reason: reason.to_owned() },
+    };
+    let five = QueueChange::Limit(Some(5));
+    for (name, how, actor, reason) in [
+        ("work", QueueChange::Pause, "ada", "night"),
+        ("work", QueueChange::Pause, "ada", "night"),
+        ("work", five, "ada", "load"),
+        // The limit is another matter, and so is another queue.
+        ("work", QueueChange::Pause, "ada", "night"),
+        ("other", QueueChange::Pause, "ada", "night"),
+        ("work", five, "ada", "load"),
+        // Somebody else says so as well, and why.
+        ("work", QueueChange::Pause, "bob", "night"),
+        ("work", QueueChange::Pause, "bob", "stock-taking"),
+    ] {
+        stage.store.pause(change(name, how, actor, reason)).await.expect("a queue can be changed");
+    }
+    stage.reopen().await;
+    stage.store.pause(change("work", QueueChange::Pause, "bob", "stock-taking")).await.expect("as before");
+    for (how, times) in [(QueueChange::Resume, 2), (QueueChange::Pause, 1), (QueueChange::Limit(None), 2)] {
+        for _ in 0..times {
+            stage.store.pause(change("work", how, "bob", "stock-taking")).await.expect("a queue can be changed");
+        }
+    }
+    assert!(stage.queue_stats("work").await.paused);
+    assert_eq!(
+        acts(&stage).await,
+        [
+            "pause ada night",
+            "limit ada load5",
+            "pause ada night",
+            "pause bob night",
+            "pause bob stock-taking",
+            "resume bob stock-taking",
+            "pause bob stock-taking",
+            "limit bob stock-takingnone",
+        ]
+    );
 }

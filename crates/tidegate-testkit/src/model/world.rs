@@ -14,8 +14,8 @@ use tidegate_core::retry::Policy;
 use tidegate_core::store::{
     Act, AuditEntry, Cancel, ChangeQueue, ChangeToken, ClaimRequest, Claimed, Counted, DEFAULT_RETENTION, Ending,
     Enqueued, Evidence, ExplainFacts, Extend, Extended, Filter, Journal, JournalWrite, LaneStats, Lease, MOST_CODES,
-    MessageView, News, Note, OTHER_CODES, QueueChange, QueueStats, REDRIVE_CHUNK, Redrive, Resolve, Resolved, Settle,
-    Settled, Stats, Summary, SweepRequest, Swept, TakenOver, Tally,
+    MOST_EVIDENCE, MessageView, NOTED_ONCE_WITHIN, News, Note, OTHER_CODES, QueueChange, QueueStats, REDRIVE_CHUNK,
+    Redrive, Resolve, Resolved, Settle, Settled, Stats, Summary, SweepRequest, Swept, TakenOver, Tally,
 };
 use tidegate_core::token::{self, TokenRecord};
 use tidegate_core::{
@@ -462,14 +462,26 @@ impl World {
     }
 
     pub(super) fn note(&mut self, note: &Note) {
-        if note.messages.is_empty() {
+        if note.messages.is_empty() && !self.is_noted(note, None) {
             self.record_act(&note.act, &note.what, None, None, note.detail.clone());
         }
         for id in &note.messages {
+            if self.is_noted(note, Some(*id)) {
+                continue;
+            }
             let of = self.records.get(id).map(|record| &record.message);
             let of = of.map(|message| (message.tenant.clone(), message.queue.clone()));
             self.record_act(&note.act, &note.what, Some(*id), of, note.detail.clone());
         }
+    }
+
+    fn is_noted(&self, note: &Note, message: Option<MessageId>) -> bool {
+        let since = self.time.now.before(NOTED_ONCE_WITHIN);
+        let lately = self.audit.iter().rev().take_while(|row| row.at >= since);
+        lately.filter(|row| row.message == message).any(|row| {
+            (&row.actor, &row.act, &row.reason, &row.detail)
+                == (&note.act.actor, &note.what, &note.act.reason, &note.detail)
+        })
     }
 
     /// By name and age.
@@ -553,7 +565,16 @@ impl World {
                     row.state = EffectState::Confirmed { value: value.clone() };
                 }
             }
-            record.evidence.push(Evidence { at: now, effect: effect.clone(), value: value.clone() });
+            let evidence = &mut record.evidence;
+            let of_effect: Vec<usize> = (0..evidence.len()).filter(|nth| evidence[*nth].effect == *effect).collect();
+            if of_effect.iter().any(|nth| evidence[*nth].value == *value) {
+                continue;
+            }
+            evidence.push(Evidence { at: now, effect: effect.clone(), value: value.clone() });
+            if of_effect.len() == MOST_EVIDENCE {
+                // The first stays, and the latest do.
+                evidence.remove(of_effect[1]);
+            }
         }
         let message = Arc::clone(&record.message);
         if self.mutation != Some(Mutation::LateWritesUncounted) {
@@ -876,6 +897,13 @@ impl World {
         let writes: Vec<&JournalWrite> = journal.before.iter().chain([&journal.write]).collect();
         let record = self.records.get(&id).ok_or_else(|| StoreError::not_found(id))?;
         let Some(held) = record.held_by(journal.token) else { return self.late(id, &writes) };
+        let begun = match &journal.write {
+            JournalWrite::Intent { reached, .. } => Some(&reached.effect),
+            JournalWrite::Answer { .. } | JournalWrite::NotSent { .. } | JournalWrite::Natural { .. } => None,
+        };
+        if writes.iter().any(|write| matches!(write, JournalWrite::NotSent { effect } if Some(effect) != begun)) {
+            return Err(StoreError::invalid("what was not sent is said with its next intent, or when the run ends"));
+        }
         let lapsed = held.until < now && self.mutation != Some(Mutation::IntentAfterLapse);
         let mut rows = record.journal.clone();
         let mut row = Err(StoreError::invalid("nothing to write"));
@@ -1265,14 +1293,21 @@ impl World {
         let record = self.record(id)?;
         let (state, journal) = (record.state(), record.facts());
         let live = matches!(state, State::Ready | State::Leased);
-        if !live || journal.is_confirmed() {
+        if !live && state != State::Cancelled || live && journal.is_confirmed() {
             return Err(StoreError::conflict(format!("cannot be cancelled while {state}")));
         }
         if request.release_key && journal.was_tried() {
             return Err(StoreError::conflict("its key may be known outside"));
         }
+        if !live {
+            return Ok(self.cancel_again(id, request));
+        }
         let now_or_never = state == State::Ready && !journal.is_open();
         let (counters, now) = (record.counters, self.time.now);
+        let release_wanted = record.release_wanted || !request.release_key;
+        if record.cancel_wanted && release_wanted && !now_or_never {
+            return Ok(Cancellation::Requested);
+        }
         self.record_act(&request.act, "cancel", Some(id), None, String::new());
         let record = self.change(id);
         record.cancel_wanted = true;
@@ -1285,9 +1320,21 @@ impl World {
         Ok(Cancellation::Now)
     }
 
+    /// Nothing is left to do but to give a key away that was kept.
+    fn cancel_again(&mut self, id: MessageId, request: &Cancel) -> Cancellation {
+        let message = Arc::clone(&self.records[&id].message);
+        let scope = (message.tenant.clone(), message.queue.clone(), message.key.clone());
+        if request.release_key && self.keys.get(&scope) == Some(&id) {
+            self.record_act(&request.act, "cancel", Some(id), None, "key released".to_owned());
+            self.forget_key(&message);
+        }
+        Cancellation::Now
+    }
+
     pub(super) fn pause(&mut self, request: &ChangeQueue) {
         let place = self.place(&request.tenant, &request.queue);
         let queue = &mut self.queues[place];
+        let before = (queue.paused, queue.max_depth);
         let (act, detail) = match request.change {
             QueueChange::Pause => {
                 queue.paused = true;
@@ -1303,8 +1350,20 @@ impl World {
                 ("limit", limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string()))
             }
         };
+        let unchanged = before == (self.queues[place].paused, self.queues[place].max_depth);
         let of = (request.tenant.clone(), request.queue.clone());
-        self.record_act(&request.act, act, None, Some(of), detail);
+        let is_limit = act == "limit";
+        let on_it = |row: &&AuditEntry| {
+            (row.tenant.as_ref(), row.queue.as_ref()) == (Some(&of.0), Some(&of.1))
+                && if is_limit { row.act == "limit" } else { matches!(&*row.act, "pause" | "resume") }
+        };
+        let said = self.audit.iter().rev().find(on_it).is_some_and(|row| {
+            (&*row.actor, &*row.act, &*row.reason, &*row.detail)
+                == (&*request.act.actor, act, &*request.act.reason, &*detail)
+        });
+        if !(unchanged && said) {
+            self.record_act(&request.act, act, None, Some(of), detail);
+        }
     }
 
     pub(super) fn resolve(&mut self, request: &Resolve) -> Result<Resolved, StoreError> {

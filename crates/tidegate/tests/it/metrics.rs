@@ -81,7 +81,7 @@ async fn counters_equal_a_recount_of_what_is_stored() {
         "tidegate_failed_total{queue=\"work\",kind=\"work\",code=\"never\"} 5",
         "tidegate_dead_total{queue=\"work\",kind=\"work\",reason=\"exhausted\"} 5",
         "tidegate_parked_total{queue=\"work\",kind=\"work\",reason=\"outcome_unknown\"} 5",
-        "tidegate_queue_messages{queue=\"work\",state=\"parked\"} 5",
+        "tidegate_queue_messages{queue=\"work\",tenant=\"\",state=\"parked\"} 5",
         "tidegate_open_effects 5",
         "tidegate_run_seconds_count{queue=\"work\",kind=\"work\"} 50",
     ] {

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use orders::{Ship, TABLE, ship, with_sqlx, with_tokio_postgres};
+use orders::{Ship, TABLE, moving, ship, with_sqlx, with_tokio_postgres};
 use tidegate::Tidegate;
 use tidegate::postgres::{self, sqlx::PgPool};
+use tidegate::store::Filter;
 use tidegate_pgcluster::Cluster;
 
 /// A database of its own, with the application's table and the store in it.
@@ -90,6 +91,38 @@ async fn in_sql_an_order_is_placed_with_its_message_or_not_at_all() {
     tide.close().await;
 }
 
+/// Orders 1 and 2 were placed in the file: one is shipped, the other waits. What is placed again later is shipped once.
+#[tokio::test]
+async fn a_store_moves_from_a_file_to_postgresql_and_no_order_is_shipped_twice() {
+    let name = "orders_moved";
+    let directory = tempfile::tempdir().unwrap();
+    let old = Tidegate::open(directory.path().join("orders.db")).await.unwrap();
+    let first = shipped(&old, 1).await;
+    old.enqueue(Ship { order: 2 }).await.unwrap();
+
+    let (_, new) = database(name).await;
+    let mut sent = Vec::new();
+    for order in [1, 2, 3, 3, 2, 1] {
+        sent.push(moving::place(&old, &new, order).await.unwrap());
+    }
+    let ids: Vec<_> = sent.iter().map(tidegate::Sent::id).collect();
+    assert_eq!(ids[..3], [ids[5], ids[4], ids[3]], "the same message, whenever it is asked for");
+    let workers = moving::work(&old, &new).await.unwrap();
+    for (sent, order) in sent.iter().zip([1, 2, 3, 3, 2, 1]) {
+        let answer = sent.answer(Duration::from_secs(60)).await.unwrap().completed().unwrap();
+        assert_eq!(answer, format!("order {order} is on its way"));
+    }
+    assert_eq!(first, "order 1 is on its way");
+    for worker in workers {
+        worker.stop().await.unwrap();
+    }
+    // One message each, and none of them in both.
+    let in_old = old.store().list(Filter::default()).await.unwrap().len();
+    assert_eq!((in_old, rows(name).1.split(' ').next().unwrap()), (2, "1"));
+    old.close().await;
+    new.close().await;
+}
+
 #[tokio::test]
 async fn the_program_places_its_order_once() {
     let name = "orders_program";
@@ -108,25 +141,24 @@ fn source(of: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(of)).unwrap()
 }
 
-/// Every line that the guide shows stands in a file that is run above, in that order and without another one between.
-#[test]
-fn the_guide_shows_what_is_run() {
-    let guide = source("../../docs/guides/enqueue-in-your-transaction.md");
-    let run: Vec<String> = ["src/lib.rs", "src/with_tokio_postgres.rs", "src/with_sqlx.rs", "order.sql"]
-        .map(source)
-        .iter()
-        .map(|text| bare(text))
-        .collect();
-    let blocks: Vec<&str> = guide.split("```").skip(1).step_by(2).collect();
-    let mut shown = 0;
-    for block in blocks {
-        let (info, text) = block.split_once('\n').unwrap();
-        if ["rust", "sql"].contains(&info) {
-            shown += 1;
-            assert!(run.iter().any(|run| run.contains(&bare(text))), "nobody runs this:\n{text}");
-        }
+/// Every line that a guide shows stands in a file that is run here, in that order and without another one between.
+fn shows_what_is_run(guide: &str, files: &[&str]) -> usize {
+    let run: Vec<String> = files.iter().map(|file| bare(&source(file))).collect();
+    let guide = source(guide);
+    let blocks = guide.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
+    let shown: Vec<&str> = blocks.filter(|(info, _)| ["rust", "sql"].contains(info)).map(|(_, text)| text).collect();
+    for text in &shown {
+        assert!(run.iter().any(|run| run.contains(&bare(text))), "nobody runs this:\n{text}");
     }
+    shown.len()
+}
+
+#[test]
+fn the_guides_show_what_is_run() {
+    let files = ["src/lib.rs", "src/with_tokio_postgres.rs", "src/with_sqlx.rs", "order.sql"];
+    let shown = shows_what_is_run("../../docs/guides/enqueue-in-your-transaction.md", &files);
     assert_eq!(shown, 4, "a message, and one way for each driver");
+    assert_eq!(shows_what_is_run("../../docs/guides/move-to-postgresql.md", &["src/moving.rs"]), 2);
 }
 
 /// Without layout and comments.

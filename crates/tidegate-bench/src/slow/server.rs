@@ -1,0 +1,126 @@
+//! The server that is measured: the program itself, on a port of its own, over a store that goes with it.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tempfile::TempDir;
+
+use super::honest::Connection;
+use super::{PATIENCE, Parameters};
+
+/// What a server takes unless it is told otherwise.
+const USUAL_CONNECTIONS: usize = 8192;
+/// Beside the slow ones: the honest client's, and those of slow clients that are being followed by others.
+const BESIDE: usize = 1000;
+
+/// A running server; it ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Process {
+    child: Child,
+    pub(super) address: SocketAddr,
+    _directory: TempDir,
+}
+
+/// What the server says of its connections.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counted {
+    pub(super) connections: u64,
+    pub(super) cut_off: u64,
+}
+
+impl Process {
+    pub(super) fn start(parameters: &Parameters) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir_in(&parameters.dir)
+            .with_context(|| format!("no store can be made in {}", parameters.dir.display()))?;
+        let mut command = Command::new(&parameters.program);
+        // What the environment says of other servers is none of this one's business.
+        command.env_clear().env("TIDEGATE_LOG_FORMAT", "text").current_dir(directory.path());
+        command.args(["serve", "--store", "slow.db", "--listen", "127.0.0.1:0"]);
+        let wanted = parameters.connections + parameters.honest + BESIDE;
+        if wanted > USUAL_CONNECTIONS {
+            command.args(["--set", &format!("limits.connections={wanted}")]);
+        }
+        let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let mut child = started.with_context(|| {
+            format!(
+                "{} cannot be started; hint: cargo build --release -p tidegate-cli, or --program PATH",
+                parameters.program.display()
+            )
+        })?;
+        let told = child.stderr.take().context("the server has no standard error")?;
+        let (say, said) = mpsc::channel();
+        std::thread::spawn(move || listen(BufReader::new(told), &say));
+        match said.recv_timeout(PATIENCE) {
+            Ok(Ok(address)) => Ok(Self { child, address, _directory: directory }),
+            ended => {
+                let _ended = child.kill();
+                let _status = child.wait();
+                match ended {
+                    Ok(Err(told)) => anyhow::bail!("the server ended: {told}"),
+                    _ => anyhow::bail!("the server did not say within {PATIENCE:?} where it listens"),
+                }
+            }
+        }
+    }
+
+    pub(super) fn counted(&self) -> anyhow::Result<Counted> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let text = runtime.block_on(async {
+            let mut connection = Connection::to(self.address).await?;
+            connection.ask("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").await
+        })?;
+        let number = |name: &str| -> anyhow::Result<u64> {
+            let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+            value.with_context(|| format!("the metrics have no {name}: {text}"))
+        };
+        Ok(Counted {
+            // Without the one that asks.
+            connections: number("tidegate_http_connections ")?.saturating_sub(1),
+            cut_off: number("tidegate_http_rejected_total{reason=\"slow_client\"} ")?
+                // Whose bodies did not come.
+                + number("tidegate_http_rejected_total{reason=\"timed_out\"} ")?,
+        })
+    }
+
+    /// Returns when the server has let go of the slow clients that left.
+    pub(super) fn quiet(&self) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let begun = tokio::time::Instant::now();
+        loop {
+            let left = self.counted()?.connections;
+            if left == 0 {
+                return Ok(());
+            }
+            anyhow::ensure!(begun.elapsed() < PATIENCE, "the server still has {left} connections after {PATIENCE:?}");
+            runtime.block_on(tokio::time::sleep(Duration::from_millis(50)));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+/// Finds where the server listens, and goes on reading, because a pipe that nobody reads holds up who writes into it.
+fn listen(mut told: BufReader<impl std::io::Read>, say: &mpsc::Sender<Result<SocketAddr, String>>) {
+    let mut all = String::new();
+    let mut line = String::new();
+    while told.read_line(&mut line).is_ok_and(|n| n > 0) {
+        if let Some(address) = line.split_once(" on http://").and_then(|(_, address)| address.trim().parse().ok()) {
+            let _gone = say.send(Ok(address));
+            let mut unread = [0; 4096];
+            while told.read(&mut unread).is_ok_and(|n| n > 0) {}
+            return;
+        }
+        all.push_str(&line);
+        line.clear();
+    }
+    let _gone = say.send(Err(all));
+}
