@@ -47,7 +47,8 @@ pub(crate) async fn observe(State(serving): State<Arc<Serving>>, request: Reques
     if let Some(message) = message_of(&route, request.uri().path()) {
         span.record(MESSAGE_ID, display(message));
     }
-    let begins = method == Method::POST && (route.ends_with("/messages") || route.ends_with("/events"));
+    // Of one message, or of events: the messages of a batch have nothing to do with each other, and begin a trace each.
+    let begins = method == Method::POST && (route.ends_with("{queue}/messages") || route.ends_with("{queue}/events"));
     let brought = if is_asked_all_the_time(&route) { BTreeMap::new() } else { trace::of(request.headers()) };
     // Around the one that the log has: handlers tell the log's, the innermost, what the request is about.
     let traced = tidegate::trace::request(method_word(&method), &route, &brought, begins);
