@@ -28,7 +28,11 @@ pub(crate) fn config(listed: &str) -> Result<String, String> {
          `tidegate/config.toml` below `$XDG_CONFIG_HOME` or `~/.config`. In it a dot is a table: `limits.batch` is `batch` below `[limits]`.\n\n\
          `tidegate config print --origin` shows every value with where it comes from, `tidegate config check` what is wrong. A key that is not in \
          this table is refused with the one it looks like. `TIDEGATE_STORE_FILE` names a file that has the address of the store in it, for one with a \
-         password. Settings of the library are on [another page](settings.md).\n\n\
+         password, and `TIDEGATE_OTLP_HEADERS_FILE` one with what a collector wants to be sent. Weaker than all of these, and stronger than a \
+         default, is what platforms call it: `STATE_DIRECTORY`, `DATABASE_URL`, `PORT`; and of OpenTelemetry `OTEL_EXPORTER_OTLP_ENDPOINT`, \
+         `_HEADERS` and `_TIMEOUT` (or, stronger, those of `OTEL_EXPORTER_OTLP_TRACES_…`), `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER_ARG` with a \
+         sampler `…traceidratio`, `OTEL_RESOURCE_ATTRIBUTES`, and `OTEL_SDK_DISABLED=true` or `OTEL_TRACES_EXPORTER=none` against it. \
+         Settings of the library are on [another page](settings.md).\n\n\
          | Setting | Variable | Default | What for |\n|---|---|---|---|\n"
     );
     for setting in objects(listed)? {

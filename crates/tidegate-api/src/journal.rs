@@ -120,6 +120,20 @@ pub enum AnswerName {
     NotFound,
 }
 
+impl AnswerName {
+    /// The word for it on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Confirmed => "confirmed",
+            Self::Rejected => "rejected",
+            Self::NotDone => "not_done",
+            Self::Unknown => "unknown",
+            Self::NotFound => "not_found",
+        }
+    }
+}
+
 /// One write to a journal. Which members it has is said by `write`: an intent has those from `policy` to
 /// `reconcile_for_ms`, an answer has `seq`, `answer` and what belongs to that, a natural effect its `value`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -228,6 +228,21 @@ pub enum Do {
     Stop,
 }
 
+impl Do {
+    /// The word for it on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Send => "send",
+            Self::LookUp => "look_up",
+            Self::Value => "value",
+            Self::Rejected => "rejected",
+            Self::Reach => "reach",
+            Self::Stop => "stop",
+        }
+    }
+}
+
 /// What a worker does next at an effect. Which members it has is said by `do`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Instruction {

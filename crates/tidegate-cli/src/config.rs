@@ -90,6 +90,12 @@ pub(crate) fn gather(named: &Named, store: Option<&str>, flags: Vec<(&'static st
     Settings::gather(&Sources { file, variables, flags: all })
 }
 
+/// The settings as a command finds them that has no option for any.
+pub(crate) fn of_environment() -> Settings {
+    let config = variables().get("TIDEGATE_CONFIG").map(PathBuf::from);
+    gather(&Named { config, set: Vec::new() }, None, Vec::new())
+}
+
 #[expect(clippy::disallowed_methods, reason = "the command is the one place that reads the environment")]
 pub(crate) fn variables() -> BTreeMap<String, String> {
     // What is no text can be no setting of ours.
@@ -178,17 +184,28 @@ fn shown(setting: &Setting, value: &Value) -> String {
         | Sort::Size
         | Sort::Span
         | Sort::Filter
-        | Sort::Format => value.text.clone(),
+        | Sort::Format
+        | Sort::Collector
+        | Sort::Name
+        | Sort::Share => value.text.clone(),
+        Sort::Headers => "…".to_owned(),
     }
 }
 
 fn as_toml(sort: Sort, text: &str) -> String {
     match sort {
         Sort::Switch => if matches!(text, "1" | "true") { "true" } else { "false" }.to_owned(),
-        Sort::Count => text.to_owned(),
-        Sort::Store | Sort::Path | Sort::Listen | Sort::Size | Sort::Span | Sort::Filter | Sort::Format => {
-            toml::Value::String(text.to_owned()).to_string()
-        }
+        Sort::Count | Sort::Share => text.to_owned(),
+        Sort::Store
+        | Sort::Path
+        | Sort::Listen
+        | Sort::Size
+        | Sort::Span
+        | Sort::Filter
+        | Sort::Format
+        | Sort::Collector
+        | Sort::Headers
+        | Sort::Name => toml::Value::String(text.to_owned()).to_string(),
     }
 }
 

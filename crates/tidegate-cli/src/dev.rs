@@ -53,7 +53,7 @@ pub(crate) async fn run(args: Args, store: Option<&str>, output: &Output) -> Res
     if let Some(problem) = settings.problem() {
         return Err(problem);
     }
-    log::begin(settings.log(), settings.log_format(), output);
+    log::begin(&settings, output)?;
     let signals = Signals::listen()?;
     let running = Running::start(&settings, Vec::new()).await?;
     let token = token(&running.tide).await?;

@@ -14,8 +14,9 @@ use serde::Serialize;
 use tidegate::clock::SystemRandom;
 use tidegate::message::{Due, NewMessage, Payload, Priority};
 use tidegate::store::Enqueued;
-use tidegate::{IdempotencyKey, Kind, MessageId, QueueName, Store, StoreError, StoreErrorKind, Timestamp};
+use tidegate::{IdempotencyKey, Kind, MessageId, QueueName, Store, StoreError, StoreErrorKind, Timestamp, trace};
 use tokio::sync::mpsc;
+use tracing::{Instrument as _, Span};
 
 use crate::exit::{Code, Problem};
 use crate::input::{self, Batch, Defaults, Format, Shape, duration};
@@ -115,8 +116,11 @@ async fn one(args: Args, store: &Asked, output: &Output) -> Result<Code, Problem
     let message = message(args)?;
     let shown = (message.queue.clone(), message.key.clone());
     with_store(store, Access::Create, |store: Arc<dyn Store>| async move {
-        let verdict = store.enqueue(vec![message]).await?.pop();
+        let mut message = message;
+        let span = trace::enqueue(&mut message);
+        let verdict = store.enqueue(vec![message]).instrument(span.clone()).await?.pop();
         let enqueued = verdict.unwrap_or_else(|| Err(StoreError::unavailable("the store gave no verdict")));
+        trace::enqueued(&span, &enqueued);
         let enqueued = enqueued.map_err(|error| {
             let id = error.conflicting_id();
             let problem = Problem::from(error);
@@ -385,7 +389,8 @@ async fn store_batch(
     output: &Output,
     bar: &ProgressBar,
 ) -> Result<(), Problem> {
-    let messages: Vec<NewMessage> = batch.iter().filter_map(|line| line.message.as_ref().ok().cloned()).collect();
+    let mut messages: Vec<NewMessage> = batch.iter().filter_map(|line| line.message.as_ref().ok().cloned()).collect();
+    let spans: Vec<Span> = messages.iter_mut().map(trace::enqueue).collect();
     let (from, to) = (batch.first().map_or(0, |line| line.number), batch.last().map_or(0, |line| line.number));
     let verdicts = if messages.is_empty() {
         Vec::new()
@@ -398,6 +403,10 @@ async fn store_batch(
             Problem { what, hint: Some(hint), ..problem }
         })?
     };
+    for (span, verdict) in spans.iter().zip(&verdicts) {
+        trace::enqueued(span, verdict);
+    }
+    drop(spans);
     match summary.take(batch, verdicts, output, bar) {
         None => Ok(()),
         Some(full) => Err(full),

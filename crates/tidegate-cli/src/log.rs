@@ -7,14 +7,17 @@
 use std::io;
 use std::str::FromStr;
 
-use tracing::{Level, Metadata, error};
+use tidegate::trace::TARGET;
+use tracing::{Level, Metadata, error, warn};
 use tracing_subscriber::filter::{FilterExt as _, LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::exit::{Code, Problem};
+use crate::otlp;
 use crate::output::Output;
+use crate::settings::Settings;
 
 /// The variable that says what commands log; for a server it is one of its settings.
 const VARIABLE: &str = "TIDEGATE_LOG";
@@ -60,12 +63,19 @@ pub(crate) struct LogArgs {
     /// How the log is written; `auto` is text on a terminal and json elsewhere
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
+    /// Send traces to an OpenTelemetry collector, by OTLP over HTTP
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
 }
 
 impl LogArgs {
     /// As settings: key, value, flag.
     pub(crate) fn flags(&self) -> Vec<(&'static str, String, String)> {
-        let flags = [("log", "--log", &self.log), ("log_format", "--log-format", &self.log_format)];
+        let flags = [
+            ("log", "--log", &self.log),
+            ("log_format", "--log-format", &self.log_format),
+            ("otlp.endpoint", "--otlp-endpoint", &self.otlp_endpoint),
+        ];
         flags.into_iter().filter_map(|(key, flag, text)| Some((key, text.as_ref()?.clone(), flag.to_owned()))).collect()
     }
 }
@@ -75,30 +85,41 @@ pub(crate) fn filter(text: &str) -> Result<EnvFilter, String> {
     EnvFilter::try_new(text).map_err(|e| e.to_string())
 }
 
-/// Begins the log of a server. Once for a process.
-pub(crate) fn begin(filter_text: &str, format: Format, output: &Output) -> Written {
-    let written = match format {
+/// Begins the log of a server, and its traces. Once for a process.
+///
+/// # Errors
+/// Traces that cannot begin.
+pub(crate) fn begin(settings: &Settings, output: &Output) -> Result<Written, Problem> {
+    let traces = otlp::begin(settings)?;
+    let written = match settings.log_format() {
         Format::Text => Written::Text,
         Format::Json => Written::Json,
         Format::Auto if output.talk_terminal => Written::Text,
         Format::Auto => Written::Json,
     };
     // Settings are checked before anything begins.
-    let filter = filter(filter_text).unwrap_or_else(|_| EnvFilter::new("info"));
-    start(filter, written, output);
-    written
+    let filter = filter(settings.log()).unwrap_or_else(|_| EnvFilter::new("info"));
+    start(filter, written, traces, output);
+    Ok(written)
 }
 
 /// Begins the log of a command that does its work and ends: warnings, unless the environment asks for more.
-pub(crate) fn for_a_command(output: &Output) {
+/// One that stores or runs messages belongs to their traces, if settings say where those are sent.
+pub(crate) fn for_a_command(traces: Option<&Settings>, output: &Output) {
     let filter =
         EnvFilter::builder().with_env_var(VARIABLE).with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
-    start(filter, Written::Text, output);
+    let traces = traces.map_or(Ok(None), otlp::begin);
+    let (traces, missing) = traces.map_or_else(|problem| (None, Some(problem)), |traces| (traces, None));
+    start(filter, Written::Text, traces, output);
+    // What the command is for is worth more than to be seen in a trace.
+    if let Some(problem) = missing {
+        warn!("no traces: {}", problem.sentence());
+    }
 }
 
-fn start(filter: EnvFilter, written: Written, output: &Output) {
+fn start(filter: EnvFilter, written: Written, traces: Option<otlp::Traces>, output: &Output) {
     let filter = filter.and(filter_fn(may_be_told));
-    let log = tracing_subscriber::registry();
+    let log = tracing_subscriber::registry().with(traces);
     match written {
         Written::Text => {
             let lines = fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(output.talks_in_colour());
@@ -111,8 +132,11 @@ fn start(filter: EnvFilter, written: Written, output: &Output) {
     }
 }
 
-/// Whether nothing that must not be in a log can be in a line from there.
+/// Whether nothing that must not be in a log can be in a line from there. Spans of traces have their own way out.
 fn may_be_told(line: &Metadata<'_>) -> bool {
+    if line.target() == TARGET {
+        return false;
+    }
     *line.level() <= Level::INFO || line.target().starts_with(OURS)
 }
 

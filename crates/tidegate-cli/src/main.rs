@@ -36,6 +36,8 @@ mod migrate;
 mod open;
 mod openapi;
 mod operations;
+#[cfg_attr(not(feature = "otlp"), path = "no_otlp.rs")]
+mod otlp;
 mod output;
 mod parked;
 mod probe;
@@ -244,7 +246,9 @@ fn run(cli: Cli, sources: Sources) -> ExitCode {
     let output = Output::new(cli.json, cli.color);
     // These two log as their settings say, which they read first.
     if !matches!(cli.command, Command::Serve(_) | Command::Dev(_)) {
-        log::for_a_command(&output);
+        let traced = matches!(cli.command, Command::Enqueue(_) | Command::Role(_));
+        let settings = traced.then(config::of_environment);
+        log::for_a_command(settings.as_ref(), &output);
     }
     // They say themselves what they leave behind.
     let listens = !matches!(cli.command, Command::Torture(_) | Command::Serve(_) | Command::Dev(_));
@@ -262,6 +266,7 @@ fn run(cli: Cli, sources: Sources) -> ExitCode {
             }),
         }
     });
+    otlp::end();
     // Not dropped: a thread that waits for the terminal would have to be waited for.
     runtime.shutdown_background();
     ended(ending, &output)

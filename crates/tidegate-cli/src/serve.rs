@@ -25,8 +25,12 @@ use crate::config::{Named, gather};
 use crate::exit::{Code, Problem};
 use crate::log::{self, LogArgs};
 use crate::open::{Access, check, place};
+use crate::otlp;
 use crate::output::Output;
 use crate::settings::Settings;
+
+/// What closing the store may take, and sending the last spans of traces.
+const CLOSING: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,7 +38,8 @@ Examples:
   tidegate serve --store /var/lib/tidegate/tidegate.db --listen 127.0.0.1:7401 --require-tokens
   tidegate serve --listen 0.0.0.0:7401 --tls-cert cert.pem --tls-key key.pem
   tidegate serve --config /etc/tidegate/config.toml --set limits.batch=100
-  tidegate serve --log info --log-format json";
+  tidegate serve --log info --log-format json
+  tidegate serve --otlp-endpoint http://127.0.0.1:4318";
 
 const SIGNALS: &str = "\
 Signals: SIGTERM or Ctrl-C lets what is under way end, for as long as --drain says; a second one ends at once. SIGHUP reads
@@ -100,7 +105,7 @@ pub(crate) async fn run(args: Args, store: Option<&str>, output: &Output) -> Res
     if let Some(problem) = settings.problem() {
         return Err(problem);
     }
-    let written = log::begin(settings.log(), settings.log_format(), output);
+    let written = log::begin(&settings, output)?;
     log::told(written, serve_until_told(&settings, written, output).await)
 }
 
@@ -247,10 +252,11 @@ impl Running {
         if std::mem::replace(told, true) {
             self.stop.send_replace(Stop::AtOnce);
             warn!("told to stop a second time: ending at once");
+            otlp::give_up();
             return true;
         }
         info!("told to stop: no more connections; what is under way has {:?}", self.drain);
-        let extended = u32::try_from((self.drain + Duration::from_secs(5)).as_micros()).unwrap_or(u32::MAX);
+        let extended = u32::try_from((self.drain + CLOSING).as_micros()).unwrap_or(u32::MAX);
         tell_systemd(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(extended)]);
         // Those who wait for a message answer now; from here on nothing is claimed.
         self.stop.send_replace(Stop::Drain);

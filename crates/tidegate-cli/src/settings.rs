@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tidegate::{Address, QueueName, Tenant};
+use tidegate_remote::ServerUrl;
 
 use crate::exit::Problem;
 use crate::input::duration;
@@ -33,6 +34,14 @@ pub(crate) enum Sort {
     Filter,
     /// How it is written.
     Format,
+    /// Where traces are sent.
+    Collector,
+    /// What is sent along with them. May hold a key: never shown, and may be read from a file that a variable names.
+    Headers,
+    /// A name.
+    Name,
+    /// A share, from 0 to 1.
+    Share,
 }
 
 impl Sort {
@@ -47,7 +56,16 @@ impl Sort {
             Self::Span => "a time, such as 500ms, 25s, 5m, 2h or 7d",
             Self::Filter => "a level, or levels of parts: warn, or info,tidegate_sqlite=debug",
             Self::Format => "auto, text or json",
+            Self::Collector => "an address, such as http://127.0.0.1:4318 or https://otlp.example.com",
+            Self::Headers => "NAME=VALUE, with commas between, such as x-api-key=…",
+            Self::Name => "a name, such as tidegate",
+            Self::Share => "a share from 0 to 1, such as 0.05",
         }
+    }
+
+    /// Whether it may hold what nobody should see.
+    pub(crate) fn is_secret(self) -> bool {
+        matches!(self, Self::Store | Self::Headers)
     }
 
     fn check(self, text: &str) -> Result<(), String> {
@@ -62,6 +80,11 @@ impl Sort {
             Self::Span => duration(text).map(drop),
             Self::Filter => log::filter(text).map(drop),
             Self::Format => text.parse::<log::Format>().map(drop),
+            Self::Collector => collector(text).map(drop),
+            Self::Headers => headers(text).map(drop),
+            Self::Name if text.trim().is_empty() => Err("it is empty".to_owned()),
+            Self::Name => Ok(()),
+            Self::Share => share(text).map(drop),
         }
     }
 }
@@ -78,6 +101,42 @@ fn count(text: &str) -> Result<u64, String> {
     match text.parse::<u64>() {
         Ok(0) => Err("it is not at least 1".to_owned()),
         Ok(number) => Ok(number),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// What every collector has its traces sent to, below its address.
+pub(crate) const TRACES: &str = "/v1/traces";
+
+/// The address of a collector; one that ends with the path of traces is that of the collector all the same.
+pub(crate) fn collector(text: &str) -> Result<ServerUrl, String> {
+    let text = text.strip_suffix(TRACES).unwrap_or(text);
+    text.parse::<ServerUrl>().map_err(|error| error.what().to_owned())
+}
+
+/// Names and values, without what is around them.
+pub(crate) fn headers(text: &str) -> Result<Vec<(String, String)>, String> {
+    let pair = |part: &str| {
+        let (name, value) = part.split_once('=').ok_or("a part of it is not NAME=VALUE")?;
+        let name = name.trim();
+        let is_fine = |c: u8| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&c);
+        if name.is_empty() || !name.bytes().all(is_fine) {
+            return Err("a name in it is none that a header can have");
+        }
+        let value = value.trim();
+        if !value.bytes().all(|c| (0x20..0x7f).contains(&c)) {
+            return Err("a value in it is none that a header can have");
+        }
+        Ok((name.to_owned(), value.to_owned()))
+    };
+    let parts = text.split(',').filter(|part| !part.trim().is_empty());
+    parts.map(pair).collect::<Result<_, _>>().map_err(str::to_owned)
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        Ok(_) => Err("it is not from 0 to 1".to_owned()),
         Err(e) => Err(e.to_string()),
     }
 }
@@ -142,6 +201,32 @@ pub(crate) const TABLE: &[Setting] = &[
         Some("auto"),
         "How it is written: text, json (an object a line), or auto, which is text on a terminal and json elsewhere.",
     ),
+    set(
+        "otlp.endpoint",
+        Sort::Collector,
+        None,
+        "Where traces are sent: an OpenTelemetry collector, by OTLP over HTTP. Without it no trace is made.",
+    ),
+    set(
+        "otlp.headers",
+        Sort::Headers,
+        None,
+        "What is sent along with traces, such as a key that the collector demands.",
+    ),
+    set("otlp.service", Sort::Name, Some("tidegate"), "What this process is called in traces (service.name)."),
+    set(
+        "otlp.ratio",
+        Sort::Share,
+        Some("1"),
+        "The share of the traces begun here that is sent. One that was begun elsewhere is sent if it was there.",
+    ),
+    set(
+        "otlp.timeout",
+        Sort::Span,
+        Some("5s"),
+        "How long a collector may take to answer, and how long the end of the process waits for it at most.",
+    ),
+    set("otlp.queue", Sort::Count, Some("8192"), "The most spans that wait to be sent; more are dropped, and counted."),
     set("tls.cert", Sort::Path, None, "The chain of certificates, as PEM. Read again on SIGHUP."),
     set("tls.key", Sort::Path, None, "The key of the first certificate, as PEM. Read again on SIGHUP."),
     set(
@@ -317,13 +402,47 @@ impl Settings {
         if let Some(port) = variables.get("PORT").filter(|port| port.parse::<u16>().is_ok()) {
             self.put("listen", format!("127.0.0.1:{port}"), Origin::Variable("PORT".to_owned()));
         }
+        self.usual_traces(variables);
+    }
+
+    /// What OpenTelemetry calls its settings, as far as they are ours.
+    fn usual_traces(&mut self, variables: &BTreeMap<String, String>) {
+        let there = |name: &str| variables.get(name).filter(|value| !value.is_empty()).map(String::as_str);
+        let says = |name: &str, word: &str| there(name).is_some_and(|value| value.eq_ignore_ascii_case(word));
+        if says("OTEL_SDK_DISABLED", "true") || says("OTEL_TRACES_EXPORTER", "none") {
+            return;
+        }
+        let usual = [
+            ("otlp.endpoint", ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]),
+            ("otlp.headers", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"]),
+            ("otlp.timeout", ["OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"]),
+            ("otlp.service", ["", "OTEL_SERVICE_NAME"]),
+        ];
+        for (key, names) in usual {
+            // The one for traces alone is the stronger.
+            for name in names {
+                let Some(value) = there(name) else { continue };
+                let value = if key == "otlp.timeout" { format!("{value}ms") } else { value.to_owned() };
+                self.put(key, value, Origin::Variable(name.to_owned()));
+            }
+        }
+        if there("OTEL_TRACES_SAMPLER").is_some_and(|sampler| sampler.ends_with("traceidratio"))
+            && let Some(share) = there("OTEL_TRACES_SAMPLER_ARG")
+        {
+            self.put("otlp.ratio", share.to_owned(), Origin::Variable("OTEL_TRACES_SAMPLER_ARG".to_owned()));
+        }
+        for name in ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] {
+            if let Some(protocol) = there(name).filter(|protocol| *protocol != "http/protobuf") {
+                self.odd.push(format!("{name} is {protocol}: traces are sent as http/protobuf all the same"));
+            }
+        }
     }
 
     fn read_variables(&mut self, variables: &BTreeMap<String, String>) {
         for setting in TABLE {
             let variable = setting.variable();
             let of_file = format!("{variable}_FILE");
-            if setting.sort == Sort::Store
+            if setting.sort.is_secret()
                 && let Some(path) = variables.get(&of_file)
             {
                 match std::fs::read_to_string(path) {
@@ -355,7 +474,7 @@ impl Settings {
             "TIDEGATE_CONTEXT",
             "TIDEGATE_TENANT",
             "TIDEGATE_STORE_FILE",
-            "TIDEGATE_OTLP_ENDPOINT",
+            "TIDEGATE_OTLP_HEADERS_FILE",
             "TIDEGATE_CA",
         ];
         let ours: Vec<String> = TABLE.iter().map(Setting::variable).chain(OTHERS.map(str::to_owned)).collect();
@@ -410,6 +529,9 @@ impl Settings {
                 toml::Value::String(text) => self.put(&key, text.clone(), Origin::File(path.to_owned())),
                 toml::Value::Integer(number) => self.put(&key, number.to_string(), Origin::File(path.to_owned())),
                 toml::Value::Boolean(switch) => self.put(&key, switch.to_string(), Origin::File(path.to_owned())),
+                toml::Value::Float(share) if find(&key).is_some_and(|setting| setting.sort == Sort::Share) => {
+                    self.put(&key, share.to_string(), Origin::File(path.to_owned()));
+                }
                 toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => {
                     match find(&key) {
                         Some(setting) => self.wrong.push(
@@ -456,7 +578,7 @@ impl Settings {
         for setting in TABLE {
             let Some(Value { text, origin }) = self.values.get(setting.key) else { continue };
             if let Err(why) = setting.sort.check(text) {
-                let shown = if setting.sort == Sort::Store { "…".to_owned() } else { format!("{text:?}") };
+                let shown = if setting.sort.is_secret() { "…".to_owned() } else { format!("{text:?}") };
                 let what = format!("{} is {shown}, from {origin}: {why}", setting.key);
                 self.wrong.push(Problem::usage(what).hint(setting.sort.example()));
             }
@@ -482,6 +604,12 @@ impl Settings {
                     "{listen}, from {origin}, can be reached from other machines, and nothing would be encrypted"
                 ))
                 .hint("set --tls-cert and --tls-key; listen on 127.0.0.1 behind a proxy; or say --insecure-plaintext"),
+            );
+        }
+        if !cfg!(feature = "otlp") && self.text("otlp.endpoint").is_some() {
+            wrong.push(
+                Problem::usage("otlp.endpoint is set, and this program was built without traces")
+                    .hint("build it with the feature otlp, or leave otlp.endpoint out"),
             );
         }
         if self.switch("tokens.required") && self.switch("insecure.no_tokens") {
@@ -536,7 +664,7 @@ impl Settings {
         TABLE.iter().map(|setting| (setting, self.values.get(setting.key)))
     }
 
-    fn text(&self, key: &str) -> Option<&str> {
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
         debug_assert!(find(key).is_some(), "no setting {key}");
         self.values.get(key).map(|value| value.text.as_str())
     }
@@ -579,6 +707,11 @@ impl Settings {
 
     pub(crate) fn size(&self, key: &str) -> u64 {
         self.text(key).and_then(|text| size(text).ok()).unwrap_or(u64::MAX)
+    }
+
+    #[cfg(feature = "otlp")]
+    pub(crate) fn share(&self, key: &str) -> f64 {
+        self.text(key).and_then(|text| share(text).ok()).unwrap_or(1.0)
     }
 
     pub(crate) fn span(&self, key: &str) -> Duration {
@@ -714,6 +847,33 @@ mod tests {
     }
 
     #[test]
+    fn what_opentelemetry_calls_its_settings_is_weaker_than_what_names_tidegate() {
+        let variables = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:4318"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces:4318/v1/traces"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=secret"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "1500"),
+            ("OTEL_SERVICE_NAME", "deposits"),
+            ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+            ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+        ];
+        let settings = gathered("", &variables, &[]);
+        assert_eq!(wrong(&settings), "");
+        let found =
+            ["endpoint", "headers", "timeout", "service", "ratio"].map(|key| settings.text(&format!("otlp.{key}")));
+        let expected = ["http://traces:4318/v1/traces", "x-api-key=secret", "1500ms", "deposits", "0.25"];
+        assert_eq!(found, expected.map(Some));
+        assert_eq!(collector(found[0].unwrap()).unwrap().to_string(), "http://traces:4318");
+        let file = "[otlp]\nendpoint = \"https://mine\"\nratio = 0.5";
+        let settings = gathered(file, &variables, &[]);
+        assert_eq!((settings.text("otlp.endpoint"), settings.text("otlp.ratio")), (Some("https://mine"), Some("0.5")));
+        let disabled = [&variables[..], &[("OTEL_SDK_DISABLED", "true")]].concat();
+        assert_eq!(gathered("", &disabled, &[]).text("otlp.endpoint"), None);
+        let grpc = gathered("", &[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")], &[]);
+        assert!(grpc.odd[0].contains("http/protobuf"), "{:?}", grpc.odd);
+    }
+
+    #[test]
     fn a_secret_is_read_from_the_file_that_a_variable_names() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("url");
@@ -752,6 +912,10 @@ mod tests {
             ("[limits]\nbatch = 0", "at least 1"),
             ("[limits]\nbatch = [1]", "is a array"),
             ("[tokens]\nrequired = \"perhaps\"", "neither true nor false"),
+            ("[otlp]\nendpoint = \"127.0.0.1:4318\"", "such as http://127.0.0.1:4318"),
+            ("[otlp]\nratio = 1.5", "not from 0 to 1"),
+            ("[otlp]\nheaders = \"x-api-key: secret\"", "not NAME=VALUE"),
+            ("[otlp]\nheaders = \"a b=secret\"", "none that a header can have"),
             ("[queues.\"a b\"]", "invalid queue name"),
             ("[queues.a]\nmax_depth = -1", "max_depth is -1"),
             ("store = \"mysql://u:secret@h/d\"", "no engine of that name"),

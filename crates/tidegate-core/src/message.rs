@@ -16,6 +16,8 @@ use crate::id::{IdempotencyKey, Kind, MessageId, QueueName, Tenant, digest16};
 pub const DEFAULT_MAX_PAYLOAD: usize = 1 << 20;
 /// The longest detail of a failure that is stored, in bytes; the rest is cut off.
 pub const MAX_DETAIL: usize = 2048;
+/// The most bytes of names and values of a message's headers.
+pub const MAX_HEADERS: usize = 16 * 1024;
 /// How long a message may wait, retry and be held before it is a dead letter, unless it says otherwise.
 pub const DEFAULT_MAX_AGE: Duration = Duration::from_secs(3 * 24 * 3600);
 
@@ -187,8 +189,8 @@ impl NewMessage {
                 .hint("store the document elsewhere and enqueue a reference to it"));
         }
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if headers > 16 * 1024 {
-            return Err(StoreError::invalid(format!("headers of {headers} bytes are over the limit of 16384")));
+        if headers > MAX_HEADERS {
+            return Err(StoreError::invalid(format!("headers of {headers} bytes are over the limit of {MAX_HEADERS}")));
         }
         if self.version == 0 {
             return Err(StoreError::invalid("invalid payload version 0").hint("versions are counted from 1"));

@@ -238,6 +238,9 @@ impl Exchange {
         if let Some(tenant) = &ask.tenant {
             request = request.header("tidegate-tenant", tenant.as_str());
         }
+        for (name, value) in tidegate::trace::headers() {
+            request = request.header(name, value);
+        }
         if ask.body.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }

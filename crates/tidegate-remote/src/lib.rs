@@ -66,7 +66,7 @@ use tidegate::store::{
 use tidegate::token::TokenRecord;
 use tidegate::{IdempotencyKey, Kind, MessageId, Policy, QueueName, StoreError, Tenant};
 
-pub use transport::{NoAnswer, Transport};
+pub use transport::{NoAnswer, Transport, connections};
 pub use url::ServerUrl;
 
 #[cfg(feature = "fuzz")]

@@ -58,6 +58,15 @@ pub trait Transport: Send + Sync + fmt::Debug {
     async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, NoAnswer>;
 }
 
+/// Connections of one's own to an address that speaks HTTP and is no Tidegate server: those that it trusts, and how long is
+/// waited, as for one. A connection may take as long as a request.
+///
+/// # Errors
+/// `Invalid` when no certificate could be checked; `Unavailable` when there is no thread for them.
+pub fn connections(url: &ServerUrl, timeout: Duration) -> Result<Arc<dyn Transport>, StoreError> {
+    Ok(Arc::new(Http::new(url, None, timeout, timeout)?))
+}
+
 /// Connections to one server.
 ///
 /// They live in a small runtime of their own: leases are extended from a thread that has no I/O, and a handler that blocks

@@ -39,8 +39,11 @@ impl ServerUrl {
         self.authority.host().trim_start_matches('[').trim_end_matches(']')
     }
 
-    /// The address of something of its API.
-    pub(crate) fn at(&self, path: &str) -> Result<Uri, http::Error> {
+    /// The address of something there, by its path.
+    ///
+    /// # Errors
+    /// When the path is none.
+    pub fn at(&self, path: &str) -> Result<Uri, http::Error> {
         let whole = format!("{}{path}", self.prefix);
         Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone()).path_and_query(whole).build()
     }

@@ -41,10 +41,13 @@ pub(crate) async fn answer_effect(
     let known = serving.known(&caller, &[Of::Lease(id, token)]).await?.pop();
     let known = known.unwrap_or_else(|| Err(Problem::no_message(id)))?;
     let told = Told { serving: &serving, id, token, known: &known };
-    Ok(Json(match asked.row()? {
+    let (effect, word) = (asked.effect.clone(), asked.answer.as_str());
+    let instruction = match asked.row()? {
         None => told.natural(asked).await?,
         Some(seq) => told.answer(asked, seq).await?,
-    }))
+    };
+    tidegate::trace::answered_effect(&known.message, effect.as_str(), word, instruction.what.as_str());
+    Ok(Json(instruction))
 }
 
 /// An answer, and of whom it is told.

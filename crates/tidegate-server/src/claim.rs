@@ -62,6 +62,7 @@ pub(crate) async fn claim(
     let now = serving.tide.clock().now();
     for lease in &claimed.leases {
         serving.workers.remember(lease);
+        tidegate::trace::claimed(lease);
         serving.tide.metrics().started(&lease.message, now.since(lease.due_at));
     }
     Ok(Json(Claimed::from(&claimed)))

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tidegate::message::NewMessage;
 use tidegate::{QueueName, StoreError, store};
 use tidegate_api::{Enqueue, Enqueued, IntakeDefaults, NoMessage, ProblemType, Verdict, schema};
+use tracing::Instrument as _;
 
 use crate::body::JsonBody;
 use crate::principal::{Action, Caller};
@@ -65,12 +66,15 @@ pub(crate) async fn enqueue(
 }
 
 /// Stores a message of this caller, and answers with the verdict.
-pub(crate) async fn take(serving: &Serving, caller: &Caller, message: NewMessage) -> Result<Response, Problem> {
+pub(crate) async fn take(serving: &Serving, caller: &Caller, mut message: NewMessage) -> Result<Response, Problem> {
     caller.may(Action::Produce, &message.tenant, &message.queue)?;
     serving.admit(caller, &message).await?;
-    let verdict = serving.tide.store().enqueue(vec![message]).await?.pop();
+    let span = tidegate::trace::enqueue(&mut message);
+    let verdict = serving.tide.store().enqueue(vec![message]).instrument(span.clone()).await?.pop();
     let no_verdict = || Err(StoreError::unavailable("the store gave no verdict"));
-    let enqueued = verdict_of(verdict.unwrap_or_else(no_verdict))?;
+    let verdict = verdict.unwrap_or_else(no_verdict);
+    tidegate::trace::enqueued(&span, &verdict);
+    let enqueued = verdict_of(verdict)?;
     observe::about(enqueued.id);
     let location = serving.address(format_args!("/v1/messages/{}", enqueued.id));
     let location = HeaderValue::from_str(&location).map_err(|_| {

@@ -7,9 +7,10 @@ use axum::extract::State;
 use http::HeaderMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tidegate::StoreError;
 use tidegate::message::NewMessage;
+use tidegate::{StoreError, trace};
 use tidegate_api::{Enqueue, EnqueueMany, EnqueueResult, EnqueueResults, IntakeDefaults, ProblemType, schema};
+use tracing::Span;
 
 use crate::body::{JsonBody, malformed};
 use crate::enqueue::{refused, verdict_of};
@@ -17,7 +18,7 @@ use crate::principal::{Action, Caller};
 use crate::problem::{Bodied, Common, Problem};
 use crate::serving::Serving;
 use crate::strict::{self, Wrong};
-use crate::{idempotency, trace};
+use crate::{idempotency, trace as trace_context};
 
 /// The body before its items are read: one that cannot be read is refused alone.
 #[derive(Debug, Deserialize)]
@@ -53,7 +54,7 @@ pub(crate) async fn enqueue_many(
 ) -> Result<Json<EnqueueResults>, Problem> {
     no_key(&headers)?;
     let defaults =
-        IntakeDefaults { tenant: caller.tenant.clone(), queue: None, key: None, headers: trace::of(&headers) };
+        IntakeDefaults { tenant: caller.tenant.clone(), queue: None, key: None, headers: trace_context::of(&headers) };
     enough(items.messages.len(), serving.limits.batch)?;
     let read = |(index, raw): (usize, Box<RawValue>)| -> Result<NewMessage, Problem> {
         let message: Enqueue = strict::read(raw.get().as_bytes(), serving.limits.depth).map_err(|wrong| {
@@ -73,12 +74,13 @@ pub(crate) async fn take(
     messages: Vec<Result<NewMessage, Problem>>,
 ) -> Result<EnqueueResults, Problem> {
     let mut batch = Vec::with_capacity(messages.len());
-    let mut places: Vec<Result<(), Problem>> = Vec::with_capacity(messages.len());
+    let mut places: Vec<Result<Span, Problem>> = Vec::with_capacity(messages.len());
     for message in messages {
         places.push(match allowed(serving, caller, message).await {
-            Ok(message) => {
+            Ok(mut message) => {
+                let span = trace::enqueue(&mut message);
                 batch.push(message);
-                Ok(())
+                Ok(span)
             }
             Err(problem) => Err(problem),
         });
@@ -86,8 +88,12 @@ pub(crate) async fn take(
     let verdicts = if batch.is_empty() { Vec::new() } else { serving.tide.store().enqueue(batch).await? };
     let mut verdicts = verdicts.into_iter();
     let no_verdict = || Err(StoreError::unavailable("the store gave no verdict"));
-    let result = |place: Result<(), Problem>| {
-        let verdict = place.and_then(|()| verdict_of(verdicts.next().unwrap_or_else(no_verdict)));
+    let result = |place: Result<Span, Problem>| {
+        let verdict = place.and_then(|span| {
+            let verdict = verdicts.next().unwrap_or_else(no_verdict);
+            trace::enqueued(&span, &verdict);
+            verdict_of(verdict)
+        });
         verdict.map_or_else(|problem| EnqueueResult::from(serving.wire(problem)), EnqueueResult::from)
     };
     Ok(EnqueueResults { results: places.into_iter().map(result).collect() })

@@ -3,6 +3,7 @@
 //! Nothing of a request is logged but its method, the route as it stands in the code, status, duration, its id and that of
 //! the message it is about: paths hold keys, headers hold tokens, bodies hold payloads.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tracing::{Instrument, Span, debug, error_span, info, warn};
 
 use crate::metrics::{HttpMetrics, OTHER, Rejected, known as method_word};
 use crate::serving::Serving;
+use crate::trace;
 
 /// Names a request in the answer and in the log; a client may choose it.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -45,15 +47,21 @@ pub(crate) async fn observe(State(serving): State<Arc<Serving>>, request: Reques
     if let Some(message) = message_of(&route, request.uri().path()) {
         span.record(MESSAGE_ID, display(message));
     }
+    // Of one message, or of events: the messages of a batch have nothing to do with each other, and begin a trace each.
+    let begins = method == Method::POST && (route.ends_with("{queue}/messages") || route.ends_with("{queue}/events"));
+    let brought = if is_asked_all_the_time(&route) { BTreeMap::new() } else { trace::of(request.headers()) };
+    // Around the one that the log has: handlers tell the log's, the innermost, what the request is about.
+    let traced = tidegate::trace::request(method_word(&method), &route, &brought, begins);
     let under_way = UnderWay {
         http: Arc::clone(&serving.http),
         route,
         method,
         begun: Instant::now(),
         span: span.clone(),
+        traced: traced.clone(),
         is_answered: false,
     };
-    let mut response = next.run(request).instrument(span).await;
+    let mut response = next.run(request).instrument(span).instrument(traced).await;
     if let Some(reason) = Rejected::why(&response) {
         serving.http.rejected(reason);
     }
@@ -100,6 +108,7 @@ struct UnderWay {
     method: Method,
     begun: Instant,
     span: Span,
+    traced: Span,
     is_answered: bool,
 }
 
@@ -112,6 +121,7 @@ impl UnderWay {
     fn tell(&self, status: Option<StatusCode>) {
         let took = self.begun.elapsed();
         self.http.answered(&self.route, &self.method, status, took);
+        tidegate::trace::answered(&self.traced, status.map(|status| status.as_u16()));
         let _inside = self.span.enter();
         let took = milliseconds(took);
         match status.map(|status| status.as_u16()) {

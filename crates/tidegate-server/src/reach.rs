@@ -60,7 +60,11 @@ pub(crate) async fn reach(
             Call { serving: &serving, rows: run.facts.view.journal.clone(), run, reached, before: Vec::new() };
         call.note(&reach)?;
         match call.carry_out(&reach).await {
-            Ok(instruction) => return Ok(Json(instruction)),
+            Ok(instruction) => {
+                let (message, effect) = (&call.run.facts.view.message, call.reached.effect.name.as_str());
+                tidegate::trace::reached(message, effect, instruction.what.as_str());
+                return Ok(Json(instruction));
+            }
             // The journal moved on since it was read: another request of this run came between.
             Err(error) if error.kind() == StoreErrorKind::Conflict => {
                 tries += 1;

@@ -7,7 +7,9 @@ use axum::extract::State;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tidegate::journal::{EffectId, EffectRow, open_rows};
+use tidegate::lifecycle::Outcome;
 use tidegate::store::{Settle, Settled};
+use tidegate::{LeaseToken, MessageId, StoreError, trace};
 use tidegate_api::{SettleFacts, SettleLeases, SettleResult, SettleResults, Settlement, Write, WriteName};
 
 use crate::body::JsonBody;
@@ -55,12 +57,14 @@ pub(crate) async fn settle(
     }
     let (batch, places) = items::taken(settles);
     let runs: Vec<_> = batch.iter().map(|settle| serving.workers.recall(settle.id, settle.token)).collect();
+    let traced = traced(&batch);
     let verdicts = if batch.is_empty() { Vec::new() } else { serving.tide.store().settle(batch).await? };
     for (verdict, run) in verdicts.iter().zip(runs) {
         if let (Ok(settled), Some(run)) = (verdict, run) {
             measure(&serving, settled, &run);
         }
     }
+    tell_traces(&serving, &caller, &verdicts, traced).await;
     let results = items::at_their_places(places, verdicts);
     let result = |verdict: Result<Settled, Problem>| match verdict {
         Ok(settled) => SettleResult::from(&settled),
@@ -131,6 +135,29 @@ async fn has_orphans(serving: &Serving, item: &Settlement, known: Option<&Known>
     };
     let is_orphan = |row: &EffectRow| row.token.claims != token.claims && !is_answered(&row.effect);
     Ok(open_rows(&view.journal).any(is_orphan))
+}
+
+/// What the traces of these runs are told; nothing, where nobody exports any.
+fn traced(batch: &[Settle]) -> Vec<(MessageId, LeaseToken, Outcome)> {
+    let of = |settle: &Settle| (settle.id, settle.token, settle.outcome.clone());
+    if trace::is_on() { batch.iter().map(of).collect() } else { Vec::new() }
+}
+
+/// Tells the trace of each message how its run was settled, whichever server had handed it out.
+async fn tell_traces(
+    serving: &Serving,
+    caller: &Caller,
+    verdicts: &[Result<Settled, StoreError>],
+    traced: Vec<(MessageId, LeaseToken, Outcome)>,
+) {
+    let asked: Vec<Of> = traced.iter().map(|(id, ..)| Of::Any(*id)).collect();
+    // They are settled, whether it can be told or not.
+    let Ok(known) = serving.known(caller, &asked).await else { return };
+    for ((verdict, known), (_, token, outcome)) in verdicts.iter().zip(known).zip(traced) {
+        if let (Ok(settled), Ok(known)) = (verdict, known) {
+            trace::settled_elsewhere(&known.message, token.claims, &outcome, settled);
+        }
+    }
 }
 
 /// A run that was settled: how long it took since it was handed out, if that was here.

@@ -22,6 +22,7 @@ use tracing::{Instrument, debug, error, info_span, warn};
 use crate::context::{Context, Ended, Inner, Progress};
 use crate::handler::{Handler, HandlerError, Stop};
 use crate::keepalive::{Held, Stopped};
+use crate::trace;
 use crate::worker::Shared;
 
 /// The longest pause between two tries to settle.
@@ -31,11 +32,14 @@ const SETTLE_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) async fn run(worker: &Shared, lease: Lease, sent_at: Duration) {
     let span = info_span!("attempt", message.id = %lease.message.id, queue.name = %lease.message.queue,
         message.kind = %lease.message.kind, attempt = lease.counters.attempt);
+    // Inside of the one that the log has: what is settled is told to the innermost.
+    let traced = trace::attempt(&lease);
     async {
         // Released by its drop: a panic of ours must not keep a lease alive for ever.
         let held = worker.keepalive.hold(&lease, sent_at);
         attempt(worker, Arc::new(lease), &held).await;
     }
+    .instrument(traced)
     .instrument(span)
     .await;
 }
@@ -58,6 +62,7 @@ async fn attempt(worker: &Shared, lease: Arc<Lease>, held: &Arc<Held>) {
 
     let progress = std::mem::take(&mut *context.progress());
     let Some(outcome) = outcome else {
+        trace::unsettled(&StoreError::lease_lost(lease.message.id));
         debug!("the lease of message {} was lost while its handler was running", lease.message.id);
         return leave_evidence(worker, &lease, progress.pending).await;
     };
@@ -274,7 +279,7 @@ async fn settle(worker: &Shared, lease: &Lease, held: &Held, outcome: Outcome, p
     let mut pause = Duration::from_millis(10);
     failpoint::reach("attempt.before_settle");
     loop {
-        match worker.settler.settle(settle.clone()).await {
+        match worker.settler.settle(settle.clone()).instrument(trace::settle(&lease.message)).await {
             Ok(settled) => {
                 failpoint::reach("attempt.after_settle");
                 return report(worker, lease, &settle.outcome, &settled);
@@ -286,10 +291,12 @@ async fn settle(worker: &Shared, lease: &Lease, held: &Held, outcome: Outcome, p
                 pause = (pause * 2).min(SETTLE_PAUSE);
             }
             Err(error) if error.kind() == StoreErrorKind::LeaseLost => {
+                trace::unsettled(&error);
                 // An earlier try may have settled it, if the message went on since: the error says so where that can be.
                 return debug!(error = %error, outcome = word, "message {} is not held any more", lease.message.id);
             }
             Err(error) => {
+                trace::unsettled(&error);
                 return error!(error = %error, outcome = word, "message {} was not settled", lease.message.id);
             }
         }
@@ -303,6 +310,7 @@ fn is_over(worker: &Shared, held: &Held) -> bool {
 
 fn report(worker: &Shared, lease: &Lease, outcome: &Outcome, settled: &Settled) {
     worker.metrics.settled(&lease.message, settled);
+    trace::settled(outcome, settled);
     let reason = settled.reason.unwrap_or_default();
     let (state, word) = (settled.state, outcome.as_str());
     // Not what the handler said: it may hold what a payload does. Operators find it with the message.

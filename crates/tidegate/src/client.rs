@@ -16,6 +16,7 @@ use tidegate_core::store::{
     Resolved, Store, Verdicts,
 };
 use tokio::sync::RwLock;
+use tracing::Instrument as _;
 
 use crate::address::Address;
 use crate::answer::{Flow, Sent};
@@ -28,6 +29,7 @@ use crate::options::Options;
 use crate::payload;
 use crate::process::Host;
 use crate::telemetry::Metrics;
+use crate::trace;
 use crate::waiter;
 use crate::worker::WorkerBuilder;
 
@@ -140,10 +142,13 @@ impl Tidegate {
     /// # Cancel safety
     /// As [`Tidegate::enqueue`].
     pub async fn enqueue_with<M: Message>(&self, message: M, options: Options) -> Result<Sent<M>, StoreError> {
-        let prepared = self.prepare(&message, &options)?;
-        let mut verdicts = self.store_all::<M>(vec![prepared]).await?;
+        let mut prepared = options.prepare(&message, self.0.random.as_ref())?;
+        let span = trace::enqueue(&mut prepared);
+        let mut verdicts = self.store_all::<M>(vec![prepared]).instrument(span.clone()).await?;
         failpoint::reach("client.after_enqueue");
-        self.verdict(verdicts.pop().unwrap_or_else(|| Err(StoreError::unavailable("the store gave no verdict")))?)
+        let verdict = verdicts.pop().unwrap_or_else(|| Err(StoreError::unavailable("the store gave no verdict")));
+        trace::enqueued(&span, &verdict);
+        self.verdict(verdict?)
     }
 
     /// Stores many messages in few commits, with a verdict for each.
@@ -167,14 +172,20 @@ impl Tidegate {
         while prepared.peek().is_some() {
             let (mut good, mut places) = (Vec::new(), Vec::new());
             for prepared in prepared.by_ref().take(ENQUEUE_CHUNK) {
-                places.push(prepared.map(|message| good.push(message)));
+                places.push(prepared.map(|mut message| {
+                    let span = trace::enqueue(&mut message);
+                    good.push(message);
+                    span
+                }));
             }
             let mut verdicts = self.store_all::<M>(good).await?.into_iter();
             failpoint::reach("client.after_enqueue");
             let no_verdict = || Err(StoreError::unavailable("the store gave no verdict"));
             sent.extend(places.into_iter().map(|place| {
-                place?;
-                verdicts.next().unwrap_or_else(no_verdict).and_then(|enqueued| self.verdict(enqueued))
+                let span = place?;
+                let verdict = verdicts.next().unwrap_or_else(no_verdict);
+                trace::enqueued(&span, &verdict);
+                verdict.and_then(|enqueued| self.verdict(enqueued))
             }));
         }
         Ok(sent)
@@ -211,7 +222,10 @@ impl Tidegate {
     /// # Errors
     /// `Invalid`.
     pub fn prepare<M: Message>(&self, message: &M, options: &Options) -> Result<NewMessage, StoreError> {
-        options.prepare(message, self.0.random.as_ref())
+        let mut prepared = options.prepare(message, self.0.random.as_ref())?;
+        // The transaction is the caller's, and so is what it takes; the message is marked all the same.
+        drop(trace::enqueue(&mut prepared));
+        Ok(prepared)
     }
 
     fn verdict<M: Message>(&self, enqueued: Enqueued) -> Result<Sent<M>, StoreError> {

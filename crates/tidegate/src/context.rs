@@ -23,6 +23,7 @@ use crate::handler::Message;
 use crate::keepalive::{Held, Stopped};
 use crate::options::Options;
 use crate::probe::Probe;
+use crate::trace;
 
 /// One attempt, as its handler sees it. Cheap to clone.
 #[derive(Clone)]
@@ -183,7 +184,8 @@ impl Context {
     }
 
     fn follow<M: Message>(&self, message: &M, options: &Options, role: &str) {
-        let prepared = options.follow_up(message, self.message(), role).and_then(|follow_up| {
+        let prepared = options.follow_up(message, self.message(), role).and_then(|mut follow_up| {
+            trace::follow_up(&mut follow_up);
             follow_up.check(self.0.max_payload)?;
             Ok(follow_up)
         });

@@ -23,12 +23,13 @@ use tidegate_core::failpoint;
 use tidegate_core::id::digest16;
 use tidegate_core::message::Failure;
 use tidegate_core::store::{Journal, JournalWrite};
-use tracing::debug;
+use tracing::{Instrument as _, debug};
 
 use crate::context::{Context, Ended, UnderWay, effect_id};
 use crate::handler::{HandlerError, Rejection, Stop};
 use crate::keepalive::Stopped;
 use crate::probe::{Arrival, How, Leaving};
+use crate::trace;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::transactional::Transactional;
 
@@ -307,7 +308,8 @@ impl<'a, T: Serialize + DeserializeOwned + Send> Effect<'a, T> {
             send_within: self.builder.send_within.unwrap_or(DEFAULT_SEND_WITHIN),
             reconcile_for: self.builder.reconcile_for,
         };
-        let made = Call { context, reached, times }.run(self.lookup, send).await;
+        let span = trace::effect(&reached);
+        let made = Call { context, reached, times }.run(self.lookup, send).instrument(span).await;
         under_way.over();
         made
     }
@@ -355,7 +357,9 @@ impl Call {
         Fut: Future<Output = EffectAnswer<T>> + Send,
     {
         loop {
-            match self.decide() {
+            let decision = self.decide();
+            trace::decided(&decision);
+            match decision {
                 Decision::Replay(value) => return self.decode(&value),
                 Decision::ReplayRejected { code, detail } => return Err(rejected(code, detail)),
                 Decision::Park(reason) => {
@@ -435,6 +439,7 @@ impl Call {
         key: &EffectKey,
         leaving: impl Future<Output = T> + Send,
     ) -> (T, Arrival) {
+        let leaving = leaving.instrument(trace::leaving(how, &self.reached));
         let Some(probe) = &self.context.0.probe else { return (leaving.await, Arrival::Arrives) };
         let seen = Leaving::new(how, self.context.message(), &self.reached, key);
         probe.before(&seen).await;
@@ -599,6 +604,7 @@ impl Call {
 
     async fn confirm<T: Serialize>(&self, row: &EffectRow, value: T) -> Result<T, HandlerError> {
         let text = self.encode(&value)?;
+        trace::effect_ended("confirmed", None);
         self.answer(row, effect::EffectAnswer::Confirmed { value: text }).await?;
         failpoint::reach("effect.after_answer");
         Ok(value)
@@ -607,6 +613,7 @@ impl Call {
     async fn rejected<T>(&self, row: &EffectRow, code: String, detail: String) -> Result<T, HandlerError> {
         // Cut as every failure is: what a remote says is not ours to bound otherwise.
         let Failure { code, detail } = Failure::new(code, detail);
+        trace::effect_ended("rejected", None);
         self.answer(row, effect::EffectAnswer::Rejected { code: code.clone(), detail: detail.clone() }).await?;
         Err(rejected(code, detail))
     }
@@ -615,11 +622,13 @@ impl Call {
         let write =
             JournalWrite::Answer { effect: row.effect.clone(), seq: row.seq, answer: effect::EffectAnswer::NotDone };
         self.ride(row, write);
+        trace::effect_ended("not_done", Some("not_done"));
         Err(self.stop(Ended::NotDone { failure: Failure::new("not_done", why), after }))
     }
 
     async fn unknown<T>(&self, row: &EffectRow, why: String) -> Result<T, HandlerError> {
         let failure = Failure::new("unknown", why);
+        trace::effect_ended("unknown", Some("unknown"));
         let answer = effect::EffectAnswer::Unknown { why: failure.detail.clone() };
         self.ride(row, JournalWrite::Answer { effect: row.effect.clone(), seq: row.seq, answer });
         Err(self.stop(Ended::Unknown(failure)))
@@ -645,6 +654,7 @@ impl Call {
             Found::Confirmed(value) => self.confirm(&row, value).await.map(Some),
             Found::Rejected { code, detail } => self.rejected(&row, code, detail).await,
             Found::Unknown { why } => {
+                trace::effect_ended("unknown", Some("lookup"));
                 let failure = Failure::new("lookup", format!("effect {}: {why}", self.reached.effect));
                 Err(self.stop(Ended::Unknown(failure)))
             }
@@ -689,14 +699,22 @@ impl Call {
                     .map_err(|what| self.stop(Ended::Refused(Failure::new("effect_value", what))))?;
                 let write = JournalWrite::Natural { reached: self.reached.clone(), value: text };
                 self.context.progress().pending.push(write);
+                trace::effect_ended("confirmed", None);
                 Ok(value)
             }
-            EffectAnswer::Rejected { code, detail } => Err(rejected(code, detail)),
+            EffectAnswer::Rejected { code, detail } => {
+                trace::effect_ended("rejected", None);
+                Err(rejected(code, detail))
+            }
             EffectAnswer::NotDone { why, after } => {
+                trace::effect_ended("not_done", Some("not_done"));
                 Err(self.stop(Ended::NotDone { failure: Failure::new("not_done", why), after }))
             }
             // Repeating it is harmless, so there is nothing to clear up: an ordinary failure.
-            EffectAnswer::Unknown { why } => Err(HandlerError::retryable("unknown", why)),
+            EffectAnswer::Unknown { why } => {
+                trace::effect_ended("unknown", Some("unknown"));
+                Err(HandlerError::retryable("unknown", why))
+            }
         }
     }
 

@@ -59,6 +59,7 @@ mod settler;
 pub mod telemetry;
 #[cfg(feature = "sqlite")]
 pub mod testing;
+pub mod trace;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod transactional;
 mod waiter;

@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use crate::process::Host;
 use crate::telemetry::Metrics;
+use crate::trace;
 
 /// How housekeeping is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,12 +149,30 @@ impl Sweeper {
             Ok(swept) => {
                 self.stall.last_good = Some(self.clock.monotonic());
                 self.report(&swept);
+                self.trace(&swept).await;
                 swept.more
             }
             Err(error) => {
                 warn!(error = %error, "housekeeping failed");
                 false
             }
+        }
+    }
+
+    /// Ends the attempts of those that were taken over in their traces: whoever made them is gone.
+    async fn trace(&self, swept: &Swept) {
+        if swept.taken_over.is_empty() || !trace::is_on() {
+            return;
+        }
+        match self.store.inspect(swept.taken_over.iter().map(|taken| taken.id).collect()).await {
+            Ok(views) => {
+                for (taken, view) in swept.taken_over.iter().zip(views) {
+                    if let Some(view) = view {
+                        trace::taken_over(&view, taken);
+                    }
+                }
+            }
+            Err(error) => warn!(error = %error, "what was taken over is missing in its traces"),
         }
     }
 

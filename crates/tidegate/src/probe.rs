@@ -39,6 +39,17 @@ pub(crate) enum How {
     Transaction,
 }
 
+impl How {
+    /// The word for it in spans.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Send => "send",
+            Self::LookUp => "look_up",
+            Self::Transaction => "transaction",
+        }
+    }
+}
+
 /// What becomes of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {

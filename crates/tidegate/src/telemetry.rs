@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::hash::Hash;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
@@ -23,6 +23,8 @@ use tidegate_core::error::StoreError;
 use tidegate_core::id::{Kind, QueueName, Tenant, WorkerId};
 use tidegate_core::message::Message;
 use tidegate_core::store::{Counted, QueueStats, Settled, Stats, Tally};
+
+use crate::trace::{self, Exported};
 
 /// The prefix of every name.
 pub const PREFIX: &str = "tidegate";
@@ -76,6 +78,7 @@ pub struct Metrics {
     slots: Family<Labels, Gauge>,
     disk_bytes: Family<Labels, Gauge>,
     disk_room: Family<Labels, Gauge>,
+    spans: Family<Labels, Counter>,
     pub(crate) overdue: Counter,
 }
 
@@ -92,6 +95,7 @@ impl Metrics {
             slots: Family::default(),
             disk_bytes: Family::default(),
             disk_room: Family::default(),
+            spans: Family::default(),
             overdue: Counter::default(),
         };
         let registry = &mut metrics.registry;
@@ -109,6 +113,8 @@ impl Metrics {
         registry.register("disk_bytes", help, metrics.disk_bytes.clone());
         let help = "1 for what the disk of the store has room for: accepting, only claiming, or only settling";
         registry.register("disk_room", help, metrics.disk_room.clone());
+        let help = "Spans of traces: sent to a collector, or dropped because none took them in time";
+        registry.register("trace_spans", help, metrics.spans.clone());
         let help = "Handlers over their time-out that did not yield their thread";
         registry.register("handlers_overdue", help, metrics.overdue.clone());
         metrics
@@ -155,6 +161,19 @@ impl Metrics {
         }
     }
 
+    fn spans(&self, exported: Exported) {
+        for (fate, n) in [("sent", exported.sent), ("dropped", exported.dropped)] {
+            self.spans.get_or_create(&vec![("fate", fate.to_owned())]).inner().store(n, Ordering::Relaxed);
+        }
+    }
+
+    /// What is counted elsewhere in this process.
+    fn look(&self) {
+        if let Some(exported) = trace::exported() {
+            self.spans(exported);
+        }
+    }
+
     pub(crate) fn store_call(&self, verb: &'static str, took: Duration, error: Option<&StoreError>) {
         self.store_calls.get_or_create(&vec![("verb", verb.to_owned())]).observe(took.as_secs_f64());
         if let Some(error) = error {
@@ -166,6 +185,7 @@ impl Metrics {
     /// What this process measured, without what the store knows: for when the store cannot be asked.
     #[must_use]
     pub fn encode_own(&self) -> String {
+        self.look();
         let mut text = String::new();
         let written = encode_registry(&mut text, &self.registry).and_then(|()| encode_eof(&mut text));
         written.expect("a String takes whatever is written to it");
@@ -175,6 +195,7 @@ impl Metrics {
     /// All of it in the OpenMetrics text format.
     #[must_use]
     pub fn encode(&self, stats: &Stats) -> String {
+        self.look();
         let mut text = String::new();
         let written = encode_registry(&mut text, &of_store(stats))
             .and_then(|()| encode_registry(&mut text, &self.registry))
@@ -215,6 +236,7 @@ pub fn specimen() -> Specimen {
     metrics.taken_over(&queue);
     metrics.slots(&WorkerId::new("worker").expect(PLAIN), 0, 1);
     metrics.disk(1 << 30, 16 << 20, "accepting");
+    metrics.spans(Exported::default());
     let tally = |what| Tally { queue: queue.clone(), kind: kind.clone(), what, code: "timeout".to_owned(), n: 1 };
     let stats = Stats {
         tallies: Counted::ALL.into_iter().map(tally).collect(),

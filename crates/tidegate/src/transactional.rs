@@ -9,12 +9,13 @@ use tidegate_core::effect::{self, Decision, EffectKey, EffectPolicy, IntentTimes
 use tidegate_core::error::{StoreError, StoreErrorKind};
 use tidegate_core::id::{LeaseToken, MessageId};
 use tidegate_core::message::Failure;
-use tracing::debug;
+use tracing::{Instrument as _, debug};
 
 use crate::context::Ended;
 use crate::effect::{Call, EffectBuilder, ready, rejected};
 use crate::handler::HandlerError;
 use crate::probe::How;
+use crate::trace;
 
 /// A write into the store's own database, as part of the effect's confirmation.
 #[must_use = "an effect does nothing before it is called"]
@@ -104,7 +105,8 @@ impl Transactional {
         let context = self.0.context.clone();
         let (reached, under_way) = ready(&context, self.0.reached(EffectPolicy::Transactional, Duration::ZERO))?;
         let times = IntentTimes { send_within: Duration::ZERO, reconcile_for: Duration::ZERO };
-        let made = write(&Call { context, reached, times }, writing).await;
+        let span = trace::effect(&reached);
+        let made = write(&Call { context, reached, times }, writing).instrument(span).await;
         // Whatever happened to the write, it is all or nothing: no answer can be missing.
         under_way.over();
         made
@@ -124,7 +126,9 @@ where
     T: DeserializeOwned,
     F: Future<Output = Wrote> + Send,
 {
-    match call.decide() {
+    let decision = call.decide();
+    trace::decided(&decision);
+    match decision {
         Decision::Replay(value) => return call.decode(&value),
         Decision::Send => call.may_begin()?,
         Decision::ReplayRejected { code, detail } => return Err(rejected(code, detail)),
@@ -140,10 +144,14 @@ where
     // Committed with its confirmation: there is no answer that could be lost by itself.
     match call.watched(How::Transaction, &key, writing).await.0 {
         Wrote::Value(value) => {
+            trace::effect_ended("confirmed", None);
             note_confirmed(call, value.clone());
             call.decode(&value)
         }
-        Wrote::Failed(error) => Err(HandlerError::retryable("error", crate::answer::chain(error.as_ref()))),
+        Wrote::Failed(error) => {
+            trace::effect_ended("not_done", Some("error"));
+            Err(HandlerError::retryable("error", crate::answer::chain(error.as_ref())))
+        }
         Wrote::Refused(error) if error.kind() == StoreErrorKind::LeaseLost => Err(call.stop(Ended::LeaseLost)),
         Wrote::Refused(error) => Err(call.stop(Ended::Retryable(Failure::new("journal", error.to_string())))),
     }

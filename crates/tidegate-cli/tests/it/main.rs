@@ -24,5 +24,7 @@ mod server;
 mod slow_clients;
 mod terminal;
 mod torture;
+#[cfg(feature = "otlp")]
+mod traces;
 mod transcript;
 mod triage;

@@ -61,12 +61,12 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
     /// How it ended, within this time.
-    fn ends(mut self, within: Duration) -> (Option<i32>, String) {
+    pub(crate) fn ends(mut self, within: Duration) -> (Option<i32>, String) {
         let until = Instant::now() + within;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
