@@ -164,7 +164,9 @@ def main() -> None:
     worker = worker_of(settings, Gateway(client))
 
     def stop_with_input() -> None:
-        sys.stdin.buffer.read()
+        # Below Python's own buffer, whose lock this thread would hold for ever when the interpreter ends.
+        while os.read(0, 1024):
+            pass
         worker.stop()
 
     if "STOP_WITH_STDIN" in os.environ:
