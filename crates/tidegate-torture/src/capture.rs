@@ -75,12 +75,10 @@ impl Through {
     fn serve(&self, stage: &Stage, name: &str) -> anyhow::Result<Command> {
         let mut command = Command::new(&self.executable);
         match &stage.database {
-            Some(database) => {
-                // Everybody on a machine can read a command line, and the address may hold a password.
-                command.env("TIDEGATE_STORE", database.address_for(name).reveal()?);
-            }
-            None => drop(command.args(["--store", stage.store.reveal()?])),
-        }
+            // Everybody on a machine can read a command line, and the address may hold a password.
+            Some(database) => command.env("TIDEGATE_STORE", database.address_for(name).reveal()?),
+            None => command.args(["--store", stage.store.reveal()?]),
+        };
         command.args([
             "serve",
             "--listen",

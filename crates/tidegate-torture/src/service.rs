@@ -211,7 +211,7 @@ impl Slot {
             sleep(Duration::from_millis(100)).await;
         }
         let logs = self.stage.directory.display();
-        bail!("no {:?} came up in {START_TRIES} tries; hint: why is in the logs in {logs}", self.victim)
+        bail!("no {} came up in {START_TRIES} tries; hint: why is in the logs in {logs}", self.victim.name())
     }
 
     async fn start_once(&mut self, armed: Option<Armed>) -> anyhow::Result<Option<Started>> {

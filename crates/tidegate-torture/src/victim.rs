@@ -14,6 +14,15 @@ pub(crate) enum Victim {
 }
 
 impl Victim {
+    /// In a sentence.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::CaptureWorker => "capture worker",
+            Self::Server => "server",
+            Self::Service => "service",
+        }
+    }
+
     /// How much longer than a service it is left alone before the next fault: an interpreter takes its time to start, and
     /// a server that is hardly ever there would have no worker do anything.
     pub(crate) fn calm(self) -> u32 {
