@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import httpx
 import pytest
 
-from examples.capture import Deposit, Gateway, Settings, policy_of
+from examples.capture import Deposit, Done, Gateway, Settings, policy_of
 from tidegate import AtMostOnce, Keyed, Lookup, NotDone, NotFound, Rejected
 
 DEPOSIT = Deposit(deposit="dep-1", account="acct-1", cents=100)
@@ -20,9 +21,8 @@ def gateway(status: int, body: str, **headers: str) -> Gateway:
     return Gateway(httpx.Client(base_url="http://gateway", transport=httpx.MockTransport(answer)))
 
 
-def what(ask: object) -> str:
+def what(ask: Callable[[], Done]) -> str:
     """What a call comes to: `confirmed`, or what is raised, where everything that is not certain is `unknown`."""
-    assert callable(ask)
     try:
         done = ask()
     except Rejected as no:
