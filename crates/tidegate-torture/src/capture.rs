@@ -12,17 +12,23 @@ use anyhow::{Context, bail, ensure};
 use deposits::clock;
 use deposits::process::Process;
 use deposits::steps::{Capture, Credit};
-use tidegate::store::{Act, ChangeToken};
+use tidegate::store::{Act, ChangeToken, Filter};
 use tidegate::token::{Glob, Scope, Secret, TokenChange};
-use tidegate::{Message, SystemRandom, Tidegate, TokenName};
+use tidegate::{Kind, Message, State, SystemRandom, Tidegate, TokenName};
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
 use crate::service::{Running, STARTS_WITHIN, Slot, Started};
 use crate::stage::Stage;
+use crate::victim::Victim;
 
-/// Between two looks whether a server is ready.
+/// Between two looks whether a server is ready, or a worker at work.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long it is waited for that there is something to lose.
+const BUSY_WITHIN: Duration = Duration::from_secs(10);
+
+/// How the names of the workers begin.
+const NAMES: &str = "capture-";
 
 /// Who makes the captures, if it is not the services.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,9 +146,26 @@ impl Slot {
         Ok(Some(Started::Listens(running)))
     }
 
+    /// Waits until this worker holds a capture, or until any worker does if it is a server: a process that has only just begun
+    /// has nothing to lose. Not for ever: there may be none left.
+    pub(crate) async fn until_captures_are_held(&self, running: &Running) {
+        let by = |holder: &str| match self.victim {
+            Victim::Server => holder.starts_with(NAMES),
+            Victim::CaptureWorker | Victim::Service => holder == running.name,
+        };
+        let begun = clock::now();
+        while clock::now().saturating_duration_since(begun) < BUSY_WITHIN {
+            // A database that is away for the moment shows nothing.
+            if held_captures(&self.tide, by).await.is_ok_and(|held| held > 0) {
+                return;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
     /// Starts a worker of the other program, and waits until it says that it works.
     pub(crate) async fn start_capture_worker(&self, through: &Through) -> anyhow::Result<Option<Started>> {
-        let place = format!("capture-{}", self.nth);
+        let place = format!("{NAMES}{}", self.nth);
         let name = format!("{place}-{}", self.started);
         let command = through.work(&self.stage, &name, self.concurrency);
         let mut process = Process::start(&place, command, &self.stage.directory)?;
@@ -160,6 +183,16 @@ impl Slot {
             through.with.command
         )
     }
+}
+
+/// How many captures are leased to these.
+async fn held_captures(tide: &Tidegate, by: impl Fn(&str) -> bool) -> anyhow::Result<usize> {
+    let kind = Some(Kind::new(Capture::KIND)?);
+    let filter = Filter { states: vec![State::Leased], kind, limit: 1_000, ..Filter::default() };
+    let leased = tide.store().list(filter).await?;
+    let views = tide.store().inspect(leased.into_iter().map(|summary| summary.id).collect()).await?;
+    let holders = views.iter().flatten().filter_map(|view| view.lease.as_ref());
+    Ok(holders.filter(|(holder, _)| by(holder.as_str())).count())
 }
 
 #[cfg(test)]

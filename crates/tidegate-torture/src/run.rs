@@ -215,6 +215,7 @@ async fn attack(
                 number,
                 nth,
                 stage: Arc::clone(stage),
+                tide: tide.clone(),
                 plan: Arc::clone(&plan),
                 // A server holds nothing: it is the workers behind it that do.
                 deaths: (victim != Victim::Server).then(|| deaths.clone()),

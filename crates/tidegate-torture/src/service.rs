@@ -15,7 +15,7 @@ use deposits::steps::Capture;
 use nix::sys::signal::Signal;
 use tidegate::failpoint::Point;
 use tidegate::sqlite::rusqlite::{Connection, ErrorCode};
-use tidegate::{Address, Message};
+use tidegate::{Address, Message, Tidegate};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -48,6 +48,7 @@ pub(crate) struct Slot {
     /// Among those of its sort, from 1.
     pub(crate) nth: usize,
     pub(crate) stage: Arc<Stage>,
+    pub(crate) tide: Tidegate,
     pub(crate) plan: Arc<Plan>,
     /// Who is told of a kill; nobody once the attack is over.
     pub(crate) deaths: Option<mpsc::UnboundedSender<Death>>,
@@ -87,24 +88,24 @@ impl Slot {
         match fault {
             Fault::Kill { after } => {
                 let running = self.or_start(running).await?;
-                self.calm(after).await;
+                self.calm(&running, after).await;
                 self.kill(running, false).await?;
                 Ok(None)
             }
             Fault::Redeploy { after } => {
                 let running = self.or_start(running).await?;
-                self.calm(after).await;
+                self.calm(&running, after).await;
                 self.redeploy(running).await?;
                 Ok(None)
             }
             Fault::Stop { after, length } => {
                 let running = self.or_start(running).await?;
-                self.calm(after).await;
+                self.calm(&running, after).await;
                 self.stop_somewhere(fault, running, length).await.map(Some)
             }
             Fault::Terminate { after, in_commit } => {
                 let running = self.or_start(running).await?;
-                self.calm(after).await;
+                self.calm(&running, after).await;
                 if let Some(database) = &self.stage.database {
                     let _alone = database.alone().await;
                     // While the commits of one service are held, so are those of all.
@@ -121,7 +122,7 @@ impl Slot {
             }
             Fault::Restart { after } => {
                 let running = self.or_start(running).await?;
-                self.calm(after).await;
+                self.calm(&running, after).await;
                 if let Some(database) = &self.stage.database {
                     let _alone = database.alone().await;
                     let away = self.stage.server_goes();
@@ -155,7 +156,10 @@ impl Slot {
     }
 
     /// The time before a fault.
-    async fn calm(&self, after: Duration) {
+    async fn calm(&self, running: &Running, after: Duration) {
+        if self.victim != Victim::Service {
+            self.until_captures_are_held(running).await;
+        }
         sleep(after * self.victim.calm()).await;
     }
 

@@ -23,13 +23,12 @@ impl Victim {
         }
     }
 
-    /// How much longer than a service it is left alone before the next fault: an interpreter takes its time to start, and
-    /// a server that is hardly ever there would have no worker do anything.
+    /// How much longer than a service it is left alone before the next fault: behind a server that is hardly ever there no
+    /// worker does anything.
     pub(crate) fn calm(self) -> u32 {
         match self {
-            Self::Service => 1,
-            Self::CaptureWorker => 4,
-            Self::Server => 8,
+            Self::Service | Self::CaptureWorker => 1,
+            Self::Server => 6,
         }
     }
 
