@@ -5,10 +5,13 @@ Small here. What a run does and what must hold is in docs/reliability/torture.md
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,37 @@ def test_a_worker_without_effects_charges_twice_and_is_found(tmp_path: Path) -> 
     assert (code, report["pass"]) == (1, False), said
     assert "effects" in [check["name"] for check in report["checks"] if not check["ok"]], said
     assert report["effects"]["duplicates"] > 0
+
+
+@pytest.mark.timeout(120)
+def test_no_process_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
+    worker = f"'{sys.executable}' -m examples.capture"
+    command = [os.environ["TIDEGATE_BIN"], "torture", "--capture-with", worker, "--for", "10m", "--lease", "1s"]
+    run = tmp_path / "run"
+    # By it, its processes are known from others.
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": f"{ROOT / 'src'}"}
+    with subprocess.Popen([*command, "--dir", str(run)], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as torture:
+        until(lambda: {"serve", "service", "examples.capture"} <= playing(tmp_path))
+        torture.kill()
+    until(lambda: not playing(tmp_path))
+
+
+def playing(home: Path) -> set[str]:
+    """The words on the command lines of all processes with this home."""
+    words: set[str] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        # A process may be gone meanwhile; one that is only waited for has no words any more.
+        with contextlib.suppress(OSError):
+            if f"HOME={home}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                words.update((process / "cmdline").read_text().split("\0"))
+    return words
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + 45
+    while not is_so():
+        assert time.monotonic() < give_up_at, "it never came to that"
+        time.sleep(0.05)
 
 
 def test_a_command_that_is_no_worker_is_told(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ impl Slot {
         let begun = clock::now();
         while clock::now().saturating_duration_since(begun) < BUSY_WITHIN {
             // A database that is away for the moment shows nothing.
-            if held_captures(&self.tide, by).await.is_ok_and(|held| held > 0) {
+            if holders_of_captures(&self.tide).await.unwrap_or_default().iter().any(|holder| by(holder)) {
                 return;
             }
             sleep(LOOK_EVERY).await;
@@ -185,14 +185,14 @@ impl Slot {
     }
 }
 
-/// How many captures are leased to these.
-async fn held_captures(tide: &Tidegate, by: impl Fn(&str) -> bool) -> anyhow::Result<usize> {
+/// The workers that captures are leased to at this moment.
+async fn holders_of_captures(tide: &Tidegate) -> anyhow::Result<Vec<String>> {
     let kind = Some(Kind::new(Capture::KIND)?);
     let filter = Filter { states: vec![State::Leased], kind, limit: 1_000, ..Filter::default() };
     let leased = tide.store().list(filter).await?;
     let views = tide.store().inspect(leased.into_iter().map(|summary| summary.id).collect()).await?;
-    let holders = views.iter().flatten().filter_map(|view| view.lease.as_ref());
-    Ok(holders.filter(|(holder, _)| by(holder.as_str())).count())
+    let leases = views.into_iter().flatten().filter_map(|view| view.lease);
+    Ok(leases.map(|(holder, _)| holder.as_str().to_owned()).collect())
 }
 
 #[cfg(test)]

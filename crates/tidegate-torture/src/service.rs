@@ -354,24 +354,7 @@ impl Slot {
     async fn hold(&self, running: &mut Running, length: Duration, at_failpoint: bool) -> anyhow::Result<bool> {
         let stopped = clock::now();
         self.stage.stopped(self.number);
-        let store = self.stage.store.clone();
-        let free = match store {
-            // It is not at the store at all.
-            _ if self.victim == Victim::CaptureWorker => true,
-            Address::File(path) => tokio::task::spawn_blocking(move || can_be_written(path))
-                .await
-                .context("the look at the lock died")??,
-            // A server lets others go on: what a stopped process holds there are a few rows, until it is let go.
-            Address::Server(_) => {
-                if let Some(database) = &self.stage.database
-                    && database.in_transaction(&running.name).await?
-                {
-                    self.stage.holds_rows(self.number, true);
-                    up(&self.hits().stops_inside_transaction);
-                }
-                true
-            }
-        };
+        let free = self.lets_others_go_on(running).await?;
         if free {
             sleep(length.saturating_sub(clock::now().saturating_duration_since(stopped))).await;
             up(&self.hits().stops);
@@ -392,6 +375,29 @@ impl Slot {
             }
         }
         Ok(free)
+    }
+
+    /// Whether others can go on while this process is stopped.
+    async fn lets_others_go_on(&self, running: &Running) -> anyhow::Result<bool> {
+        // It is not at the store at all.
+        if self.victim == Victim::CaptureWorker {
+            return Ok(true);
+        }
+        match self.stage.store.clone() {
+            Address::File(path) => {
+                tokio::task::spawn_blocking(move || can_be_written(path)).await.context("the look at the lock died")?
+            }
+            // A server lets others go on: what a stopped process holds there are a few rows, until it is let go.
+            Address::Server(_) => {
+                if let Some(database) = &self.stage.database
+                    && database.in_transaction(&running.name).await?
+                {
+                    self.stage.holds_rows(self.number, true);
+                    up(&self.hits().stops_inside_transaction);
+                }
+                Ok(true)
+            }
+        }
     }
 
     /// SIGTERM, and the end of the process in good order.
