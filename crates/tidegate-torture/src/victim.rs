@@ -23,11 +23,12 @@ impl Victim {
         }
     }
 
-    /// How much longer than a service it is left alone before the next fault: behind a server that is hardly ever there no
-    /// worker does anything.
+    /// How much longer than a service it is left alone before the next fault. An interpreter takes its time to start, and
+    /// what every worker dies of at once never ends; behind a server that is hardly ever there no worker does anything.
     pub(crate) fn calm(self) -> u32 {
         match self {
-            Self::Service | Self::CaptureWorker => 1,
+            Self::Service => 1,
+            Self::CaptureWorker => 4,
             Self::Server => 6,
         }
     }
