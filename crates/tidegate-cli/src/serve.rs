@@ -8,6 +8,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroU32;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +71,9 @@ pub(crate) struct Args {
     /// How long requests under way are waited for when it stops [default: 25s]
     #[arg(long, value_name = "TIME")]
     drain: Option<String>,
+    /// Stop when standard input closes: for a child that must not outlive its parent
+    #[arg(long, hide = true)]
+    stop_with_stdin: bool,
     #[command(flatten)]
     log: LogArgs,
     #[command(flatten)]
@@ -106,12 +110,20 @@ pub(crate) async fn run(args: Args, store: Option<&str>, output: &Output) -> Res
         return Err(problem);
     }
     let written = log::begin(&settings, output)?;
-    log::told(written, serve_until_told(&settings, written, output).await)
+    log::told(written, serve_until_told(&settings, written, args.stop_with_stdin, output).await)
 }
 
-async fn serve_until_told(settings: &Settings, written: log::Written, output: &Output) -> Result<Code, Problem> {
+async fn serve_until_told(
+    settings: &Settings,
+    written: log::Written,
+    stop_with_stdin: bool,
+    output: &Output,
+) -> Result<Code, Problem> {
     settings.odd.iter().for_each(|odd| warn!("{odd}"));
-    let signals = Signals::listen()?;
+    let mut signals = Signals::listen()?;
+    if stop_with_stdin {
+        signals.listen_to_input()?;
+    }
     let running = Running::start(settings, inherited()?).await?;
     warn_without_tokens(&running.tide, running.demand).await?;
     for address in &running.addresses {
@@ -146,6 +158,8 @@ pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     reload: Signal,
+    /// The end of standard input, where that counts as a signal, until it came.
+    input: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl Signals {
@@ -156,8 +170,25 @@ impl Signals {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             reload: listen(SignalKind::hangup())?,
+            input: None,
         })
     }
+
+    fn listen_to_input(&mut self) -> Result<(), Problem> {
+        let ended = deposits::signal::input_ended()
+            .map_err(|e| Problem::new(Code::Failed, format!("standard input cannot be watched: {e}")))?;
+        self.input = Some(Box::pin(ended));
+        Ok(())
+    }
+}
+
+/// Once; nothing comes after it.
+async fn ended(input: &mut Option<Pin<Box<dyn Future<Output = ()> + Send>>>) {
+    match input {
+        Some(waiting) => waiting.await,
+        None => std::future::pending().await,
+    }
+    *input = None;
 }
 
 /// A server that takes connections.
@@ -231,6 +262,7 @@ impl Running {
                 biased;
                 _ = signals.terminate.recv() => if self.stop_on_signal(&mut told) { return Ok(Code::Interrupted) },
                 _ = signals.interrupt.recv() => if self.stop_on_signal(&mut told) { return Ok(Code::Interrupted) },
+                () = ended(&mut signals.input) => if self.stop_on_signal(&mut told) { return Ok(Code::Interrupted) },
                 _ = signals.reload.recv() => self.reload(),
                 () = alive.due() => tell_systemd(&[NotifyState::Watchdog]),
                 served = &mut self.serving => {

@@ -14,7 +14,7 @@ use deposits::clock;
 use deposits::gateway::GatewayMode;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tidegate::{Address, explain, failpoint};
-use tidegate_torture::{Amount, Failpoints, Faults, Options, Phase, Progress, Report, Store};
+use tidegate_torture::{Amount, CaptureWith, Failpoints, Faults, Options, Phase, Progress, Report, Store};
 
 use crate::exit::{Code, Problem};
 use crate::open::place;
@@ -27,6 +27,7 @@ Examples:
   tidegate torture --kills 300 --stops 60 --redeploys 10 --report report.json
   tidegate torture --gateway none --seed 7
   tidegate torture --store throw-away --for 5m
+  tidegate torture --capture-with 'python3 capture.py' --for 5m
   tidegate torture --list-failpoints";
 
 const MUSTS: &str = "\
@@ -41,7 +42,12 @@ Otherwise 1, and the directory is kept. The same seed plans the same faults; whe
 
 The store is a file in the run's directory. --store postgres://… has one made in a schema of its own on that server, \
 which also ends connections then; --store throw-away has a server made for the run, which is restarted as well, as if \
-it had crashed, and ends connections between a COMMIT and its answer.";
+it had crashed, and ends connections between a COMMIT and its answer.
+
+--capture-with has the captures made by another program: the services leave them alone, `tidegate serve` is started on the \
+store, and the workers that the command starts come to it over HTTP. They are killed, stopped and redeployed as often as \
+the services, and the server a fifth as often; the audit is the same. What such a worker is told by its environment, and \
+what it has to say, is in docs/reliability/torture.md; clients/python/examples/capture.py is one.";
 
 /// The server that is made for a run, as it is named on the command line.
 const THROW_AWAY: &str = "throw-away";
@@ -85,6 +91,12 @@ pub(crate) struct TortureArgs {
     /// How many services share the store; 2 on a file, 3 on a server unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     services: Option<u16>,
+    /// A command that starts a worker for the captures, in any language, instead of the services
+    #[arg(long, value_name = "COMMAND")]
+    capture_with: Option<String>,
+    /// How many of these workers there are
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "capture_with", value_parser = clap::value_parser!(u16).range(1..=64))]
+    capture_workers: u16,
     /// What the gateway can do about a repeated call: idempotent, lookup or none
     #[arg(long, value_name = "MODE", default_value = "idempotent")]
     gateway: GatewayMode,
@@ -128,9 +140,10 @@ pub(crate) async fn run(args: TortureArgs, store: Option<&str>, output: &Output)
     let options = options(&args, store, directory.clone())?;
     let mut show = Show::new(&args);
     show.say(&format!(
-        "seed {}, {} services on {}, gateway {}, lease {}",
+        "seed {}, {} services{} on {}, gateway {}, lease {}",
         args.seed,
         options.services,
+        options.capture.as_ref().map_or_else(String::new, |capture| format!(", {} capture workers", capture.workers)),
         match &options.store {
             Store::File => directory.display().to_string(),
             Store::Server(server) => server.to_string(),
@@ -208,6 +221,7 @@ fn options(args: &TortureArgs, store: Store, directory: PathBuf) -> anyhow::Resu
         failpoints,
         services: args.services.unwrap_or(if store == Store::File { 2 } else { 3 }).into(),
         store,
+        capture: args.capture_with.clone().map(|command| CaptureWith { command, workers: args.capture_workers.into() }),
         gateway: args.gateway,
         gateway_really: args.gateway_really,
         lease: args.lease,

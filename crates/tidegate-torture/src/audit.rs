@@ -150,6 +150,7 @@ pub(crate) async fn audit(
     let twice = twice(&ledger);
     let effects = Effects {
         ledger_entries: ledger.len() as u64,
+        captures: ledger.iter().filter(|entry| entry.result == LedgerResult::Captured).count() as u64,
         duplicates: twice.len() as u64,
         books_balance: verdict.side.books_balance,
     };

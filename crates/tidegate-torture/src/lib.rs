@@ -7,6 +7,7 @@
 //! of faults is carried out: SIGKILL at random and at every failpoint of the protocol, SIGSTOP for longer than the lease,
 //! SIGTERM in the midst of the load. A server ends connections as well, between a COMMIT and its answer too, and is
 //! restarted as if it had crashed if it was made for the run.
+//! The captures may be left to a program in another language, whose workers and whose server are hurt likewise.
 //!
 //! In the end the faults stop, what is left is worked off, and `audit.rs` asks the gateway's ledger, the wallet's books and
 //! the producers' log whether anything was lost or happened twice; the store is asked last, and only about itself.
@@ -15,6 +16,7 @@
 //! standard input closes.
 
 mod audit;
+mod capture;
 mod log;
 mod plan;
 mod producer;
@@ -24,8 +26,12 @@ mod run;
 mod server;
 mod service;
 mod stage;
+mod victim;
 
+pub use capture::CaptureWith;
 pub use plan::{Amount, Failpoints, Faults};
-pub use report::{Check, Deposits, Drains, Effects, FaultCounts, PointCount, Recovery, Report};
+pub use report::{
+    CaptureFaults, Check, Deposits, Drains, Effects, FaultCounts, PointCount, Recovery, Report, ServerFaults,
+};
 pub use run::{Options, Phase, Progress, run};
 pub use server::Store;

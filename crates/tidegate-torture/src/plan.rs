@@ -11,6 +11,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tidegate::failpoint::{self, Point};
 
+use crate::victim::Victim;
+
 /// Which failpoints are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failpoints {
@@ -55,7 +57,7 @@ pub(crate) struct Possible {
     pub(crate) restarts: bool,
 }
 
-/// One fault, for whichever service is next.
+/// One fault, for whichever process of its sort is next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// SIGKILL at a random moment.
@@ -74,7 +76,7 @@ pub(crate) enum Fault {
     Restart { after: Duration },
 }
 
-/// The faults that are still to come, shared by all services.
+/// The faults that are still to come, shared by all processes of a sort.
 #[derive(Debug)]
 pub(crate) struct Plan(Mutex<Inner>);
 
@@ -102,17 +104,32 @@ fn is_rare(point: &Point) -> bool {
         || point.name.ends_with("_look_up")
 }
 
+/// What is planned for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) seed: u64,
+    pub(crate) lease: Duration,
+    pub(crate) gateway: GatewayMode,
+    pub(crate) failpoints: Failpoints,
+    pub(crate) amount: Amount,
+    pub(crate) possible: Possible,
+}
+
 impl Plan {
-    pub(crate) fn new(
-        seed: u64,
-        lease: Duration,
-        gateway: GatewayMode,
-        failpoints: Failpoints,
-        amount: Amount,
-        possible: Possible,
-    ) -> Self {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let points: Vec<_> = failpoint::ALL.iter().filter(|point| !unreachable(point, gateway, possible)).collect();
+    /// The faults of one sort of process. Failpoints are armed in services only, and connections are those of whoever is at
+    /// the store.
+    pub(crate) fn new(victim: Victim, asked: Asked) -> Self {
+        let Asked { seed, lease, gateway, .. } = asked;
+        let (failpoints, possible) = match victim {
+            Victim::Service => (asked.failpoints, asked.possible),
+            Victim::Server => (Failpoints::None, Possible { restarts: false, ..asked.possible }),
+            Victim::CaptureWorker => (Failpoints::None, Possible::default()),
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(seed ^ victim.salt());
+        let points: Vec<_> = match victim {
+            Victim::Service => failpoint::ALL.iter().filter(|point| !unreachable(point, gateway, possible)).collect(),
+            Victim::Server | Victim::CaptureWorker => Vec::new(),
+        };
         let mut fixed: Vec<Fault> = Vec::new();
         if failpoints != Failpoints::None {
             fixed.extend(points.iter().map(|point| Fault::KillAt { point, nth: 1 }));
@@ -121,7 +138,7 @@ impl Plan {
             let often = points.iter().filter(|point| !is_rare(point));
             fixed.extend(often.map(|point| Fault::KillAt { point, nth: rng.random_range(2..=12) }));
         }
-        let until = match amount {
+        let until = match victim.share(asked.amount) {
             Amount::For(length) => Some(clock::now() + length),
             Amount::Count(Faults { kills, stops, redeploys, terminations, restarts }) => {
                 let at_points = fixed.len() as u64;
@@ -217,8 +234,12 @@ mod tests {
     }
 
     fn all_of(failpoints: Failpoints, gateway: GatewayMode, faults: Faults, possible: Possible) -> Vec<Fault> {
-        let plan = Plan::new(7, LEASE, gateway, failpoints, Amount::Count(faults), possible);
+        let plan = Plan::new(Victim::Service, asked(failpoints, gateway, Amount::Count(faults), possible));
         std::iter::from_fn(|| plan.next()).collect()
+    }
+
+    fn asked(failpoints: Failpoints, gateway: GatewayMode, amount: Amount, possible: Possible) -> Asked {
+        Asked { seed: 7, lease: LEASE, gateway, failpoints, amount, possible }
     }
 
     #[test]
@@ -274,8 +295,24 @@ mod tests {
 
     #[test]
     fn a_run_by_the_clock_ends_with_it() {
-        let amount = Amount::For(Duration::ZERO);
-        let plan = Plan::new(1, LEASE, GatewayMode::None, Failpoints::All, amount, Possible::default());
-        assert_eq!(plan.next(), None);
+        let asked = asked(Failpoints::All, GatewayMode::None, Amount::For(Duration::ZERO), Possible::default());
+        assert_eq!(Plan::new(Victim::Service, asked).next(), None);
+    }
+
+    #[test]
+    fn beside_the_services_nothing_is_armed_and_no_connection_of_a_capture_worker_is_ended() {
+        let faults = Faults { kills: 20, stops: 10, redeploys: 5, terminations: 10, restarts: 5 };
+        let possible = Possible { terminations: true, restarts: true };
+        let asked = asked(Failpoints::All, GatewayMode::Lookup, Amount::Count(faults), possible);
+        for (victim, kills, terminations) in [(Victim::CaptureWorker, 20, 0), (Victim::Server, 4, 2)] {
+            let plan = Plan::new(victim, asked);
+            let all: Vec<Fault> = std::iter::from_fn(|| plan.next()).collect();
+            let count = |of: fn(&Fault) -> bool| all.iter().filter(|fault| of(fault)).count();
+            assert_eq!(count(|fault| matches!(fault, Fault::Kill { .. })), kills, "{victim:?}");
+            assert_eq!(count(|fault| matches!(fault, Fault::Terminate { .. })), terminations, "{victim:?}");
+            let never =
+                |fault: &Fault| matches!(fault, Fault::KillAt { .. } | Fault::StopAt { .. } | Fault::Restart { .. });
+            assert!(!all.iter().any(never), "{all:?}");
+        }
     }
 }

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::report::Recovery;
 use crate::stage::Stage;
+use crate::victim::Victim;
 
 /// On top of the lease: how soon the messages of a killed worker must be free.
 const SLACK: Duration = Duration::from_secs(2);
@@ -34,6 +35,7 @@ const GIVE_UP: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Death {
     pub(crate) worker: String,
+    pub(crate) victim: Victim,
     pub(crate) at: Instant,
 }
 
@@ -101,6 +103,8 @@ pub(crate) struct Measured {
     stalled: Duration,
     nobody: Duration,
     wall_ms: u64,
+    /// By workers of another program when they were killed.
+    pub(crate) held_captures: u64,
     /// In words, those that took too long.
     pub(crate) late: Vec<String>,
 }
@@ -159,7 +163,13 @@ async fn follow(
     while open || !held.is_empty() {
         tokio::select! {
             death = deaths.recv(), if open => match death {
-                Some(death) => held.extend(held_by(tide, &death).await?),
+                Some(death) => {
+                    let of_it = held_by(tide, &death).await?;
+                    if death.victim == Victim::CaptureWorker {
+                        measured.held_captures += of_it.len() as u64;
+                    }
+                    held.extend(of_it);
+                }
                 None => open = false,
             },
             () = tokio::time::sleep(LOOK_EVERY) => {}

@@ -27,6 +27,9 @@ pub struct Report {
     pub took_ms: u64,
     /// What was done to the services.
     pub faults: FaultCounts,
+    /// What was done to the workers of another program that made the captures, and to the server between, if there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capture: Option<CaptureFaults>,
     /// What became of the deposits.
     pub deposits: Deposits,
     /// What the gateway's ledger and the wallet's books say.
@@ -74,6 +77,44 @@ pub struct FaultCounts {
     pub failpoints: BTreeMap<&'static str, PointCount>,
     /// Failpoints that nothing comes to with this gateway.
     pub not_applicable: Vec<&'static str>,
+}
+
+/// Faults that hit workers of another program, which made the captures over HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CaptureFaults {
+    /// What started them.
+    pub command: String,
+    /// How many there were at once.
+    pub workers: usize,
+    /// SIGKILLs.
+    pub kills: u64,
+    /// Captures that these workers held when they were killed.
+    pub held: u64,
+    /// SIGSTOPs for longer than the lease, with a SIGCONT after it.
+    pub stops: u64,
+    /// SIGTERMs that ended a worker in good order, with a new one after it.
+    pub redeploys: u64,
+    /// What became of running captures at those, if the workers said so.
+    pub drains: Drains,
+    /// Faults that hit the server through which they work.
+    pub server: ServerFaults,
+}
+
+/// Faults that hit `tidegate serve`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ServerFaults {
+    /// SIGKILLs.
+    pub kills: u64,
+    /// SIGSTOPs for longer than the lease, with a SIGCONT after it.
+    pub stops: u64,
+    /// As of the services.
+    pub stops_inside_transaction: u64,
+    /// SIGTERMs that ended it in good order, with a new one after it.
+    pub redeploys: u64,
+    /// How often its connections to the database were ended; 0 for a file.
+    pub terminations: u64,
+    /// Those of them between a COMMIT and its answer.
+    pub terminations_in_commit: u64,
 }
 
 /// What the services said when they had drained.
@@ -128,6 +169,8 @@ pub struct Deposits {
 pub struct Effects {
     /// Lines of the gateway's ledger.
     pub ledger_entries: u64,
+    /// Those of them by which money was taken.
+    pub captures: u64,
     /// Authorisations, captures and refunds that happened a second time for one deposit: must be 0.
     pub duplicates: u64,
     /// Debits equal credits, and the wallet holds what the gateway took.
@@ -222,6 +265,22 @@ impl fmt::Display for Report {
             let note = if self.server_is_ours { "" } else { "   (the server is not ours to restart)" };
             count(out, "immediate restarts of the server", faults.restarts, note.trim())?;
         }
+        if let Some(capture) = &self.capture {
+            let CaptureFaults { workers, kills, held, stops, redeploys, server, .. } = capture;
+            writeln!(out, "\ncaptures by {workers} workers over HTTP: {}", capture.command)?;
+            count(out, "SIGKILL of a worker", *kills, "")?;
+            count(out, "  captures that it held then", *held, "")?;
+            count(out, "SIGSTOP of a worker", *stops, "")?;
+            count(out, "SIGTERM of a worker and a new one", *redeploys, "")?;
+            count(out, "SIGKILL of the server", server.kills, "")?;
+            count(out, "SIGSTOP of the server", server.stops, "")?;
+            count(out, inside, server.stops_inside_transaction, "")?;
+            count(out, "SIGTERM of the server and a new one", server.redeploys, "")?;
+            if self.store == "postgres" {
+                count(out, "connections of the server ended", server.terminations, "")?;
+                count(out, "  of these between COMMIT and its answer", server.terminations_in_commit, "")?;
+            }
+        }
         writeln!(out)?;
         count(out, "deposits sent", deposits.sent, "")?;
         count(out, "accepted, and known to be so on the producers' disk", deposits.accepted, "")?;
@@ -229,6 +288,7 @@ impl fmt::Display for Report {
         count(out, "accepted and lost", deposits.lost, "<- must be 0")?;
         count(out, "stored and never sent (unexpected)", deposits.unexpected, "<- must be 0")?;
         count(out, "stored more than once (duplicated)", deposits.duplicated, "<- must be 0")?;
+        count(out, "captures, by the ledger", effects.captures, "")?;
         count(out, "effects that happened twice, by the ledger", effects.duplicates, "<- must be 0")?;
         count(out, "charged once, credited once", deposits.completed, "")?;
         count(out, "declined, or given back", deposits.failed, "")?;

@@ -5,7 +5,6 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -20,13 +19,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::audit::{self, Sent};
-use crate::plan::{Amount, Failpoints, Plan, unreachable};
+use crate::capture::CaptureWith;
+use crate::plan::{Amount, Asked, Failpoints, Plan, unreachable};
 use crate::producer::produce;
 use crate::recovery::measure;
 use crate::report::{Check, Report};
 use crate::server::{Database, Store};
 use crate::service::{Running, Slot};
-use crate::stage::Stage;
+use crate::stage::{Stage, read};
+use crate::victim::Victim;
 
 /// How long nothing may move while what is left is worked off.
 const STANDSTILL: Duration = Duration::from_secs(90);
@@ -52,6 +53,8 @@ pub struct Options {
     pub store: Store,
     /// How many services share it.
     pub services: usize,
+    /// Another program makes the captures, through `executable serve`.
+    pub capture: Option<CaptureWith>,
     /// What the services are told that the gateway can do about a repeated call.
     pub gateway: GatewayMode,
     /// What it really does, if that is something else: to show that the audit finds it.
@@ -130,6 +133,9 @@ async fn to_the_end(
     let (stage, gateway) = Stage::set(options).await?;
     let stage = Arc::new(stage);
     let tide = Tidegate::builder().housekeeping(false).open_at(&stage.store).await?;
+    if let Some(through) = &stage.through {
+        through.allow(&tide).await?;
+    }
 
     let (measured, services) = attack(options, &stage, &tide, attacking, start, report).await?;
 
@@ -173,6 +179,7 @@ async fn to_the_end(
         services: options.services,
         took_ms: clock::ms_since(start),
         faults: stage.faults(not_applicable),
+        capture: stage.capture_faults(measured.held_captures),
         deposits: audited.deposits,
         effects: audited.effects,
         recovery: measured.recovery(options.lease),
@@ -182,7 +189,7 @@ async fn to_the_end(
 }
 
 type Services = Vec<(Slot, Running)>;
-/// Where services are hurt, each in a task of its own.
+/// Where processes are hurt, each place in a task of its own.
 type Attacking = JoinSet<anyhow::Result<(Slot, Running)>>;
 
 /// Producers send and services are hurt until the plan is at its end.
@@ -196,19 +203,30 @@ async fn attack(
 ) -> anyhow::Result<(crate::recovery::Measured, Services)> {
     let Options { seed, lease, gateway, failpoints, amount, .. } = *options;
     let possible = stage.database.as_ref().map(Database::possible).unwrap_or_default();
-    let plan = Arc::new(Plan::new(seed, lease, gateway, failpoints, amount, possible));
+    let asked = Asked { seed, lease, gateway, failpoints, amount, possible };
+    let mut plans = Vec::new();
     let (deaths, died) = mpsc::unbounded_channel();
-    for number in 0..options.services {
-        let slot = Slot {
-            number,
-            stage: Arc::clone(stage),
-            plan: Arc::clone(&plan),
-            deaths: Some(deaths.clone()),
-            concurrency: 4,
-            max_depth: 400,
-            started: 0,
-        };
-        services.spawn(slot.attack());
+    let mut number = 0;
+    for (victim, places) in victims(options) {
+        let plan = Arc::new(Plan::new(victim, asked));
+        for nth in 1..=places {
+            let slot = Slot {
+                victim,
+                number,
+                nth,
+                stage: Arc::clone(stage),
+                tide: tide.clone(),
+                plan: Arc::clone(&plan),
+                // A server holds nothing: it is the workers behind it that do.
+                deaths: (victim != Victim::Server).then(|| deaths.clone()),
+                concurrency: 4,
+                max_depth: 400,
+                started: 0,
+            };
+            services.spawn(slot.attack());
+            number += 1;
+        }
+        plans.push(plan);
     }
     drop(deaths);
     let stop = watch::Sender::new(false);
@@ -216,7 +234,7 @@ async fn attack(
     let measuring = tokio::spawn(measure(Arc::clone(stage), tide.clone(), died, lease));
     let mut ticks = tokio::time::interval(Duration::from_millis(250));
     let mut ended: Services = Vec::new();
-    while ended.len() < options.services {
+    while ended.len() < number {
         tokio::select! {
             service = services.join_next() => {
                 let service = service.context("there are as many services as places")?;
@@ -226,7 +244,7 @@ async fn attack(
                 produced.context("the producers' task died")??;
                 anyhow::bail!("the producers ended before they were told to");
             }
-            _ = ticks.tick() => report(&progress(stage, tide, Phase::Attack, plan.left()).await),
+            _ = ticks.tick() => report(&progress(stage, tide, Phase::Attack, plans.iter().map(|plan| plan.left()).sum()).await),
         }
     }
     stop.send_replace(true);
@@ -235,6 +253,15 @@ async fn attack(
     let measured = measuring.await.context("the measurement died")??;
     tracing::debug!("attacked for {} ms", clock::ms_since(start));
     Ok((measured, ended))
+}
+
+/// What there is to hurt, and how many of each; services first, by whose places the stage knows them.
+fn victims(options: &Options) -> Vec<(Victim, usize)> {
+    let mut victims = vec![(Victim::Service, options.services)];
+    if let Some(capture) = &options.capture {
+        victims.extend([(Victim::Server, 1), (Victim::CaptureWorker, capture.workers)]);
+    }
+    victims
 }
 
 /// Works off what is left: an operator resolves what parked and redrives what died, until nothing moves any more.
@@ -299,7 +326,8 @@ async fn redrive_dead(tide: &Tidegate, redrives: &mut HashMap<MessageId, u32>) -
     Ok(verdicts.iter().filter(|verdict| verdict.is_ok()).count() as u64)
 }
 
-async fn end(services: Services, gateway: Process) -> anyhow::Result<()> {
+async fn end(mut services: Services, gateway: Process) -> anyhow::Result<()> {
+    services.sort_by_key(|(slot, _)| slot.victim);
     for (slot, running) in services {
         // That it did not end well is noted, and found by the audit.
         let _well = slot.end(running).await?;
@@ -308,7 +336,6 @@ async fn end(services: Services, gateway: Process) -> anyhow::Result<()> {
 }
 
 async fn progress(stage: &Stage, tide: &Tidegate, phase: Phase, left: usize) -> Progress {
-    let read = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
     // For people only: a look that fails shows nothing, and the audit looks again.
     let depth = tide.store().stats().await.map_or(0, |stats| {
         stats.queues.iter().map(|queue| queue.ready + queue.scheduled + queue.leased + queue.parked).sum()
@@ -316,9 +343,9 @@ async fn progress(stage: &Stage, tide: &Tidegate, phase: Phase, left: usize) -> 
     let counts = &stage.counts;
     Progress {
         phase,
-        kills: read(&counts.kills),
-        stops: read(&counts.stops),
-        redeploys: read(&counts.redeploys),
+        kills: counts.all(|hits| &hits.kills),
+        stops: counts.all(|hits| &hits.stops),
+        redeploys: counts.all(|hits| &hits.redeploys),
         left: left as u64,
         sent: read(&counts.sent),
         accepted: read(&counts.accepted),

@@ -1,4 +1,5 @@
-//! One service after another in one place: started, hurt as the plan says, started again.
+//! One process after another in one place: started, hurt as the plan says, started again. Most are services; how the others are
+//! started is in `capture.rs`.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -10,10 +11,11 @@ use anyhow::{Context, bail};
 use deposits::clock;
 use deposits::process::{Process, Program};
 use deposits::role::{Armed, ArmedAct};
+use deposits::steps::Capture;
 use nix::sys::signal::Signal;
-use tidegate::Address;
 use tidegate::failpoint::Point;
 use tidegate::sqlite::rusqlite::{Connection, ErrorCode};
+use tidegate::{Address, Message, Tidegate};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -21,10 +23,11 @@ use crate::plan::{Fault, Plan};
 use crate::recovery::Death;
 use crate::report::Drains;
 use crate::server::Terminated;
-use crate::stage::{CLOSED, Stage, up};
+use crate::stage::{CLOSED, Hits, Stage, up};
+use crate::victim::Victim;
 
-/// How long a service may take until it listens.
-const STARTS_WITHIN: Duration = Duration::from_secs(30);
+/// How long a process may take until it listens.
+pub(crate) const STARTS_WITHIN: Duration = Duration::from_secs(30);
 /// How long a process that was killed may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
 /// How often a failpoint that nothing comes to is tried in all.
@@ -36,36 +39,41 @@ const START_TRIES: u32 = 50;
 /// How long the write lock is asked for before whoever is stopped is taken to hold it.
 const LOCK_WITHIN: Duration = Duration::from_millis(400);
 
-/// A place for services.
+/// A place for processes of one sort.
 #[derive(Debug)]
 pub(crate) struct Slot {
+    pub(crate) victim: Victim,
+    /// Among all places, those of services first.
     pub(crate) number: usize,
+    /// Among those of its sort, from 1.
+    pub(crate) nth: usize,
     pub(crate) stage: Arc<Stage>,
+    pub(crate) tide: Tidegate,
     pub(crate) plan: Arc<Plan>,
     /// Who is told of a kill; nobody once the attack is over.
     pub(crate) deaths: Option<mpsc::UnboundedSender<Death>>,
     pub(crate) concurrency: u32,
     pub(crate) max_depth: u64,
-    /// How many services there were here.
+    /// How many processes there were here.
     pub(crate) started: u64,
 }
 
-/// A service that runs.
+/// A process that runs.
 #[derive(Debug)]
 pub(crate) struct Running {
-    process: Process,
-    name: String,
+    pub(crate) process: Process,
+    pub(crate) name: String,
 }
 
-/// How far a service came before it was looked at.
-enum Started {
+/// How far a process came before it was looked at.
+pub(crate) enum Started {
     Listens(Running),
     /// The failpoint was reached before it listened.
     Reached(Running),
 }
 
 impl Slot {
-    /// Carries out faults until there are none left, and leaves a service running. Nobody is killed after it.
+    /// Carries out faults until there are none left, and leaves a process running. Nobody is killed after it.
     pub(crate) async fn attack(mut self) -> anyhow::Result<(Self, Running)> {
         let mut running: Option<Running> = None;
         while let Some(fault) = self.plan.next() {
@@ -80,31 +88,31 @@ impl Slot {
         match fault {
             Fault::Kill { after } => {
                 let running = self.or_start(running).await?;
-                sleep(after).await;
+                self.calm(&running, after).await;
                 self.kill(running, false).await?;
                 Ok(None)
             }
             Fault::Redeploy { after } => {
                 let running = self.or_start(running).await?;
-                sleep(after).await;
+                self.calm(&running, after).await;
                 self.redeploy(running).await?;
                 Ok(None)
             }
             Fault::Stop { after, length } => {
                 let running = self.or_start(running).await?;
-                sleep(after).await;
+                self.calm(&running, after).await;
                 self.stop_somewhere(fault, running, length).await.map(Some)
             }
             Fault::Terminate { after, in_commit } => {
                 let running = self.or_start(running).await?;
-                sleep(after).await;
+                self.calm(&running, after).await;
                 if let Some(database) = &self.stage.database {
                     let _alone = database.alone().await;
                     // While the commits of one service are held, so are those of all.
                     let away = self.stage.server_goes();
                     let what = database.terminate(&running.name, in_commit).await?;
                     self.stage.server_is_back(&away);
-                    self.stage.terminated(what);
+                    self.stage.terminated(self.victim, what);
                     // On a server of somebody else's a commit is met by luck.
                     if in_commit && what != Terminated::InCommit && database.is_ours() {
                         self.plan.again(fault);
@@ -114,7 +122,7 @@ impl Slot {
             }
             Fault::Restart { after } => {
                 let running = self.or_start(running).await?;
-                sleep(after).await;
+                self.calm(&running, after).await;
                 if let Some(database) = &self.stage.database {
                     let _alone = database.alone().await;
                     let away = self.stage.server_goes();
@@ -147,6 +155,18 @@ impl Slot {
         }
     }
 
+    /// The time before a fault.
+    async fn calm(&self, running: &Running, after: Duration) {
+        if self.victim != Victim::Service {
+            self.until_captures_are_held(running).await;
+        }
+        sleep(after * self.victim.calm()).await;
+    }
+
+    fn hits(&self) -> &Hits {
+        self.stage.counts.hits(self.victim)
+    }
+
     async fn or_start(&mut self, running: Option<Running>) -> anyhow::Result<Running> {
         match running {
             Some(running) => Ok(running),
@@ -177,7 +197,7 @@ impl Slot {
         Ok(None)
     }
 
-    /// Starts a service with nothing armed.
+    /// Starts a process with nothing armed.
     pub(crate) async fn start_plain(&mut self) -> anyhow::Result<Running> {
         match self.start(None).await? {
             Started::Listens(running) => Ok(running),
@@ -185,7 +205,7 @@ impl Slot {
         }
     }
 
-    /// Starts a service, again if the server was away at that moment: then it ends, as any service would, and whoever looks
+    /// Starts a process, again if the database was away at that moment: then it ends, as any process would, and whoever looks
     /// after it starts it again.
     async fn start(&mut self, armed: Option<Armed>) -> anyhow::Result<Started> {
         for _ in 0..START_TRIES {
@@ -194,12 +214,24 @@ impl Slot {
             }
             sleep(Duration::from_millis(100)).await;
         }
-        bail!("no service came up in place {} in {START_TRIES} tries", self.number + 1)
+        let logs = self.stage.directory.display();
+        bail!("no {} came up in {START_TRIES} tries; hint: why is in the logs in {logs}", self.victim.name())
     }
 
     async fn start_once(&mut self, armed: Option<Armed>) -> anyhow::Result<Option<Started>> {
         self.started += 1;
-        let name = format!("service-{}-{}", self.number + 1, self.started);
+        match (self.victim, &self.stage.through) {
+            (Victim::CaptureWorker, Some(through)) => self.start_capture_worker(through).await,
+            (Victim::Server, Some(through)) => self.start_server(through).await,
+            (Victim::Service, _) => self.start_service(armed).await,
+            (Victim::CaptureWorker | Victim::Server, None) => {
+                bail!("nobody but the services makes captures in this run")
+            }
+        }
+    }
+
+    async fn start_service(&self, armed: Option<Armed>) -> anyhow::Result<Option<Started>> {
+        let name = format!("service-{}-{}", self.nth, self.started);
         let stage = &self.stage;
         let (lease_ms, concurrency, depth) =
             (stage.scale.lease_ms.to_string(), self.concurrency.to_string(), self.max_depth.to_string());
@@ -224,12 +256,15 @@ impl Slot {
         .to_vec();
         let store = stage.database.as_ref().map_or_else(|| stage.store.clone(), |server| server.address_for(&name));
         role.extend(Program::database(&store)?);
+        if stage.through.is_some() {
+            role.extend(["--without".to_owned(), Capture::KIND.to_owned()]);
+        }
         if let Some(armed) = armed {
             role.extend(["--failpoint".to_owned(), armed.to_string()]);
         }
         // One log for all services of a place: what a process says before it is killed is seldom much.
         let program = stage.program.clone().with_store(&store);
-        let mut process = program.start(&format!("service-{}", self.number + 1), &role)?;
+        let mut process = program.start(&format!("service-{}", self.nth), &role)?;
         let line = match timeout(STARTS_WITHIN, process.line()).await {
             Ok(line) => line?.unwrap_or_default(),
             Err(_) => bail!("{name} did not listen within {STARTS_WITHIN:?}{}", process.said()),
@@ -278,26 +313,29 @@ impl Slot {
         self.dead(running, at, at_failpoint).await
     }
 
-    /// A service that was sent SIGKILL, by us or by itself.
+    /// A process that was sent SIGKILL, by us or by itself.
     async fn dead(&self, mut running: Running, at: Instant, at_failpoint: bool) -> anyhow::Result<()> {
         let ended = running.process.gone(GONE_WITHIN).await?;
         self.stage.listens(self.number, None);
         if ended.and_then(|ended: ExitStatus| ended.signal()) == Some(Signal::SIGKILL as i32) {
-            up(&self.stage.counts.kills);
+            up(&self.hits().kills);
             if at_failpoint {
-                up(&self.stage.counts.kills_at_failpoints);
+                up(&self.hits().kills_at_failpoints);
             }
         } else {
             let how = ended.map_or_else(|| "nothing of the sort".to_owned(), |ended| ended.to_string());
             self.stage.broken(format!("{} was to die of SIGKILL and died of {how}", running.name));
         }
         if let Some(deaths) = &self.deaths {
-            deaths.send(Death { worker: running.name, at }).ok().context("the measurement has ended")?;
+            deaths
+                .send(Death { worker: running.name, victim: self.victim, at })
+                .ok()
+                .context("the measurement has ended")?;
         }
         Ok(())
     }
 
-    /// Stops a service wherever it is, but not inside its write transaction.
+    /// Stops a process wherever it is, but not inside its write transaction.
     async fn stop_somewhere(&self, fault: Fault, mut running: Running, length: Duration) -> anyhow::Result<Running> {
         for number in 0..STOP_TRIES {
             running.process.signal(Signal::SIGSTOP)?;
@@ -311,35 +349,20 @@ impl Slot {
         Ok(running)
     }
 
-    /// Holds a stopped service for this long, and lets it go. If it was stopped inside its write transaction, it would
+    /// Holds a stopped process for this long, and lets it go. If it was stopped inside its write transaction, it would
     /// block everybody: it is let go at once, and that it was so is the answer.
     async fn hold(&self, running: &mut Running, length: Duration, at_failpoint: bool) -> anyhow::Result<bool> {
         let stopped = clock::now();
         self.stage.stopped(self.number);
-        let store = self.stage.store.clone();
-        let free = match store {
-            Address::File(path) => tokio::task::spawn_blocking(move || can_be_written(path))
-                .await
-                .context("the look at the lock died")??,
-            // A server lets others go on: what a stopped process holds there are a few rows, until it is let go.
-            Address::Server(_) => {
-                if let Some(database) = &self.stage.database
-                    && database.in_transaction(&running.name).await?
-                {
-                    self.stage.holds_rows(self.number, Some(stopped));
-                    up(&self.stage.counts.stops_inside_transaction);
-                }
-                true
-            }
-        };
+        let free = self.lets_others_go_on(running, stopped).await?;
         if free {
             sleep(length.saturating_sub(clock::now().saturating_duration_since(stopped))).await;
-            up(&self.stage.counts.stops);
+            up(&self.hits().stops);
             if at_failpoint {
-                up(&self.stage.counts.stops_at_failpoints);
+                up(&self.hits().stops_at_failpoints);
             }
         } else {
-            up(&self.stage.counts.stops_inside_transaction);
+            up(&self.hits().stops_inside_transaction);
         }
         running.process.signal(Signal::SIGCONT)?;
         self.stage.holds_rows(self.number, None);
@@ -354,16 +377,39 @@ impl Slot {
         Ok(free)
     }
 
-    /// SIGTERM, and the end of the service in good order.
+    /// Whether others can go on while this process is stopped.
+    async fn lets_others_go_on(&self, running: &Running, since: Instant) -> anyhow::Result<bool> {
+        // It is not at the store at all.
+        if self.victim == Victim::CaptureWorker {
+            return Ok(true);
+        }
+        match self.stage.store.clone() {
+            Address::File(path) => {
+                tokio::task::spawn_blocking(move || can_be_written(path)).await.context("the look at the lock died")?
+            }
+            // A server lets others go on: what a stopped process holds there are a few rows, until it is let go.
+            Address::Server(_) => {
+                if let Some(database) = &self.stage.database
+                    && database.in_transaction(&running.name).await?
+                {
+                    self.stage.holds_rows(self.number, Some(since));
+                    up(&self.hits().stops_inside_transaction);
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    /// SIGTERM, and the end of the process in good order.
     async fn redeploy(&self, running: Running) -> anyhow::Result<()> {
         let ended = self.end(running).await?;
         if ended {
-            up(&self.stage.counts.redeploys);
+            up(&self.hits().redeploys);
         }
         Ok(())
     }
 
-    /// Ends a service in good order; says whether it was one.
+    /// Ends a process in good order; says whether it was one.
     pub(crate) async fn end(&self, mut running: Running) -> anyhow::Result<bool> {
         running.process.signal(Signal::SIGTERM)?;
         let within = Duration::from_millis(self.stage.scale.call_timeout_ms * 2) + GONE_WITHIN;
@@ -378,7 +424,8 @@ impl Slot {
             if let Some(numbers) = line.strip_prefix("drained ") {
                 let mut numbers = numbers.split(' ').map(|number| number.parse().unwrap_or(0));
                 let mut next = || numbers.next().unwrap_or(0);
-                self.stage.drained(Drains { finished: next(), released: next(), abandoned: next() });
+                let drains = Drains { finished: next(), released: next(), abandoned: next() };
+                self.stage.drained(self.victim, drains);
             }
         }
         Ok(true)

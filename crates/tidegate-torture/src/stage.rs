@@ -13,10 +13,12 @@ use deposits::process::{Process, Program};
 use deposits::trace::Scale;
 use tidegate::Address;
 
+use crate::capture::Through;
 use crate::plan::Amount;
-use crate::report::{Drains, FaultCounts, PointCount};
+use crate::report::{CaptureFaults, Drains, FaultCounts, PointCount, ServerFaults};
 use crate::run::Options;
 use crate::server::{Database, Terminated};
+use crate::victim::Victim;
 
 /// An account that is closed: what was taken for it is given back.
 pub(crate) const CLOSED: &str = "acct-0049";
@@ -32,21 +34,49 @@ pub(crate) struct Away {
     before: Vec<Option<Instant>>,
 }
 
-/// Everything that is counted.
+/// What was done to processes of one sort.
 #[derive(Debug, Default)]
-pub(crate) struct Counts {
+pub(crate) struct Hits {
     pub(crate) kills: AtomicU64,
     pub(crate) kills_at_failpoints: AtomicU64,
     pub(crate) stops: AtomicU64,
     pub(crate) stops_at_failpoints: AtomicU64,
     pub(crate) stops_inside_transaction: AtomicU64,
     pub(crate) redeploys: AtomicU64,
-    pub(crate) terminations: AtomicU64,
-    pub(crate) terminations_in_commit: AtomicU64,
+    terminations: AtomicU64,
+    terminations_in_commit: AtomicU64,
+    drains: Mutex<Drains>,
+}
+
+/// Everything that is counted.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    services: Hits,
+    capture_workers: Hits,
+    servers: Hits,
     pub(crate) restarts: AtomicU64,
     pub(crate) sent: AtomicU64,
     pub(crate) accepted: AtomicU64,
     pub(crate) unanswered: AtomicU64,
+}
+
+impl Counts {
+    pub(crate) fn hits(&self, victim: Victim) -> &Hits {
+        match victim {
+            Victim::Service => &self.services,
+            Victim::CaptureWorker => &self.capture_workers,
+            Victim::Server => &self.servers,
+        }
+    }
+
+    /// Over all sorts.
+    pub(crate) fn all(&self, count: impl Fn(&Hits) -> &AtomicU64) -> u64 {
+        [&self.services, &self.capture_workers, &self.servers].map(|hits| read(count(hits))).iter().sum()
+    }
+}
+
+pub(crate) fn read(count: &AtomicU64) -> u64 {
+    count.load(Ordering::Relaxed)
 }
 
 /// One more.
@@ -67,8 +97,9 @@ pub(crate) struct Stage {
     pub(crate) directory: PathBuf,
     pub(crate) gateway: GatewayMode,
     pub(crate) gateway_url: String,
+    /// Another program makes the captures.
+    pub(crate) through: Option<Through>,
     pub(crate) counts: Counts,
-    drains: Mutex<Drains>,
     points: Mutex<BTreeMap<&'static str, PointCount>>,
     urls: Mutex<Vec<Option<String>>>,
     /// From when on each service takes over what lapsed; none while it is down or stopped.
@@ -125,6 +156,7 @@ impl Stage {
         ];
         let mut gateway = program.start("gateway", &role.map(str::to_owned))?;
         let gateway_url = gateway.listening().await?;
+        let through = options.capture.clone().map(|with| Through::new(with, options.executable.clone()));
         let stage = Self {
             program,
             scale,
@@ -134,8 +166,8 @@ impl Stage {
             producers: directory.join("producers.ndjson"),
             gateway: options.gateway,
             gateway_url,
+            through: through.transpose()?,
             counts: Counts::default(),
-            drains: Mutex::default(),
             points: Mutex::default(),
             urls: Mutex::new(vec![None; options.services]),
             sweeps_from: Mutex::new(vec![None; options.services]),
@@ -159,13 +191,22 @@ impl Stage {
 
     /// Where a service listens from now on; none while it is down.
     pub(crate) fn listens(&self, slot: usize, url: Option<String>) {
-        lock(&self.sweeps_from)[slot] = url.is_some().then(clock::now);
-        lock(&self.urls)[slot] = url;
+        self.sweeps(slot, url.is_some().then(clock::now));
+        if let Some(at) = lock(&self.urls).get_mut(slot) {
+            *at = url;
+        }
     }
 
     /// A service was stopped, and takes nothing over.
     pub(crate) fn stopped(&self, slot: usize) {
-        lock(&self.sweeps_from)[slot] = None;
+        self.sweeps(slot, None);
+    }
+
+    /// From when on a service takes over what lapsed. Whoever else is at the store is not counted on.
+    fn sweeps(&self, slot: usize, from: Option<Instant>) {
+        if let Some(sweeps_from) = lock(&self.sweeps_from).get_mut(slot) {
+            *sweeps_from = from;
+        }
     }
 
     /// A service that was stopped inside its transaction holds rows from then on, until it is let go. That it does is found
@@ -185,7 +226,7 @@ impl Stage {
 
     /// It was let go. It was asleep, so it leaves all leases alone for as long as one lasts.
     pub(crate) fn let_go(&self, slot: usize) {
-        lock(&self.sweeps_from)[slot] = Some(clock::now() + Duration::from_millis(self.scale.lease_ms));
+        self.sweeps(slot, Some(clock::now() + Duration::from_millis(self.scale.lease_ms)));
     }
 
     /// From now on nobody can take anything over, until [`Stage::server_is_back`]. Gives back who could.
@@ -211,14 +252,15 @@ impl Stage {
         }
     }
 
-    /// What was done to a service's connections.
-    pub(crate) fn terminated(&self, what: Terminated) {
+    /// What was done to a process's connections.
+    pub(crate) fn terminated(&self, victim: Victim, what: Terminated) {
+        let hits = self.counts.hits(victim);
         match what {
             Terminated::InCommit => {
-                up(&self.counts.terminations);
-                up(&self.counts.terminations_in_commit);
+                up(&hits.terminations);
+                up(&hits.terminations_in_commit);
             }
-            Terminated::Somewhere => up(&self.counts.terminations),
+            Terminated::Somewhere => up(&hits.terminations),
             Terminated::Nothing => {}
         }
     }
@@ -263,30 +305,53 @@ impl Stage {
         lock(&self.points).entry(point).or_default().reached += 1;
     }
 
-    pub(crate) fn drained(&self, said: Drains) {
-        let mut drains = lock(&self.drains);
+    pub(crate) fn drained(&self, victim: Victim, said: Drains) {
+        let mut drains = lock(&self.counts.hits(victim).drains);
         drains.finished += said.finished;
         drains.released += said.released;
         drains.abandoned += said.abandoned;
     }
 
     pub(crate) fn faults(&self, not_applicable: Vec<&'static str>) -> FaultCounts {
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let counts = &self.counts;
+        let hits = &self.counts.services;
         FaultCounts {
-            kills: read(&counts.kills),
-            kills_at_failpoints: read(&counts.kills_at_failpoints),
-            stops: read(&counts.stops),
-            stops_at_failpoints: read(&counts.stops_at_failpoints),
-            stops_inside_transaction: read(&counts.stops_inside_transaction),
-            redeploys: read(&counts.redeploys),
-            terminations: read(&counts.terminations),
-            terminations_in_commit: read(&counts.terminations_in_commit),
-            restarts: read(&counts.restarts),
-            drains: *lock(&self.drains),
+            kills: read(&hits.kills),
+            kills_at_failpoints: read(&hits.kills_at_failpoints),
+            stops: read(&hits.stops),
+            stops_at_failpoints: read(&hits.stops_at_failpoints),
+            stops_inside_transaction: read(&hits.stops_inside_transaction),
+            redeploys: read(&hits.redeploys),
+            terminations: read(&hits.terminations),
+            terminations_in_commit: read(&hits.terminations_in_commit),
+            restarts: read(&self.counts.restarts),
+            drains: *lock(&hits.drains),
             failpoints: lock(&self.points).clone(),
             not_applicable,
         }
+    }
+
+    /// What was done to the workers of the program that made the captures, and to their server. `held`: by these workers when
+    /// they were killed.
+    pub(crate) fn capture_faults(&self, held: u64) -> Option<CaptureFaults> {
+        let through = self.through.as_ref()?;
+        let (workers, servers) = (&self.counts.capture_workers, &self.counts.servers);
+        Some(CaptureFaults {
+            command: through.with.command.clone(),
+            workers: through.with.workers,
+            kills: read(&workers.kills),
+            held,
+            stops: read(&workers.stops),
+            redeploys: read(&workers.redeploys),
+            drains: *lock(&workers.drains),
+            server: ServerFaults {
+                kills: read(&servers.kills),
+                stops: read(&servers.stops),
+                stops_inside_transaction: read(&servers.stops_inside_transaction),
+                redeploys: read(&servers.redeploys),
+                terminations: read(&servers.terminations),
+                terminations_in_commit: read(&servers.terminations_in_commit),
+            },
+        })
     }
 }
 

@@ -65,29 +65,12 @@ impl Program {
     /// # Errors
     /// The log cannot be opened, or the program cannot be started.
     pub fn start(&self, name: &str, role: &[String]) -> anyhow::Result<Process> {
-        let log = self.logs.join(format!("{name}.log"));
-        let stderr = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .with_context(|| format!("cannot open the log {}", log.display()))?;
         let mut command = Command::new(&self.executable);
         if let Some(server) = &self.server {
             command.env(DATABASE, server.reveal());
         }
-        let mut child = command
-            .args(&self.before)
-            .args(role)
-            .arg("--stop-with-stdin")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(stderr)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot start {} as {name}", self.executable.display()))?;
-        let stdin = child.stdin.take();
-        let stdout = child.stdout.take().context("a child has no standard output")?;
-        Ok(Process { name: name.to_owned(), child, stdin, lines: BufReader::new(stdout).lines(), log })
+        command.args(&self.before).args(role).arg("--stop-with-stdin");
+        Process::start(name, command, &self.logs)
     }
 }
 
@@ -103,6 +86,27 @@ pub struct Process {
 }
 
 impl Process {
+    /// Starts any command. What it has to say to people is added to the file `NAME.log` in `logs`; when its standard input
+    /// closes, it should end.
+    ///
+    /// # Errors
+    /// The log cannot be opened, or the command cannot be started.
+    pub fn start(name: &str, mut command: Command, logs: &Path) -> anyhow::Result<Self> {
+        let log = logs.join(format!("{name}.log"));
+        let stderr = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("cannot open the log {}", log.display()))?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).kill_on_drop(true);
+        let started = command.spawn();
+        let mut child =
+            started.with_context(|| format!("cannot start {} as {name}", command.as_std().get_program().display()))?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().context("a child has no standard output")?;
+        Ok(Self { name: name.to_owned(), child, stdin, lines: BufReader::new(stdout).lines(), log })
+    }
+
     /// What it says next; none when it has said everything.
     ///
     /// # Errors

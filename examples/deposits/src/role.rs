@@ -5,7 +5,7 @@
 //! searched for.
 
 use std::fmt;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -17,7 +17,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tidegate::{Address, Tidegate, failpoint};
-use tokio::sync::oneshot;
 
 use crate::books::{self, Books};
 use crate::gateway::{self, FaultScript, GatewayMode, GatewayOptions, read_ledger};
@@ -26,7 +25,7 @@ use crate::load::{self, LoadOptions, SideName, Target};
 use crate::proof::{Evidence, prove};
 use crate::signal;
 use crate::soak::{self, SoakOptions};
-use crate::steps::{self, WorkOptions};
+use crate::steps::{self, Step, WorkOptions};
 use crate::trace::{Preset, Scale, Scenario, Trace};
 use crate::twin::{self, TwinOptions};
 
@@ -182,6 +181,9 @@ pub struct WorkArgs {
     /// Shown to people.
     #[arg(long, default_value = "deposits")]
     name: String,
+    /// A step that is left to other workers, such as one in another language; may be given more than once.
+    #[arg(long, value_name = "STEP", value_enum)]
+    without: Vec<Step>,
     #[command(flatten)]
     preset: PresetArgs,
 }
@@ -207,6 +209,9 @@ pub struct ServiceArgs {
     /// Shown to people.
     #[arg(long, default_value = "service")]
     name: String,
+    /// A step that is left to other workers, such as one in another language; may be given more than once.
+    #[arg(long, value_name = "STEP", value_enum)]
+    without: Vec<Step>,
     /// The lease, from which every other time follows.
     #[arg(long, value_name = "MS", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(100..))]
     lease_ms: u64,
@@ -445,29 +450,20 @@ fn raise_descriptor_limit() {
 
 /// Ends with the first SIGTERM or SIGINT, and with the end of standard input if that is asked for.
 fn told_to_stop(with_stdin: bool) -> anyhow::Result<impl Future<Output = ()> + Send> {
-    let (closed, stdin_closed) = oneshot::channel::<()>();
-    if with_stdin {
-        // A thread of its own: the runtime would wait for its own blocked read before it ends.
-        std::thread::Builder::new()
-            .name("stdin".to_owned())
-            .spawn(move || {
-                let mut buffer = [0; 64];
-                let mut stdin = std::io::stdin().lock();
-                while matches!(stdin.read(&mut buffer), Ok(read) if read > 0) {}
-                // An error means that the role is over already.
-                closed.send(()).unwrap_or_default();
-            })
-            .context("cannot watch standard input")?;
-    } else {
-        std::mem::forget(closed);
-    }
+    let input = with_stdin.then(signal::input_ended).transpose().context("cannot watch standard input")?;
     Ok(async move {
+        let input_ended = async {
+            match input {
+                Some(ended) => ended.await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             ended = signal::terminated() => if let Err(error) = ended {
                 tracing::warn!(error = %error, "signals cannot be heard");
                 std::future::pending::<()>().await;
             },
-            _ = stdin_closed => {}
+            () = input_ended => {}
         }
     })
 }
@@ -512,8 +508,14 @@ async fn run_work(args: WorkArgs, stop: impl Future<Output = ()> + Send) -> anyh
     let scale = args.preset.preset().scale;
     let tide = steps::open(&args.database, &scale).await?;
     books::prepare_at(&args.database, &args.closed).await?;
-    let options =
-        WorkOptions { gateway: args.gateway, mode: args.mode, scale, concurrency: args.concurrency, name: args.name };
+    let options = WorkOptions {
+        gateway: args.gateway,
+        mode: args.mode,
+        scale,
+        concurrency: args.concurrency,
+        name: args.name,
+        without: args.without,
+    };
     let worker = steps::start(&tide, &options).await?;
     say(&format!("working {}", options.name))?;
     stop.await;
@@ -529,8 +531,14 @@ async fn run_service(args: ServiceArgs, stop: impl Future<Output = ()> + Send) -
     let scale = Scale::of_lease(args.lease_ms);
     let tide = steps::open(&args.database, &scale).await?;
     books::prepare_at(&args.database, &args.closed).await?;
-    let options =
-        WorkOptions { gateway: args.gateway, mode: args.mode, scale, concurrency: args.concurrency, name: args.name };
+    let options = WorkOptions {
+        gateway: args.gateway,
+        mode: args.mode,
+        scale,
+        concurrency: args.concurrency,
+        name: args.name,
+        without: args.without,
+    };
     let worker = steps::start(&tide, &options).await?;
     let options = IntakeOptions { port: 0, max_depth: args.max_depth };
     intake::start(tide.clone(), options).await?.run(std::io::stdout(), stop).await?;

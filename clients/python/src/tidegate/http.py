@@ -13,7 +13,8 @@ no connection                                              :class:`NotDone`
 any other error                                            :class:`Unknown`
 =========================================================  ==================================================
 
-A gateway that promises less, or more, is classified by its author: look at the status first.
+A gateway that promises less, or more, is classified by its author: :func:`answered`, then look at the status, then
+:func:`judged`.
 
 For sends only. In a ``look_up`` a refusal speaks of the question and not of the effect: a 404 would end it as
 :class:`Rejected`, finally, although it may have happened. There, raise ``NotFound`` for the one answer that says so, and
@@ -37,20 +38,29 @@ _NOT_LOOKED_AT = {401, 403, 407, 425, 429}
 
 def send(client: httpx.Client, method: str, url: str, **options: Any) -> httpx.Response:
     """One request, and its answer if it happened; otherwise what else it means is raised. Not for a ``look_up``."""
-    try:
-        response = client.request(method, url, **options)
-    except httpx.HTTPError as error:
-        raise _no_answer(error) from error
-    return judged(response)
+    return judged(answered(client, method, url, **options))
 
 
 async def asend(client: httpx.AsyncClient, method: str, url: str, **options: Any) -> httpx.Response:
     """As :func:`send`, awaited."""
+    return judged(await aanswered(client, method, url, **options))
+
+
+def answered(client: httpx.Client, method: str, url: str, **options: Any) -> httpx.Response:
+    """One request, and its answer whatever that says; what a missing one means is raised. For a gateway that says more than
+    its status: look at that first, and leave the rest to :func:`judged`."""
     try:
-        response = await client.request(method, url, **options)
+        return client.request(method, url, **options)
     except httpx.HTTPError as error:
         raise _no_answer(error) from error
-    return judged(response)
+
+
+async def aanswered(client: httpx.AsyncClient, method: str, url: str, **options: Any) -> httpx.Response:
+    """As :func:`answered`, awaited."""
+    try:
+        return await client.request(method, url, **options)
+    except httpx.HTTPError as error:
+        raise _no_answer(error) from error
 
 
 def judged(response: httpx.Response) -> httpx.Response:

@@ -13,6 +13,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tidegate::{
     Address, Backoff, Context, EffectKey, Handled, HandlerError, Message, Policy, Report, StoreError, SystemClock,
@@ -113,6 +114,48 @@ pub struct WorkOptions {
     pub concurrency: u32,
     /// Shown to people.
     pub name: String,
+    /// Steps that are left to other workers: neither claimed here nor declared.
+    pub without: Vec<Step>,
+}
+
+/// A step of a deposit, by the name of its kind and its queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Step {
+    /// [`Authorise`].
+    Authorise,
+    /// [`Capture`].
+    Capture,
+    /// [`Credit`].
+    Credit,
+    /// [`Notify`].
+    Notify,
+    /// [`Refund`].
+    Refund,
+}
+
+impl Step {
+    fn all_but(without: &[Self]) -> impl Iterator<Item = Self> {
+        Self::value_variants().iter().copied().filter(|step| !without.contains(step))
+    }
+
+    fn queue(self) -> &'static str {
+        match self {
+            Self::Authorise => Authorise::QUEUE,
+            Self::Capture => Capture::QUEUE,
+            Self::Credit => Credit::QUEUE,
+            Self::Notify => Notify::QUEUE,
+            Self::Refund => Refund::QUEUE,
+        }
+    }
+
+    /// How many of it run at once, where `concurrency` calls for each step are allowed.
+    fn slots(self, concurrency: u32) -> u32 {
+        match self {
+            Self::Authorise | Self::Capture | Self::Credit => concurrency,
+            Self::Notify => concurrency.div_ceil(2),
+            Self::Refund => concurrency.div_ceil(4),
+        }
+    }
 }
 
 /// What every step needs.
@@ -132,7 +175,7 @@ impl fmt::Debug for Steps {
     }
 }
 
-/// Starts a worker for all steps.
+/// Starts a worker for all steps, but for those that are left to others.
 ///
 /// # Errors
 /// The store has no wallet in it, the HTTP client cannot be made, or the worker is refused by the store.
@@ -142,30 +185,27 @@ impl fmt::Debug for Steps {
 pub async fn start(tide: &Tidegate, options: &WorkOptions) -> anyhow::Result<Worker> {
     let scale = &options.scale;
     let client = client(&options.gateway, scale)?;
-    let worker = handlers(tide.worker(), Arc::new(client), options.mode, scale)?
+    let mut worker = handlers(tide.worker(), Arc::new(client), options.mode, scale, &options.without)?
         .name(&options.name)
         .lease(Duration::from_millis(scale.lease_ms))
         .poll_every(Duration::from_millis(scale.poll_ms))
-        .concurrency(options.concurrency * 4)
-        .queue_concurrency(Authorise::QUEUE, options.concurrency)
-        .queue_concurrency(Capture::QUEUE, options.concurrency)
-        .queue_concurrency(Credit::QUEUE, options.concurrency)
-        .queue_concurrency(Notify::QUEUE, options.concurrency.div_ceil(2))
-        .queue_concurrency(Refund::QUEUE, options.concurrency.div_ceil(4))
-        .start()
-        .await?;
-    Ok(worker)
+        .concurrency(options.concurrency * 4);
+    for step in Step::all_but(&options.without) {
+        worker = worker.queue_concurrency(step.queue(), step.slots(options.concurrency));
+    }
+    Ok(worker.start().await?)
 }
 
-/// Adds the handlers of all steps to a worker: one that runs, or one that only checks or proves them.
+/// Adds the handlers of all steps but these to a worker: one that runs, or one that only checks or proves them.
 ///
 /// # Errors
 /// The worker's store can have no wallet in it.
 pub fn handlers(
-    worker: WorkerBuilder,
+    mut worker: WorkerBuilder,
     remote: Arc<dyn Remote>,
     mode: GatewayMode,
     scale: &Scale,
+    without: &[Step],
 ) -> anyhow::Result<WorkerBuilder> {
     let wallet = Wallet::of(worker.tide())?;
     let steps = Steps {
@@ -175,13 +215,17 @@ pub fn handlers(
         send_within: Duration::from_millis(scale.call_timeout_ms + scale.call_timeout_ms / 10),
         quarantine: Duration::from_millis(scale.quarantine_ms),
     };
-    let policy = policy(scale);
-    Ok(worker
-        .handle_with(with(&steps, authorise), policy.clone())
-        .handle_with(with(&steps, capture), policy.clone())
-        .handle_with(with(&steps, credit), policy.clone())
-        .handle_with(with(&steps, notify), policy.clone())
-        .handle_with(with(&steps, refund), policy))
+    for step in Step::all_but(without) {
+        let policy = policy(scale);
+        worker = match step {
+            Step::Authorise => worker.handle_with(with(&steps, authorise), policy),
+            Step::Capture => worker.handle_with(with(&steps, capture), policy),
+            Step::Credit => worker.handle_with(with(&steps, credit), policy),
+            Step::Notify => worker.handle_with(with(&steps, notify), policy),
+            Step::Refund => worker.handle_with(with(&steps, refund), policy),
+        };
+    }
+    Ok(worker)
 }
 
 /// Decodes everything that is stored with the steps of this program, and runs nothing.
@@ -194,7 +238,7 @@ pub fn handlers(
 pub async fn check(tide: &Tidegate) -> anyhow::Result<Report> {
     // Nobody is called, so it does not matter where the gateway is and what it promises.
     let client = client("", &Scale::FULL)?;
-    Ok(handlers(tide.worker(), Arc::new(client), GatewayMode::None, &Scale::FULL)?.check().await?)
+    Ok(handlers(tide.worker(), Arc::new(client), GatewayMode::None, &Scale::FULL, &[])?.check().await?)
 }
 
 fn client(url: &str, scale: &Scale) -> anyhow::Result<GatewayClient> {

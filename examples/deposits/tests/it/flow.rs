@@ -5,9 +5,9 @@ use std::time::Duration;
 use deposits::books::{self, Books};
 use deposits::gateway::{Faults, GatewayMode, LedgerResult, read_ledger};
 use deposits::operator;
-use deposits::steps::{self, Authorise, Told, WorkOptions, read_flow};
+use deposits::steps::{self, Authorise, Capture, Step, Told, WorkOptions, read_flow};
 use deposits::trace::Card;
-use tidegate::{Address, MessageId, Tidegate};
+use tidegate::{Address, Message, MessageId, State, Tidegate};
 use tidegate_pgcluster::Cluster;
 
 /// Everything that can go wrong with a reply, at once.
@@ -55,6 +55,11 @@ async fn operate(tide: &Tidegate, ledger: &Path, flows: &[MessageId]) -> Vec<Tol
     }
 }
 
+fn work(gateway: String, mode: GatewayMode) -> WorkOptions {
+    let (name, without) = ("worker".to_owned(), Vec::new());
+    WorkOptions { gateway, mode, scale: super::scale(), concurrency: 4, name, without }
+}
+
 async fn a_misbehaving_gateway(mode: GatewayMode) {
     let directory = tempfile::tempdir().unwrap();
     on_this_store(mode, &directory.path().join("d.db").into()).await;
@@ -67,8 +72,7 @@ async fn on_this_store(mode: GatewayMode, store: &Address) {
     let gateway = super::gateway(&ledger, mode, HARM);
     let tide = steps::open(store, &super::scale()).await.unwrap();
     books::prepare_at(store, &["closed".to_owned()]).await.unwrap();
-    let options =
-        WorkOptions { gateway: gateway.url(), mode, scale: super::scale(), concurrency: 4, name: "worker".to_owned() };
+    let options = work(gateway.url(), mode);
     let worker = steps::start(&tide, &options).await.unwrap();
     // As another process would: it knows nothing of the first but what is in the store.
     let beside = match store.server() {
@@ -131,4 +135,32 @@ async fn each_deposit_takes_effect_once_with_two_workers_on_a_postgresql_server(
         let address = format!("{database}?schema=flow_{}_{}", std::process::id(), mode.name());
         on_this_store(mode, &address.parse().unwrap()).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_is_left_to_others_is_neither_claimed_nor_declared_and_another_worker_takes_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, ledger) = (Address::from(directory.path().join("d.db")), directory.path().join("ledger"));
+    let gateway = super::gateway(&ledger, GatewayMode::Idempotent, Faults::default());
+    let tide = steps::open(&store, &super::scale()).await.unwrap();
+    books::prepare_at(&store, &[]).await.unwrap();
+    let options = work(gateway.url(), GatewayMode::Idempotent);
+    let others = WorkOptions { without: vec![Step::Capture], ..options.clone() };
+    let worker = steps::start(&tide, &others).await.unwrap();
+    let flows = enqueue(&tide, 3).await;
+    for flow in &flows {
+        tide.sent::<Authorise>(*flow).answer(Duration::from_secs(30)).await.unwrap().completed().unwrap();
+        let flow = tide.flow(*flow).await.unwrap();
+        let capture = flow.messages.iter().find(|message| message.kind.as_str() == Capture::KIND).unwrap();
+        let facts = tide.store().explain(capture.id).await.unwrap().unwrap();
+        assert_eq!((facts.view.state, facts.view.counters.claims, facts.policy), (State::Ready, 0, None));
+    }
+    let without = vec![Step::Authorise, Step::Credit, Step::Notify, Step::Refund];
+    let capture = WorkOptions { without, name: "capture".to_owned(), ..options };
+    let capture = steps::start(&tide, &capture).await.unwrap();
+    assert_eq!(finish(&tide, &ledger, &flows).await, vec![Told::Completed; 3]);
+    for worker in [worker, capture] {
+        worker.stop().await.unwrap();
+    }
+    gateway.stop().await.unwrap();
 }

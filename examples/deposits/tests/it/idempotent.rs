@@ -100,7 +100,7 @@ async fn proof_of_a_deposit(mode: GatewayMode, account: &str) -> Proof {
         let path = worker.tide().sqlite().unwrap().path().to_path_buf();
         drop(books::prepare(&path, &["closed".to_owned()]).unwrap());
         *bank.wallet.lock().unwrap() = Some(path);
-        steps::handlers(worker, Arc::new(bank.clone()), mode, &super::scale()).unwrap()
+        steps::handlers(worker, Arc::new(bank.clone()), mode, &super::scale(), &[]).unwrap()
     };
     let deposit = Authorise { deposit: "dep-1".to_owned(), account: account.to_owned(), cents: 100, card: Card::Ok };
     prove_idempotent(|| Bank::new(mode), handlers, deposit).await.unwrap()

@@ -101,6 +101,7 @@ async fn a_client_that_waits_reads_the_end_and_a_repeated_key_gets_it_to_the_byt
         scale: super::scale(),
         concurrency: 4,
         name: "worker".to_owned(),
+        without: Vec::new(),
     };
     let worker = steps::start(&tide, &options).await.unwrap();
     let intake = intake::start(tide, IntakeOptions::default()).await.unwrap();

@@ -38,6 +38,7 @@ async fn run(directory: &Path) {
         scale,
         concurrency: 8,
         name: "worker".to_owned(),
+        without: Vec::new(),
     };
     let worker = steps::start(&tide, &work).await.unwrap();
     let intake = intake::start(tide.clone(), IntakeOptions::default()).await.unwrap();
