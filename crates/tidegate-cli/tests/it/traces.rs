@@ -45,13 +45,17 @@ impl Seen {
     }
 }
 
+/// A value as text, of the sorts that ours are.
 fn text(value: Option<AnyValue>) -> String {
-    match value.and_then(|value| value.value) {
-        Some(Any::StringValue(text)) => text,
-        Some(Any::IntValue(number)) => number.to_string(),
-        Some(Any::BoolValue(switch)) => switch.to_string(),
-        other => format!("{other:?}"),
+    let value = value.and_then(|value| value.value);
+    if let Some(Any::StringValue(text)) = value {
+        return text;
     }
+    if let Some(Any::IntValue(number)) = value {
+        return number.to_string();
+    }
+    let Some(Any::BoolValue(switch)) = value else { panic!("{value:?} is of no sort that ours are") };
+    switch.to_string()
 }
 
 fn attributes(pairs: Vec<KeyValue>) -> BTreeMap<String, String> {
