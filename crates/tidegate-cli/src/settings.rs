@@ -606,6 +606,12 @@ impl Settings {
                 .hint("set --tls-cert and --tls-key; listen on 127.0.0.1 behind a proxy; or say --insecure-plaintext"),
             );
         }
+        let collector = self.text("otlp.endpoint").and_then(|text| collector(text).ok());
+        if let Some(url) = collector.filter(|url| !url.is_encrypted() && !url.is_loopback())
+            && self.text("otlp.headers").is_some()
+        {
+            self.odd.push(format!("otlp.headers can be read by others on the way to {url}: its address is not https"));
+        }
         if !cfg!(feature = "otlp") && self.text("otlp.endpoint").is_some() {
             wrong.push(
                 Problem::usage("otlp.endpoint is set, and this program was built without traces")
@@ -859,6 +865,7 @@ mod tests {
         ];
         let settings = gathered("", &variables, &[]);
         assert_eq!(wrong(&settings), "");
+        assert!(settings.odd[0].contains("on the way to http://traces:4318"), "{:?}", settings.odd);
         let found =
             ["endpoint", "headers", "timeout", "service", "ratio"].map(|key| settings.text(&format!("otlp.{key}")));
         let expected = ["http://traces:4318/v1/traces", "x-api-key=secret", "1500ms", "deposits", "0.25"];
@@ -867,6 +874,7 @@ mod tests {
         let file = "[otlp]\nendpoint = \"https://mine\"\nratio = 0.5";
         let settings = gathered(file, &variables, &[]);
         assert_eq!((settings.text("otlp.endpoint"), settings.text("otlp.ratio")), (Some("https://mine"), Some("0.5")));
+        assert!(settings.odd.is_empty(), "{:?}", settings.odd);
         let disabled = [&variables[..], &[("OTEL_SDK_DISABLED", "true")]].concat();
         assert_eq!(gathered("", &disabled, &[]).text("otlp.endpoint"), None);
         let grpc = gathered("", &[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")], &[]);
