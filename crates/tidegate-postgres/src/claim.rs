@@ -170,6 +170,7 @@ pub(crate) async fn claim(group: &mut Group, request: &ClaimRequest) -> Result<C
 }
 
 /// What a claim reads first: whether this very call was made before, and the lanes that it may take from.
+#[expect(clippy::vec_init_then_push, reason = "parts are put together as everywhere else")]
 pub(crate) fn first(request: &ClaimRequest) -> Vec<Part<'_>> {
     // A repeat may come while its first try is under way: the server takes its time to notice a lost connection.
     const ALONE: &str = "-- claim: a repeat waits for the end of its first try

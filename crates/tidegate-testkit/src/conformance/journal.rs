@@ -620,7 +620,7 @@ pub async fn that_an_effect_was_not_sent_is_said_with_its_next_intent_or_at_the_
     ] {
         let refused = written(before, write).await.expect_err("it may be on its way");
         assert_eq!(refused.kind(), StoreErrorKind::Invalid, "{refused}");
-        assert_eq!(stage.view(lease.message.id).await.journal, [first.clone()]);
+        assert_eq!(stage.view(lease.message.id).await.journal, std::slice::from_ref(&first));
     }
     // Reached again, it is another row under the same key.
     let again = written(vec![not_sent()], intent(&at_most_once())).await.expect("it may be sent");
