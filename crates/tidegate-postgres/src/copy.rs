@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 /// From so many rows on they are copied.
-pub(crate) const MANY: usize = 128;
+pub(crate) const MANY: usize = 50;
 
 /// Rows of one table, in COPY's binary format.
 #[derive(Debug, Clone)]

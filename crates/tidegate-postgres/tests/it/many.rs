@@ -15,6 +15,8 @@ use crate::fixture::{Place, claim, message, open, run};
 
 /// More than are inserted one by one.
 const MANY: usize = 300;
+/// The same, as a claim takes it.
+const SLOTS: u32 = 300;
 
 fn messages(of: &str) -> Vec<NewMessage> {
     (0..MANY).map(|n| message(&format!("{of}-{n:04}"))).collect()
@@ -63,7 +65,7 @@ fn many_messages_live_as_one_does() {
         assert_eq!(news(&first), MANY, "a key that comes twice in a batch is one message");
         assert_eq!(news(&stored(&place.store, messages("m")).await), 0, "all of them are known");
 
-        let leases = claim(&place.store, MANY as u32 + 10).await;
+        let leases = claim(&place.store, SLOTS + 10).await;
         assert_eq!(leases.len(), MANY);
         for (lease, new) in leases.iter().zip(messages("m")) {
             assert_eq!((lease.message.key.as_str(), &*lease.message.payload), (new.key.as_str(), new.payload.text()));
@@ -124,7 +126,7 @@ fn many_messages_that_follow_are_stored_with_what_they_follow_from() {
     run(async {
         let place = Place::new().await;
         stored(&place.store, messages("m")).await;
-        let leases = claim(&place.store, MANY as u32).await;
+        let leases = claim(&place.store, SLOTS).await;
         let next = QueueName::new("next").unwrap();
         let follows = |lease: &Lease| Settle {
             then: vec![NewMessage { queue: next.clone(), ..message(lease.message.key.as_str()) }],
