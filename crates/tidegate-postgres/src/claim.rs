@@ -267,24 +267,37 @@ async fn heads(
     };
     let mut next_due = None;
     let mut heads = read_heads(group, asks, &froms, Some((served, &mut next_due))).await?;
-    // A look that came back short may have begun too late.
-    let again: Vec<usize> = {
+    // A look that came back short may have begun too late: from the start it is seldom enough made to cost little, and from
+    // a little before at once, for what was dated before the last look and committed after it.
+    let again: Vec<(usize, (Spot, Look))> = {
         let hints = group.shared.hints.lock().unwrap_or_else(PoisonError::into_inner);
-        let short = |at: &usize| {
-            let ask = &asks[*at];
+        let look = |at: usize| {
+            let ask = &asks[at];
             let got = heads.get(&ask.lane.id).map_or(0, Vec::len);
-            let may = hints.get(&ask.lane.id).is_none_or(|hint| now >= hint.full_at + hint.cost * FULL_SHARE);
-            froms[*at].1 != Look::Full && got < usize::try_from(ask.most).unwrap_or(usize::MAX) && may
+            let short = got < usize::try_from(ask.most).unwrap_or(usize::MAX);
+            if short { look_again(froms[at].1, hints.get(&ask.lane.id), now) } else { None }
         };
-        (0..asks.len()).filter(short).collect()
+        (0..asks.len()).filter_map(|at| look(at).map(|from| (at, from))).collect()
     };
     if !again.is_empty() {
-        let asks: Vec<Ask> = again.iter().map(|at| asks[*at].clone()).collect();
-        let froms = vec![(Spot::at(Timestamp::EPOCH), Look::Full); asks.len()];
+        let (asks, froms): (Vec<Ask>, Vec<(Spot, Look)>) =
+            again.into_iter().map(|(at, from)| (asks[at].clone(), from)).unzip();
         // Its own locks it does not pass over: what the first look found is found again.
         heads.extend(read_heads(group, &asks, &froms, None).await?);
     }
     Ok((heads, next_due))
+}
+
+/// Where a lane is looked at once more, after a look that found less than was asked for.
+fn look_again(before: Look, hint: Option<&Hint>, now: Duration) -> Option<(Spot, Look)> {
+    match (before, hint) {
+        (Look::Full, _) => None,
+        (Look::On, Some(hint)) if now < hint.full_at + hint.cost * FULL_SHARE => {
+            Some((Spot::at(hint.from.pos.before(SLACK)), Look::Back))
+        }
+        (Look::Back, Some(hint)) if now < hint.full_at + hint.cost * FULL_SHARE => None,
+        (Look::On | Look::Back, _) => Some((Spot::at(Timestamp::EPOCH), Look::Full)),
+    }
 }
 
 /// Where a look at a lane begins.
@@ -541,6 +554,22 @@ mod tests {
         let dear = hint(Duration::from_millis(100));
         assert_eq!(begin_at(Some(&dear), second * 3).1, Look::Back);
         assert_eq!(begin_at(Some(&dear), second * 6).1, Look::Full);
+    }
+
+    /// A message that was dated before the last look and committed after it is before the place where the lane began then.
+    #[test]
+    fn a_look_that_comes_back_short_is_made_again_from_a_little_before() {
+        let second = Duration::from_secs(1);
+        let from = Spot::at(Timestamp::from_millis(60_000));
+        let hint = Hint { from, back_at: second, full_at: second, cost: Duration::from_millis(1) };
+        let soon = second + Duration::from_millis(1);
+        let back = (Spot::at(Timestamp::from_millis(58_000)), Look::Back);
+        assert_eq!(look_again(Look::On, Some(&hint), soon), Some(back));
+        assert_eq!(look_again(Look::Back, Some(&hint), soon), None);
+        assert_eq!(look_again(Look::Full, Some(&hint), soon), None);
+        for before in [Look::On, Look::Back] {
+            assert_eq!(look_again(before, Some(&hint), second * 2).map(|from| from.1), Some(Look::Full));
+        }
     }
 
     #[test]

@@ -225,7 +225,7 @@ fn looks<'a>(batch: &[&'a Prepared], wave: &[usize], asks: bool) -> Vec<Part<'a>
         "-- settle: runs end, each under its lease token. Taken away at once, a row is written to the log once and not
         -- twice, for its lock as well; and a lease that somebody else has by now is not touched
         delete from tidegate.lease l using unnest($1::bigint[], $2::integer[], $3::bytea[]) as u(id, claims, nonce)
-        where l.id = u.id and l.claims = u.claims and l.nonce = u.nonce
+        where l.id = u.id and l.claims = u.claims and l.nonce = u.nonce and current_setting('tidegate.begun', true) = '1'
         returning ",
         row::held_lease_columns!()
     );
@@ -756,6 +756,12 @@ async fn repeated(
     for &at in others {
         let item = batch[at];
         let id = item.settle.id;
+        if let Some(Found::Leased(lease)) = found.get(&id)
+            && lease.token == item.settle.token
+            && !is_unfenced()
+        {
+            return Err(Trouble::Again("a settlement under the same token gave the lease back meanwhile"));
+        }
         let found = found.get(&id).filter(|_| !canary::is(Canary::RepeatedSettlementRefused));
         verdicts.push((
             at,

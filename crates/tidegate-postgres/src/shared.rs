@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) misses_clients: AtomicBool,
     /// When what is kept of claims was last looked through.
     pub(crate) claims_cleared: Mutex<Option<Duration>>,
+    /// When copies that fell silent were last looked for.
+    pub(crate) silent_ended: Mutex<Option<Duration>>,
     /// When this process swept last.
     pub(crate) swept: Mutex<Option<Duration>>,
     /// How many rows of depths and of counters there were after they were summed up last.
@@ -103,6 +105,7 @@ impl Shared {
             timeline: AtomicI64::new(0),
             misses_clients: AtomicBool::new(false),
             claims_cleared: Mutex::default(),
+            silent_ended: Mutex::default(),
             swept: Mutex::default(),
             folded: Default::default(),
             holder: format!("process {}", std::process::id()),

@@ -40,10 +40,15 @@ const DUTY: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(9
 /// How often claims are forgotten of which no lease is left, and how old they are at least.
 const FORGETS_EVERY: Duration = Duration::from_secs(30);
 
+/// How often connections are looked for that fell silent in the midst of a COPY.
+const ENDS_SILENT_EVERY: Duration = Duration::from_secs(5);
+
 /// One sweep.
 pub(crate) async fn sweep(group: &mut Group, request: &SweepRequest) -> Result<Swept, Trouble> {
     let mut swept = Swept::default();
     let keeps = comes_back(group);
+    // Everybody does, for it may be the duty that one of them holds.
+    end_silent_copies(group).await?;
     // Whoever was asleep itself leaves the leases to the others: so that they can have it at once, it keeps no duty.
     if has_duty(group, "sweep", keeps.filter(|_| request.take_over)).await? {
         watch::tick(group).await?;
@@ -95,6 +100,26 @@ async fn has_duty(group: &Group, name: &'static str, keeps: Option<Duration>) ->
     let taken =
         group.conn.query(TAKE, &[&name, &group.shared.token, &now, &until, &group.shared.holder, &never]).await?;
     Ok(!taken.is_empty())
+}
+
+/// Has the server end connections of stores that have sent nothing for 15 s in the midst of a COPY. Such a session is neither idle nor
+/// waiting for anybody but its client, so that no time limit of the server's ends it; what it has locked would be locked for as
+/// long as its process is stopped.
+async fn end_silent_copies(group: &Group) -> Result<(), Trouble> {
+    const END: &str = "-- sweep: copies whose client fell silent
+        select pg_terminate_backend(pid) from pg_stat_activity
+        where datname = current_database() and usename = current_user and state = 'active' and wait_event = 'ClientRead'
+            and state_change < clock_timestamp() - interval '15 seconds' and starts_with(query, 'copy tidegate.')";
+    let now = group.shared.monotonic();
+    {
+        let mut looked = group.shared.silent_ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.is_some_and(|before| now.saturating_sub(before) < ENDS_SILENT_EVERY) {
+            return Ok(());
+        }
+        *looked = Some(now);
+    }
+    group.conn.query(END, &[]).await?;
+    Ok(())
 }
 
 /// Forgets claims of which no lease is left, now and then: whoever repeats one of them finds nothing to repeat.

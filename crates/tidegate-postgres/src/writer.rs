@@ -642,7 +642,11 @@ async fn try_once<W: Work>(
 /// Begins a transaction: its settings end with it. Plans are made once and look nothing through: the tables of a queue are
 /// empty at one moment and full at the next, so that statistics of either say nothing. A process that is stopped in the
 /// midst of it has its connection ended by the server, so that what it had locked is not locked for as long as it is
-/// stopped; of one that died the server learns twice a second, also while its last statement waits for somebody. Answers what the clock shows, and which history of its cluster the server is in, where it says that.
+/// stopped; of one that died the server learns twice a second, also while its last statement waits for somebody. Answers what
+/// the clock shows, and which history of its cluster the server is in, where it says that.
+///
+/// What is sent along is carried out even if the transaction could not begin, each statement by itself. One that writes
+/// therefore asks for `tidegate.begun`, which is gone by then.
 async fn begin(shared: &Shared, conn: &Conn, first: &[Part<'_>]) -> Result<Begun, Trouble> {
     const BEGIN: &str = "begin isolation level read committed read write";
     macro_rules! begun {
@@ -655,7 +659,7 @@ async fn begin(shared: &Shared, conn: &Conn, first: &[Part<'_>]) -> Result<Begun
                 ", ",
                 $clients,
                 ",
-            set_config('lock_timeout', '2000', true),
+            set_config('tidegate.begun', '1', true), set_config('lock_timeout', '2000', true),
             set_config('idle_in_transaction_session_timeout', '5000', true),
             set_config('plan_cache_mode', 'force_generic_plan', true),
             set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),

@@ -271,3 +271,28 @@ fn what_follows_from_a_message_may_be_one_that_ends_in_the_same_call() {
         assert!(settled.iter().all(|settled| settled.state == State::Completed));
     });
 }
+
+/// A process that is stopped in the midst of a COPY is neither idle nor waiting for a lock: no time limit of the server's ends it.
+#[test]
+fn a_process_that_falls_silent_in_a_copy_is_ended_and_what_it_locked_is_taken_over() {
+    run(async {
+        let schema = Schema::new();
+        let store = PostgresStore::open(&schema.url(), Options::default()).await.unwrap();
+        store.enqueue(vec![message("a")]).await.unwrap();
+        claim_for(&store, 1, Duration::from_millis(1)).await;
+        let mut silent = connect().await;
+        let tx = silent.transaction().await.unwrap();
+        tx.execute(&format!("select from {}.lease for update", schema.name()), &[]).await.unwrap();
+        let copy = format!("copy {}.ready (lane, pos, due_at, id) from stdin", schema.name());
+        let sink = tx.copy_in::<_, std::io::Cursor<Vec<u8>>>(&copy).await.unwrap();
+        let taken_over = async {
+            let mut beat = tokio::time::interval(EVERY);
+            while store.sweep(sweep()).await.unwrap().taken_over.is_empty() {
+                beat.tick().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, taken_over).await.unwrap();
+        drop(sink);
+        store.close().await;
+    });
+}

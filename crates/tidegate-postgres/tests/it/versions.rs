@@ -15,7 +15,7 @@ use crate::engine::sql;
 const LEAST: u32 = 14;
 
 /// Functions of the server's own, with the version that brought them; 9 is 9.6 or older.
-const FUNCTIONS: [(&str, u32); 77] = [
+const FUNCTIONS: [(&str, u32); 80] = [
     ("abs", 9),
     ("age", 9),
     ("array_length", 9),
@@ -27,6 +27,7 @@ const FUNCTIONS: [(&str, u32); 77] = [
     ("coalesce", 9),
     ("convert_to", 9),
     ("count", 9),
+    ("current_database", 9),
     ("current_setting", 9),
     ("decode", 9),
     ("encode", 9),
@@ -66,10 +67,12 @@ const FUNCTIONS: [(&str, u32); 77] = [
     ("pg_get_functiondef", 9),
     ("pg_is_in_recovery", 9),
     ("pg_notify", 9),
+    ("pg_terminate_backend", 9),
     ("pg_try_advisory_xact_lock", 9),
     ("pg_walfile_name", 9),
     ("position", 9),
     ("replace", 9),
+    ("row_number", 9),
     ("row_to_json", 9),
     ("rtrim", 9),
     ("scale", 9),
@@ -95,7 +98,9 @@ const FUNCTIONS: [(&str, u32); 77] = [
     ("uuid_send", 9),
 ];
 /// Settings that a statement or a table sets or asks for.
-const SETTINGS: [(&str, u32); 15] = [
+const SETTINGS: [(&str, u32); 16] = [
+    // Our own.
+    ("tidegate.begun", 9),
     ("client_connection_check_interval", 14),
     ("lock_timeout", 9),
     ("idle_in_transaction_session_timeout", 9),

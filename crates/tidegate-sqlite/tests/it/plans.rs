@@ -51,7 +51,8 @@ fn no_statement_scans_a_table_that_grows_with_the_backlog() {
     let (mut read, mut scans) = (0, Vec::new());
     for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).expect("the source is there") {
         let file = file.expect("a file").path();
-        if file.ends_with(READS_ALL) || file.ends_with(READS_NONE) {
+        // The last one is for fuzzing alone, with a store of one row.
+        if [READS_ALL, READS_NONE, "fuzz.rs"].iter().any(|other| file.ends_with(other)) {
             continue;
         }
         for sql in statements(&fs::read_to_string(&file).expect("text")) {
