@@ -227,18 +227,22 @@ impl Server {
     fn start(program: &Path, address: &str) -> Result<Self, String> {
         let mut child = Command::new(program)
             .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--log-format", "text", "--store", address])
-            .stdout(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .map_err(|e| format!("cannot start {}: {e}", program.display()))?;
         let mut heard = String::new();
-        let mut lines = child.stdout.take().map(BufReader::new);
-        while let Some(lines) = &mut lines {
+        let lines = child.stderr.take().map(BufReader::new);
+        let mut lines = lines.ok_or("the server's words cannot be heard")?;
+        loop {
             let mut line = String::new();
             if lines.read_line(&mut line).map_err(|e| format!("cannot hear the server: {e}"))? == 0 {
                 break;
             }
             if let Some(at) = line.find("http://") {
                 let url = line[at..].split_whitespace().next().unwrap_or_default().trim_end_matches('/').to_owned();
+                // Whatever it says from now on is for the person who started this.
+                let _said = std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::stderr()));
                 return Ok(Self { child, url });
             }
             heard.push_str(&line);
