@@ -4,7 +4,7 @@
 //! steps over it as long as anybody's old snapshot keeps it. So a process remembers where each lane began when it last
 //! looked, and begins there. A row may still come to lie before that: its transaction was long, or was rolled back, or a
 //! clock was set. A look from a little before finds most of these, several times a second, and one from the very start all,
-//! as often as its cost allows; and whenever there is less than was asked for, both are made at once.
+//! as often as its cost allows; and where there is less than was asked for, the one or the other is made at once.
 //!
 //! Two claims at once never get one message: a row is locked when it is read, and a claim passes over what is locked. A
 //! lock that is let go without a commit leaves the row as it was. A message that is claimed is gone from its lane in the
