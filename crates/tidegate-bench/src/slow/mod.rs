@@ -95,9 +95,9 @@ pub fn run(parameters: &Parameters, tell: &mut dyn FnMut(&str)) -> anyhow::Resul
         "rate, honest, requests and rounds must be 1 or more: {parameters:?}"
     );
     raise_descriptors(parameters.connections + parameters.honest)?;
-    let server = Process::start(parameters)?;
+    let mut server = Process::start(parameters)?;
     let client = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let measure = |name: &str, drips: Option<&Drips>| -> anyhow::Result<(Turn, Vec<f64>)> {
+    let measure = |server: &mut Process, name: &str, drips: Option<&Drips>| -> anyhow::Result<(Turn, Vec<f64>)> {
         let before = server.counted()?;
         let times = client.block_on(honest::send(server.address, name, parameters))?;
         let after = server.counted()?;
@@ -115,10 +115,10 @@ pub fn run(parameters: &Parameters, tell: &mut dyn FnMut(&str)) -> anyhow::Resul
     let (mut turns, mut all_alone, mut all_beside) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=parameters.rounds {
         server.quiet()?;
-        let (alone, times) = measure(&format!("alone-{round}"), None)?;
+        let (alone, times) = measure(&mut server, &format!("alone-{round}"), None)?;
         all_alone.extend(times);
         let drips = Drips::start(server.address, parameters.connections)?;
-        let (beside, times) = measure(&format!("beside-{round}"), Some(&drips))?;
+        let (beside, times) = measure(&mut server, &format!("beside-{round}"), Some(&drips))?;
         all_beside.extend(times);
         drips.stop();
         tell(&format!(

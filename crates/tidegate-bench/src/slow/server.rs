@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 use super::honest::Connection;
 use super::{PATIENCE, Parameters};
@@ -22,7 +23,36 @@ const BESIDE: usize = 1000;
 pub(super) struct Process {
     child: Child,
     pub(super) address: SocketAddr,
+    observer: Observer,
     _directory: TempDir,
+}
+
+/// Who asks the server how it is, on one connection that is kept: one that is left for the next is still counted for a
+/// moment, as if somebody were there.
+#[derive(Debug)]
+struct Observer {
+    runtime: Runtime,
+    connection: Option<Connection>,
+}
+
+impl Observer {
+    fn new() -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { runtime, connection: None })
+    }
+
+    fn metrics(&mut self, address: SocketAddr) -> anyhow::Result<String> {
+        const REQUEST: &str = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        self.runtime.block_on(async {
+            // Between two turns it is idle, and a server closes what is idle for long.
+            if let Some(connection) = &mut self.connection
+                && let Ok(text) = connection.ask(REQUEST).await
+            {
+                return Ok(text);
+            }
+            self.connection.insert(Connection::to(address).await?).ask(REQUEST).await
+        })
+    }
 }
 
 /// What the server says of its connections.
@@ -34,6 +64,7 @@ pub(super) struct Counted {
 
 impl Process {
     pub(super) fn start(parameters: &Parameters) -> anyhow::Result<Self> {
+        let observer = Observer::new()?;
         let directory = tempfile::tempdir_in(&parameters.dir)
             .with_context(|| format!("no store can be made in {}", parameters.dir.display()))?;
         let mut command = Command::new(&parameters.program);
@@ -55,7 +86,7 @@ impl Process {
         let (say, said) = mpsc::channel();
         std::thread::spawn(move || listen(BufReader::new(told), &say));
         let why = match said.recv_timeout(PATIENCE) {
-            Ok(Ok(address)) => return Ok(Self { child, address, _directory: directory }),
+            Ok(Ok(address)) => return Ok(Self { child, address, observer, _directory: directory }),
             Ok(Err(told)) => format!("the server ended: {told}"),
             Err(_) => format!("the server did not say within {PATIENCE:?} where it listens"),
         };
@@ -64,12 +95,8 @@ impl Process {
         anyhow::bail!(why)
     }
 
-    pub(super) fn counted(&self) -> anyhow::Result<Counted> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let text = runtime.block_on(async {
-            let mut connection = Connection::to(self.address).await?;
-            connection.ask("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").await
-        })?;
+    pub(super) fn counted(&mut self) -> anyhow::Result<Counted> {
+        let text = self.observer.metrics(self.address)?;
         let number = |name: &str| -> anyhow::Result<u64> {
             let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
             value.with_context(|| format!("the metrics have no {name}: {text}"))
@@ -84,8 +111,7 @@ impl Process {
     }
 
     /// Returns when the server has let go of the slow clients that left.
-    pub(super) fn quiet(&self) -> anyhow::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    pub(super) fn quiet(&mut self) -> anyhow::Result<()> {
         let begun = tokio::time::Instant::now();
         loop {
             let left = self.counted()?.connections;
@@ -93,7 +119,7 @@ impl Process {
                 return Ok(());
             }
             anyhow::ensure!(begun.elapsed() < PATIENCE, "the server still has {left} connections after {PATIENCE:?}");
-            runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
+            self.observer.runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
         }
     }
 }
