@@ -16,7 +16,7 @@ async fn a_ready_message_is_cancelled_on_the_spot_and_keeps_its_key() {
 
 #[tokio::test]
 async fn a_running_handler_is_told_of_a_cancel_request_and_may_return_early() {
-    let stage = Stage::with_lease(std::time::Duration::from_millis(150)).await;
+    let stage = Stage::with_lease(std::time::Duration::from_secs(2)).await;
     let (started, mut has_started) = tokio::sync::mpsc::unbounded_channel();
     let handler = move |context: Context, _: Work| {
         let started = started.clone();

@@ -38,7 +38,8 @@ async fn an_answer_of_another_process_is_heard_however_often_this_one_is_woken()
 
 #[tokio::test]
 async fn a_cancel_request_that_can_no_longer_be_granted_does_not_keep_the_rest_of_a_handler_from_its_effects() {
-    let stage = Stage::with_lease(Duration::from_millis(150)).await;
+    // Short, because an extension tells of the request; and long enough for a machine that is busy to extend it in time.
+    let stage = Stage::with_lease(Duration::from_secs(2)).await;
     let (started, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (starts, waits) = (Arc::clone(&started), Arc::clone(&go_on));
     let handler = move |context: Context, work: Work| {
@@ -99,12 +100,12 @@ async fn what_is_claimed_after_an_outage_longer_than_a_lease_is_not_cut_off_as_i
     let stage = Stage::new().await;
     let sqlite: Arc<dyn Store> = Arc::clone(stage.tide.sqlite().unwrap()) as Arc<dyn Store>;
     let store = FaultyStore::new(sqlite);
-    let lease = Duration::from_millis(300);
+    let lease = Duration::from_secs(1);
     let tide =
         Tidegate::builder().housekeeping(false).lease(lease).store(Arc::clone(&store) as Arc<dyn Store>).unwrap();
     let sent = tide.enqueue(Work { n: 1 }).await.unwrap();
-    // The pauses between the tries add up to more than the lease.
-    for _ in 0..4 {
+    // The pauses between the tries, from 50 ms on and each twice as long, add up to more than the lease.
+    for _ in 0..5 {
         store.spoil(Verb::Claim, Fault::FailBefore);
     }
     let sends = Count::default();
@@ -200,7 +201,8 @@ async fn a_suspect_that_could_not_say_that_it_runs_alone_is_handed_back_and_no_c
 
     let sqlite: Arc<dyn Store> = Arc::clone(stage.tide.sqlite().unwrap()) as Arc<dyn Store>;
     let store = FaultyStore::new(sqlite);
-    let tide = Tidegate::builder().lease(lease).store(Arc::clone(&store) as Arc<dyn Store>).unwrap();
+    // Nobody waits for this one to lapse.
+    let tide = Tidegate::builder().lease(SOON).store(Arc::clone(&store) as Arc<dyn Store>).unwrap();
     store.spoil(Verb::Extend, Fault::FailAfter);
     let worker = tide.worker().handle(|_: Context, work: Work| async move { Ok(work.n) }).start().await.unwrap();
     assert_eq!(sent.answer(SOON).await.unwrap(), Answer::Completed(1));

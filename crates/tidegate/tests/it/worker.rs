@@ -103,7 +103,7 @@ async fn a_snooze_comes_again_and_counts_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handler_that_blocks_its_runtime_for_three_leases_keeps_its_lease() {
-    let lease = Duration::from_millis(400);
+    let lease = Duration::from_secs(1);
     let stage = Stage::with_lease(lease).await;
     let elsewhere = stage.again(lease).await;
     let runs = Count::default();
@@ -130,7 +130,7 @@ async fn a_handler_that_blocks_its_runtime_for_three_leases_keeps_its_lease() {
 
 #[tokio::test]
 async fn a_worker_that_lost_its_lease_cancels_the_handler_and_settles_nothing() {
-    let stage = Stage::with_lease(Duration::from_millis(300)).await;
+    let stage = Stage::with_lease(Duration::from_secs(2)).await;
     let (started, mut has_started) = tokio::sync::mpsc::unbounded_channel();
     let dropped = Arc::new(Notify::new());
     let on_drop = Arc::clone(&dropped);
