@@ -30,9 +30,14 @@ pub(crate) struct Net {
 
 impl Net {
     pub(crate) async fn new(tls: Option<&str>) -> Self {
+        Self::with_lease(tls, Duration::from_secs(30)).await
+    }
+
+    /// Its sweeper was asleep when a third of this lease went by without it, and then takes nothing over.
+    pub(crate) async fn with_lease(tls: Option<&str>, lease: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let tls = tls.map(|name| certificate(&directory, name));
-        let tide = Tidegate::open(directory.path().join("tidegate.db")).await.unwrap();
+        let tide = Tidegate::builder().lease(lease).open(directory.path().join("tidegate.db")).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = listener.local_addr().unwrap();
         let (stop, told) = tokio::sync::watch::channel(Stop::No);

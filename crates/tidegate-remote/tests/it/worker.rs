@@ -160,7 +160,8 @@ async fn a_worker_whose_token_is_not_known_does_not_start() {
 /// A handler that blocks the only thread of its runtime for longer than the lease, as it should not.
 #[tokio::test]
 async fn a_lease_is_extended_while_its_handler_blocks_the_runtime() {
-    let net = Net::new(None).await;
+    let lease = Duration::from_millis(900);
+    let net = Net::with_lease(None, lease).await;
     let address = net.proxy;
     // A worker in a runtime of its own, with one thread.
     let worked = std::thread::spawn(move || {
@@ -168,7 +169,6 @@ async fn a_lease_is_extended_while_its_handler_blocks_the_runtime() {
         runtime.block_on(async move {
             let url = format!("http://{address}").parse().unwrap();
             let store = tidegate_remote::RemoteStore::new(&url, tidegate_remote::Options::default()).unwrap();
-            let lease = Duration::from_millis(900);
             let tide = Tidegate::builder().housekeeping(false).lease(lease).store(Arc::new(store)).unwrap();
             let worker = tide.worker().handle(async |_: Context, message: Deposit| {
                 #[expect(clippy::disallowed_methods, reason = "what the test is about")]
