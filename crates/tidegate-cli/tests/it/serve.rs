@@ -73,7 +73,7 @@ impl Server {
                 break status;
             }
             assert!(Instant::now() < until, "it did not end within {within:?}");
-            std::thread::yield_now();
+            std::thread::park_timeout(Duration::from_millis(5));
         };
         let mut said = String::new();
         self.told.read_to_string(&mut said).unwrap();
@@ -193,12 +193,20 @@ fn told_to_stop_it_ends_well_and_told_twice_at_once() {
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(desk.files(), ["tidegate.db"], "the store is closed: its log is in it");
 
-    let server = Server::start(&desk, &["--drain", "1h"]);
+    // The first bytes of the body give its rest an hour to come, at a byte a second.
+    let server = Server::start(&desk, &["--drain", "1h", "--set", "limits.body_rate=1"]);
     let mut held = TcpStream::connect(server.address).unwrap();
-    held.write_all(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
-        .unwrap();
-    // A request that is under way: asked for after it, another one is answered.
-    assert!(server.ask(LIST).starts_with("HTTP/1.1 200 "));
+    held.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    held.write_all(
+        b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\
+          Expect: 100-continue\r\n\r\n",
+    )
+    .unwrap();
+    // A request is under way when its body is asked for.
+    let mut told = [0; 25];
+    held.read_exact(&mut told).unwrap();
+    assert_eq!(told, *b"HTTP/1.1 100 Continue\r\n\r\n");
+    held.write_all(&[b' '; 3600]).unwrap();
     server.signal(Signal::SIGTERM);
     let until = Instant::now() + Duration::from_secs(10);
     while TcpStream::connect(server.address).is_ok() {

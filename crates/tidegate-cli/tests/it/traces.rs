@@ -187,9 +187,10 @@ impl Role {
         Self::start(desk.at_home(&["role", "gateway", "--ledger", "gateway.ledger", "--script", "script.json"]))
     }
 
-    fn service(desk: &Desk, gateway: &Self, collector: &str, more: &[&str]) -> Self {
-        let gateway = format!("http://{}", gateway.address);
-        let words = ["role", "service", "--database", "tidegate.db", "--lease-ms", "600", "--gateway", &gateway];
+    /// How long it waits for the gateway follows from its lease.
+    fn service(desk: &Desk, gateway: &Self, collector: &str, lease_ms: u32, more: &[&str]) -> Self {
+        let (gateway, lease_ms) = (format!("http://{}", gateway.address), lease_ms.to_string());
+        let words = ["role", "service", "--database", "tidegate.db", "--lease-ms", &lease_ms, "--gateway", &gateway];
         let mut command = desk.at_home(&[&words, more].concat());
         command.env("TIDEGATE_OTLP_ENDPOINT", collector).env("TIDEGATE_OTLP_HEADERS", "x-api-key=of-the-collector");
         command.env("OTEL_SERVICE_NAME", "deposits");
@@ -270,7 +271,8 @@ fn one_deposit_is_one_trace_through_a_crash_and_a_retry() {
 
     // The first worker dies before it can say what came of its attempt, and its span dies with it.
     let gateway = Role::gateway(&desk, "{}");
-    let first = Role::service(&desk, &gateway, &collector.url(), &["--failpoint", "attempt.before_settle:1:kill"]);
+    let dies = ["--failpoint", "attempt.before_settle:1:kill"];
+    let first = Role::service(&desk, &gateway, &collector.url(), 600, &dies);
     assert_eq!(first.ends(), None, "it was killed");
     drop(gateway);
     let swept = collector.wait(|spans| spans.iter().any(|span| span.name == "sweep authorise"));
@@ -281,7 +283,7 @@ fn one_deposit_is_one_trace_through_a_crash_and_a_retry() {
     // The next one is refused by the gateway at first, and tries again.
     let script = r#"{"windows":[{"from_ms":0,"to_ms":500,"faults":{"unavailable":1.0}}]}"#;
     let gateway = Role::gateway(&desk, script);
-    let second = Role::service(&desk, &gateway, &collector.url(), &[]);
+    let second = Role::service(&desk, &gateway, &collector.url(), 5000, &[]);
     let done = |spans: &[Seen]| spans.iter().any(|span| span.name == "attempt notify" && !span.failed);
     collector.wait(done);
     second.signal(Signal::SIGTERM);
@@ -376,7 +378,7 @@ fn a_message_that_nobody_marked_is_one_trace_from_its_first_attempt_on() {
     desk.run(&["enqueue", "--kind", "authorise", "--key", "dep-1", "--payload", payload]).ends(0);
     let script = r#"{"windows":[{"from_ms":0,"to_ms":500,"faults":{"unavailable":1.0}}]}"#;
     let gateway = Role::gateway(&desk, script);
-    let service = Role::service(&desk, &gateway, &collector.url(), &[]);
+    let service = Role::service(&desk, &gateway, &collector.url(), 5000, &[]);
     let spans = collector.wait(|spans| spans.iter().any(|span| span.name == "attempt notify" && !span.failed));
     service.signal(Signal::SIGTERM);
     assert_eq!(service.ends(), Some(0));
@@ -476,7 +478,7 @@ fn a_collector_that_is_away_costs_spans_and_nothing_else() {
         let flags = ["--otlp-endpoint", &url, "--set", "otlp.queue=1", "--set", "otlp.timeout=2s"];
         let server = Server::start(&desk, &flags);
         let gateway = Role::gateway(&desk, "{}");
-        let service = Role::service(&desk, &gateway, &url, &[]);
+        let service = Role::service(&desk, &gateway, &url, 5000, &[]);
         let id = deposit(&server, "dep-1", "");
         let until = Instant::now() + PATIENCE;
         loop {
