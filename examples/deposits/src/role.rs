@@ -83,6 +83,9 @@ pub struct PresetArgs {
     /// How long customers wait for the end of their deposits, after the last one was sent.
     #[arg(long, value_name = "MS", hide = true)]
     pub finish_within_ms: Option<u64>,
+    /// How long a customer waits for an answer before going away.
+    #[arg(long, value_name = "MS", hide = true)]
+    pub patience_ms: Option<u64>,
 }
 
 impl PresetArgs {
@@ -95,6 +98,9 @@ impl PresetArgs {
         }
         if let Some(finish_within_ms) = self.finish_within_ms {
             preset.scale.finish_within_ms = finish_within_ms;
+        }
+        if let Some(patience_ms) = self.patience_ms {
+            preset.scale.patience_ms = patience_ms;
         }
         preset
     }

@@ -118,17 +118,22 @@ async fn each_fault_is_seen_and_ledgered_as_the_script_says() {
 async fn a_late_call_is_carried_out_although_its_client_has_gone() {
     let directory = tempfile::tempdir().unwrap();
     let ledger = directory.path().join("ledger");
-    let gateway = super::gateway(&ledger, GatewayMode::Lookup, Faults { late: 1.0, ..Faults::default() });
-    let impatient = reqwest::Client::builder().no_proxy().timeout(Duration::from_millis(30)).build().unwrap();
-    let mut gave_up = 0;
-    for number in 0..20 {
-        let sent = impatient
+    let window = FaultWindow { from_ms: 0, to_ms: 3_600_000, faults: Faults { late: 1.0, ..Faults::default() } };
+    let script = FaultScript { windows: vec![window], greatest_lateness_ms: 3000, ..FaultScript::default() };
+    let options = GatewayOptions { script, ..GatewayOptions::new(GatewayMode::Lookup, &ledger) };
+    let gateway = deposits::gateway::start(options).unwrap();
+    // A second is time enough for each call to arrive, and too short for the answers of most of them.
+    let impatient = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(1)).build().unwrap();
+    let calls = (0..20).map(|number| {
+        let call = impatient
             .post(format!("{}/capture", gateway.url()))
             .header("Idempotency-Key", format!("k{number}"))
-            .json(&json!({ "deposit": "dep-1", "account": "acct-1", "cents": 1 }))
-            .send()
-            .await;
-        gave_up += usize::from(sent.is_err());
+            .json(&json!({ "deposit": "dep-1", "account": "acct-1", "cents": 1 }));
+        tokio::spawn(call.send())
+    });
+    let mut gave_up = 0;
+    for call in calls.collect::<Vec<_>>() {
+        gave_up += usize::from(call.await.unwrap().is_err());
     }
     gateway.stop().await.unwrap();
     let ledger = read_ledger(&ledger).unwrap();
@@ -140,7 +145,8 @@ async fn a_late_call_is_carried_out_although_its_client_has_gone() {
 #[tokio::test]
 async fn a_closed_listener_refuses_connections_and_comes_back() {
     let directory = tempfile::tempdir().unwrap();
-    let refused = FaultWindow { from_ms: 0, to_ms: 300, faults: Faults { refused: true, ..Faults::default() } };
+    // Long enough for a call to come while it is closed, however late a busy machine is with the first one.
+    let refused = FaultWindow { from_ms: 0, to_ms: 3000, faults: Faults { refused: true, ..Faults::default() } };
     let script = FaultScript { windows: vec![refused], ..FaultScript::default() };
     let options = GatewayOptions {
         script,
@@ -149,8 +155,10 @@ async fn a_closed_listener_refuses_connections_and_comes_back() {
     };
     let gateway = deposits::gateway::start(options).unwrap();
     let mut refused = false;
+    let mut beat = tokio::time::interval(Duration::from_millis(10));
     let comes_back = async {
         loop {
+            beat.tick().await;
             match call(&gateway.url(), "capture", "k", 100, "ok").await {
                 Ok(answer) if refused => return answer.status(),
                 // The first call may come before the listener closes.

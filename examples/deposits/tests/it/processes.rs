@@ -64,7 +64,8 @@ async fn customers_of_the_http_intake_are_told_the_truth_although_the_worker_is_
     worker.announced().await.unwrap();
     let out = text(directory.path());
     let load = ["load", "--tidegate", &intake_url, "--tidegate-gateway", &gateway_url, "--out", out, "--fast"];
-    let mut load = start("load", &load);
+    // Patient on a machine that is busy: whoever goes away is told nothing, and may be charged all the same.
+    let mut load = start("load", &[&load[..], &["--patience-ms", "60000", "--finish-within-ms", "90000"]].concat());
 
     let mut killed = false;
     while let Some(line) = load.line().await.unwrap() {
