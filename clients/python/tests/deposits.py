@@ -23,7 +23,8 @@ from tidegate import AsyncContext, Context, Fail, Keyed, Lookup, NotFound, Polic
 #: Patient with whoever kills it: each kill of a run that was alone counts.
 PATIENT = Policy(max_attempts=50, backoff=(0.05, 0.5), timeout=30, crash_limit=50)
 #: How long a reply of the gateway may take, how long a send, and how late a request of ours may take effect.
-TIMEOUT, SEND_WITHIN, QUARANTINE = 0.4, 0.8, 0.2
+TIMEOUT = float(os.environ.get("TIMEOUT", "0.4"))
+SEND_WITHIN, QUARANTINE = 2 * TIMEOUT, 0.2
 
 #: Whether what waits to be stopped does not wait.
 GOES_ON = "GOES_ON" in os.environ

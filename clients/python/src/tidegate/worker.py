@@ -496,6 +496,7 @@ class _Service:
 
     async def _drain(self) -> Drained:
         at_stop, self._released = len(self._tasks), 0
+        log.info("worker %s drains", self._worker.name)
         await self._wait_for_tasks(self._worker._drain)
         self._keepalive.stop_all(Stopped.DRAINED)
         await self._wait_for_tasks(_GRACE)
