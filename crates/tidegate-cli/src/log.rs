@@ -103,11 +103,10 @@ pub(crate) fn begin(settings: &Settings, output: &Output) -> Result<Written, Pro
     Ok(written)
 }
 
-/// Begins the log of a command that does its work and ends: warnings, unless the environment asks for more.
+/// Begins the log of a command that does its work and ends: from this level on, unless the environment asks for another.
 /// One that stores or runs messages belongs to their traces, if settings say where those are sent.
-pub(crate) fn for_a_command(traces: Option<&Settings>, output: &Output) {
-    let filter =
-        EnvFilter::builder().with_env_var(VARIABLE).with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
+pub(crate) fn for_a_command(level: LevelFilter, traces: Option<&Settings>, output: &Output) {
+    let filter = EnvFilter::builder().with_env_var(VARIABLE).with_default_directive(level.into()).from_env_lossy();
     let traces = traces.map_or(Ok(None), otlp::begin);
     let (traces, missing) = traces.map_or_else(|problem| (None, Some(problem)), |traces| (traces, None));
     start(filter, Written::Text, traces, output);

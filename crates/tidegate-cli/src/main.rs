@@ -62,6 +62,7 @@ use std::process::ExitCode;
 
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
 
 use crate::contexts::Contexts;
 use crate::exit::{Code, Problem};
@@ -248,7 +249,10 @@ fn run(cli: Cli, sources: Sources) -> ExitCode {
     if !matches!(cli.command, Command::Serve(_) | Command::Dev(_)) {
         let traced = matches!(cli.command, Command::Enqueue(_) | Command::Role(_));
         let settings = traced.then(config::of_environment);
-        log::for_a_command(settings.as_ref(), &output);
+        // That connections end and servers are away is what torture does, and no news.
+        let breaks = matches!(cli.command, Command::Torture(_));
+        let level = if breaks { LevelFilter::ERROR } else { LevelFilter::WARN };
+        log::for_a_command(level, settings.as_ref(), &output);
     }
     // They say themselves what they leave behind.
     let listens = !matches!(cli.command, Command::Torture(_) | Command::Serve(_) | Command::Dev(_));

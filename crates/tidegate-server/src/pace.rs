@@ -4,11 +4,14 @@
 //! time each ([`Turn::overdue`]); while a request is under way its body has to come at a least rate ([`PacedBody`]), and what
 //! is written has to be taken ([`Paced`], between the socket and the HTTP implementation). A handler that waits on purpose
 //! is hurried by nobody.
+//!
+//! Thousands that came in one moment and are slow would also be cut off in one, and come back in one, and everybody else
+//! would wait behind that: so each connection has its own times, a little longer than what is set ([`Pace::spread`]).
 
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -42,6 +45,24 @@ impl Default for Pace {
             body_grace: Duration::from_secs(5),
             body_rate: 1024,
             stall: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Pace {
+    /// The times of the next connection: longer by up to a fifth, each by another part of it.
+    pub(crate) fn spread(self) -> Self {
+        /// The golden ratio, of 2³²: multiples of it lie evenly, however many there are (a Weyl sequence).
+        const STEP: u32 = 0x9E37_79B9;
+        static PLACE: AtomicU32 = AtomicU32::new(0);
+        let place = PLACE.fetch_add(STEP, Ordering::Relaxed) >> 22;
+        let longer = |time: Duration| time + time / 5 * place / 1024;
+        Self {
+            head: longer(self.head),
+            idle: longer(self.idle),
+            body_grace: longer(self.body_grace),
+            stall: longer(self.stall),
+            ..self
         }
     }
 }
@@ -332,5 +353,24 @@ impl<B: Body + Unpin> Body for Answering<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_come_together_are_not_cut_off_together() {
+        let set = Pace::default();
+        let mut heads: Vec<Duration> = (0..1000).map(|_| set.spread().head).collect();
+        heads.sort_unstable();
+        assert!(set.head <= heads[0] && heads[999] < set.head * 6 / 5, "{:?} {:?}", heads[0], heads[999]);
+        // Of a second, each tenth has its share, whatever else takes connections in this process meanwhile.
+        for tenth in 0..10 {
+            let from = set.head + Duration::from_millis(100) * tenth;
+            let of_it = heads.iter().filter(|head| (from..from + Duration::from_millis(100)).contains(head)).count();
+            assert!((50..=150).contains(&of_it), "{of_it} of 1000 from {from:?} on");
+        }
     }
 }

@@ -285,10 +285,11 @@ async fn talk<S>(stream: S, address: SocketAddr, shared: &Shared, mut stop: watc
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let turn = Turn::new(shared.settings.pace);
+    let pace = shared.settings.pace.spread();
+    let turn = Turn::new(pace);
     let service = service_fn(|request: Request<Incoming>| {
         let under_way = turn.begin();
-        let answer = answer(request, address, shared);
+        let answer = answer(request, address, shared, pace);
         async move { Ok::<_, Infallible>(answer.await.map(|body| Answering::new(body, under_way))) }
     });
     let io = TokioIo::new(Paced::new(stream, Arc::clone(&turn)));
@@ -329,8 +330,7 @@ where
     }
 }
 
-async fn answer(request: Request<Incoming>, address: SocketAddr, shared: &Shared) -> Response<Body> {
-    let pace = shared.settings.pace;
+async fn answer(request: Request<Incoming>, address: SocketAddr, shared: &Shared, pace: Pace) -> Response<Body> {
     let mut request = request.map(|body| Body::new(PacedBody::new(body, pace)));
     request.extensions_mut().insert(ConnectInfo(address));
     let answer = shared.router.clone().oneshot(request);

@@ -154,9 +154,17 @@ impl Database {
     pub(crate) async fn in_transaction(&self, name: &str) -> anyhow::Result<bool> {
         const OPEN: &str = "select exists (select 1 from pg_stat_activity
             where application_name = $1 and xact_start is not null)";
-        let client = self.connect().await?;
-        sleep(SENT_IS_OVER).await;
-        Ok(client.query_one(OPEN, &[&name]).await.context("cannot look at the transactions")?.get(0))
+        let started = clock::now();
+        loop {
+            let client = self.connect().await?;
+            sleep(SENT_IS_OVER).await;
+            match client.query_one(OPEN, &[&name]).await {
+                Ok(row) => return Ok(row.get(0)),
+                // A restart ended this connection as well as whatever transaction there was: looked at once more, it is gone.
+                Err(_) if clock::now().saturating_duration_since(started) < BACK_WITHIN => {}
+                Err(error) => return Err(error).context("cannot look at the transactions"),
+            }
+        }
     }
 
     /// Restarts the server as if it had crashed.

@@ -117,7 +117,10 @@ pub fn run(parameters: &Parameters, tell: &mut dyn FnMut(&str)) -> anyhow::Resul
         server.quiet()?;
         let (alone, times) = measure(&mut server, &format!("alone-{round}"), None)?;
         all_alone.extend(times);
+        server.quiet()?;
         let drips = Drips::start(server.address, parameters.connections)?;
+        // That a system took a connection does not say that the program has.
+        server.has(parameters.connections * 8 / 10)?;
         let (beside, times) = measure(&mut server, &format!("beside-{round}"), Some(&drips))?;
         all_beside.extend(times);
         drips.stop();

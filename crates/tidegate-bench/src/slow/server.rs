@@ -110,15 +110,28 @@ impl Process {
         })
     }
 
-    /// Returns when the server has let go of the slow clients that left.
+    /// Returns when the server has let go of everybody that left.
     pub(super) fn quiet(&mut self) -> anyhow::Result<()> {
+        self.comes_to("no", |connections| connections == 0)
+    }
+
+    /// Returns when the server has taken so many.
+    pub(super) fn has(&mut self, wanted: usize) -> anyhow::Result<()> {
+        let wanted = u64::try_from(wanted)?;
+        self.comes_to(&format!("{wanted} or more"), |connections| connections >= wanted)
+    }
+
+    fn comes_to(&mut self, what: &str, is_so: impl Fn(u64) -> bool) -> anyhow::Result<()> {
         let begun = tokio::time::Instant::now();
         loop {
-            let left = self.counted()?.connections;
-            if left == 0 {
+            let connections = self.counted()?.connections;
+            if is_so(connections) {
                 return Ok(());
             }
-            anyhow::ensure!(begun.elapsed() < PATIENCE, "the server still has {left} connections after {PATIENCE:?}");
+            anyhow::ensure!(
+                begun.elapsed() < PATIENCE,
+                "the server has {connections} connections after {PATIENCE:?}, where {what} were awaited"
+            );
             self.observer.runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
         }
     }
