@@ -329,11 +329,14 @@ async fn backlogs_on(
     // The last one again while another session holds a snapshot: what is gone cannot be cleared away then.
     let held = parameters.backlogs.iter().min_by_key(|backlog| backlog.abs_diff(10_000));
     let all = parameters.backlogs.iter().map(|backlog| (backlog, false)).chain(held.map(|backlog| (backlog, true)));
+    // All stores keep as many messages: what differs is how many of them wait, and not how high the trees are.
+    let kept = parameters.backlogs.iter().copied().max().unwrap_or_default();
     for (messages, held_snapshot) in all {
         let under = if held_snapshot { ", under a held snapshot" } else { "" };
         tell(&format!("claims in front of a backlog of {messages}{under}"));
         let backlog = server::Backlog {
             messages: *messages,
+            finished: kept - *messages,
             held_snapshot,
             claims: parameters.claims.max(1),
             seed: parameters.seed,

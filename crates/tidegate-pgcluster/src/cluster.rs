@@ -470,10 +470,12 @@ fn configure(data: &Path, directory: &Path, settings: &Settings) -> Result<(), E
     let file = data.join("postgresql.conf");
     let mut text = fs::read_to_string(&file).map_err(|e| Error::new(format!("cannot read {}: {e}", file.display())))?;
     let sockets = directory.display().to_string().replace('\'', "''");
+    // A server that is told to end does not as long as a connection waits for its client's first word. One of a process that
+    // is stopped just then says nothing for as long as it may: a minute, unless this says less.
     write!(
         text,
         "\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{sockets}'\nmax_connections = 200\n\
-         log_min_messages = warning\nlogging_collector = off\n"
+         authentication_timeout = 10s\nlog_min_messages = warning\nlogging_collector = off\n"
     )
     .expect("a string takes what it is given");
     if !settings.durable {

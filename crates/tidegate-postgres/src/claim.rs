@@ -30,7 +30,7 @@ use crate::copied;
 use crate::group::{Group, Place};
 use crate::names::Lane;
 use crate::place::{self, Ending, Limits};
-use crate::row::{self, JOURNALED, LIFE_COLUMNS, Life, RECONCILING};
+use crate::row::{self, JOURNALED, LIFE_COLUMNS, Life, RECONCILING, Tid};
 use crate::shared::Shared;
 use crate::trouble::{Trouble, verdict};
 use crate::writes::{self, NewLease, Part, part};
@@ -95,6 +95,7 @@ pub(crate) fn look_back(shared: &Shared, lane: i64, to: Timestamp) {
 
 /// A message at the head of a lane.
 struct Head {
+    tid: Tid,
     pos: Timestamp,
     id: MessageId,
     life: Life,
@@ -319,13 +320,13 @@ async fn read_heads(
     first: Option<(&[i64], &mut Option<Timestamp>)>,
 ) -> Result<HashMap<i64, Vec<Head>>, Trouble> {
     const HEADS: &str = concat!(
-        "-- claim: the heads of lanes, locked; what others have locked is passed over\n select r.pos, ",
+        "-- claim: the heads of lanes, locked; what others have locked is passed over\n select r.tid, r.pos, ",
         row::life_columns!(),
         ", ",
         row::message_columns!(),
         " from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
             as u(lane, from_pos, from_due_at, from_id, most)
-        cross join lateral (select * from tidegate.ready r
+        cross join lateral (select ctid as tid, r.* from tidegate.ready r
             where r.lane = u.lane and (r.pos, r.due_at, r.id) >= (u.from_pos, u.from_due_at, u.from_id)
             order by r.pos, r.due_at, r.id limit u.most for update skip locked) r
         left join lateral (select * from tidegate.message m where m.id = r.id offset 0) m on true"
@@ -357,10 +358,11 @@ async fn read_heads(
     let cost = group.shared.monotonic().saturating_sub(started);
     let mut heads: HashMap<i64, Vec<Head>> = HashMap::new();
     for row in &rows {
-        let (id, life) = row::life(row, 1, "ready")?;
+        let (id, life) = row::life(row, 2, "ready")?;
         let Some(ask) = asks.iter().find(|ask| ask.lane.id == life.lane) else { continue };
-        let body = verdict(row::message(row, 1 + LIFE_COLUMNS, &ask.lane))?;
-        let head = Head { pos: row::time(row, 0, "ready")?, id, life, body };
+        let body = verdict(row::message(row, 2 + LIFE_COLUMNS, &ask.lane))?;
+        let (tid, pos) = (row::column(row, 0, "ready")?, row::time(row, 1, "ready")?);
+        let head = Head { tid, pos, id, life, body };
         heads.entry(head.life.lane).or_default().push(head);
     }
     let mut hints = group.shared.hints.lock().unwrap_or_else(PoisonError::into_inner);
@@ -469,9 +471,9 @@ async fn start(
     head: Head,
     journal: Result<Vec<EffectRow>, StoreError>,
 ) -> Result<Option<Lease>, Trouble> {
-    let Head { id, mut life, body, .. } = head;
+    let Head { tid, id, mut life, body, .. } = head;
     if !canary::is(Canary::CheckActStore) {
-        group.writes.gone_ready.push(id);
+        group.writes.claimed_ready.push(tid);
     }
     group.count(lane.queue_id, Place::Ready, -1);
     let (body, journal) = match (body, journal) {

@@ -19,6 +19,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, Row};
 
 use crate::copy::Rows;
+use crate::row::Tid;
 use crate::writes::{self, Part, Writes};
 
 /// A value that is bound to a statement, with the type it has there.
@@ -51,7 +52,7 @@ params! {
     Vec<String> => TEXT_ARRAY, Vec<Option<String>> => TEXT_ARRAY, Vec<&str> => TEXT_ARRAY,
     Vec<Option<&str>> => TEXT_ARRAY,
     Vec<&[u8]> => BYTEA_ARRAY, Vec<Option<&[u8]>> => BYTEA_ARRAY, Vec<[u8; 16]> => BYTEA_ARRAY, Vec<[u8; 32]> => BYTEA_ARRAY,
-    Vec<Option<[u8; 16]>> => BYTEA_ARRAY,
+    Vec<Option<[u8; 16]>> => BYTEA_ARRAY, Vec<Tid> => TID_ARRAY,
 }
 
 /// How statements are sent.

@@ -11,6 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tidegate_core::clock::Timestamp;
 use tidegate_core::effect::{EffectId, EffectKey, EffectPolicy, EffectRow, EffectState};
 use tidegate_core::error::StoreError;
@@ -22,7 +23,7 @@ use tidegate_core::store::Progress;
 use tidegate_core::token::{TokenHash, TokenRecord};
 use tokio_postgres::Row;
 use tokio_postgres::row::RowIndex;
-use tokio_postgres::types::FromSql;
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
 use crate::names::{Lane, Queue};
 use crate::place::{Ended, Limits};
@@ -131,6 +132,29 @@ pub(crate) struct LeaseRow {
     pub(crate) flow: Option<MessageId>,
     /// When the message is too late, as its body says.
     pub(crate) limits: Limits,
+}
+
+/// Where a row lies in its table: PostgreSQL's tuple identifier, the system column `ctid`. It stays true for as long as this
+/// transaction has the row locked and does not change it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tid([u8; 6]);
+
+impl<'a> FromSql<'a> for Tid {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(raw.try_into()?))
+    }
+
+    accepts!(TID);
+}
+
+impl ToSql for Tid {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(&self.0);
+        Ok(IsNull::No)
+    }
+
+    accepts!(TID);
+    to_sql_checked!();
 }
 
 /// Reads one column, by name or place, or says where the corruption is.

@@ -15,7 +15,7 @@ use tidegate_core::store::{Act, Ending, MOST_EVIDENCE};
 
 use crate::conn::{Param, Sent, Step};
 use crate::copy::{Encoder, MANY, Rows};
-use crate::row::{self, LastSettlement, Life, narrow};
+use crate::row::{self, LastSettlement, Life, Tid, narrow};
 
 /// A key to be taken, which nobody had when it was looked for.
 #[derive(Debug)]
@@ -138,6 +138,8 @@ pub(crate) enum Flagged {
 #[derive(Debug, Default)]
 pub(crate) struct Writes {
     pub(crate) gone_ready: Vec<MessageId>,
+    /// The same for rows that a claim has locked in this transaction, by where they lie: nobody can move them.
+    pub(crate) claimed_ready: Vec<Tid>,
     pub(crate) gone_sched: Vec<MessageId>,
     pub(crate) gone_lease: Vec<(MessageId, LeaseToken)>,
     pub(crate) gone_result: Vec<MessageId>,
@@ -162,7 +164,7 @@ pub(crate) struct Writes {
 
 /// How much there was at some moment.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Mark([usize; 19]);
+pub(crate) struct Mark([usize; 20]);
 
 /// One statement of what is sent together.
 pub(crate) struct Part<'a> {
@@ -179,7 +181,7 @@ pub(crate) use part;
 
 impl Writes {
     pub(crate) fn is_empty(&self) -> bool {
-        self.mark().0 == [0; 19]
+        self.mark().0 == [0; 20]
     }
 
     pub(crate) fn mark(&self) -> Mark {
@@ -203,6 +205,7 @@ impl Writes {
             self.flags.len(),
             self.claims.len(),
             self.keys.len(),
+            self.claimed_ready.len(),
         ])
     }
 
@@ -227,6 +230,7 @@ impl Writes {
         self.flags.truncate(to[16]);
         self.claims.truncate(to[17]);
         self.keys.truncate(to[18]);
+        self.claimed_ready.truncate(to[19]);
     }
 
     /// All of it, in an order in which it can be sent together: new rows that are copied, if rows may be, and statements.
@@ -247,7 +251,7 @@ impl Writes {
         }
         let unbegun = |life: &Life| *life == Life::unbegun(life.lane, life.due_at);
         let (new, old): (Vec<_>, Vec<_>) = self.ready.iter().partition(|(_, life)| unbegun(life));
-        if copied(new.len(), !self.gone_ready.is_empty()) {
+        if copied(new.len(), !self.gone_ready.is_empty() || !self.claimed_ready.is_empty()) {
             rows.push(copied_ready(&new));
             self.lives(&mut parts, &[], &old);
         } else {
@@ -389,6 +393,10 @@ impl Writes {
         const READY: &str = "-- leaves its lane
             with gone as (delete from tidegate.ready where id = any($1) returning 1)
             select 1 / (count(*) = $2)::integer from gone";
+        const CLAIMED: &str =
+            "-- claim: leaves its lane; the row was locked where it lies, and is found without an index
+            with gone as (delete from tidegate.ready where ctid = any($1) returning 1)
+            select 1 / (count(*) = $2)::integer from gone";
         const SCHED: &str = "-- leaves what is due later
             with gone as (delete from tidegate.sched where id = any($1) returning 1)
             select 1 / (count(*) = $2)::integer from gone";
@@ -412,6 +420,9 @@ impl Writes {
             if !ids.is_empty() {
                 part!(parts, sql, row::id_list(ids), size(ids.len()));
             }
+        }
+        if !self.claimed_ready.is_empty() {
+            part!(parts, CLAIMED, self.claimed_ready.clone(), size(self.claimed_ready.len()));
         }
         if !self.gone_lease.is_empty() {
             part!(

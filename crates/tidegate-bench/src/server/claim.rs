@@ -30,6 +30,8 @@ const CHURN: u32 = 4;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Backlog {
     pub(crate) messages: u32,
+    /// Messages that have completed, whose bodies and answers are kept as those of a store in use are.
+    pub(crate) finished: u32,
     /// Another session holds an old snapshot all the while, and messages came and went under it.
     pub(crate) held_snapshot: bool,
     pub(crate) claims: u32,
@@ -43,7 +45,8 @@ pub(crate) async fn claim_cost(server: &Server, backlog: Backlog) -> anyhow::Res
     let (schema, ids) = Schema::make(server, "claims").await?;
     let mut keys = Keys::new(KeyOrder::Time, backlog.seed);
     let in_front = (backlog.claims + WARM_UP) * CLAIMED;
-    schema.queue(ids, &keys.take(backlog.messages + in_front)).await?;
+    schema.fill(ids, &keys.take(backlog.finished)).await?;
+    schema.queue(ids, backlog.finished, &keys.take(backlog.messages + in_front)).await?;
     let watch = schema.connect().await?;
     let holder = schema.connect().await?;
     if backlog.held_snapshot {
@@ -132,6 +135,6 @@ async fn told(client: &Client, schema: &Schema, before: u64) -> anyhow::Result<u
 /// Makes a store with so many messages that are ready, for a process that works them off.
 pub(crate) async fn prepare_work_off(server: &Server, queued: u32, seed: u64) -> anyhow::Result<Schema> {
     let (schema, ids) = Schema::make(server, "work_off").await?;
-    schema.queue(ids, &Keys::new(KeyOrder::Time, seed).take(queued)).await?;
+    schema.queue(ids, 0, &Keys::new(KeyOrder::Time, seed).take(queued)).await?;
     Ok(schema)
 }

@@ -100,8 +100,8 @@ impl Schema {
         self.settle_down(&client).await
     }
 
-    /// Fills it with messages that are ready.
-    pub(crate) async fn queue(&self, ids: Ids, keys: &[Key]) -> anyhow::Result<()> {
+    /// Fills it with messages that are ready, behind so many that are there.
+    pub(crate) async fn queue(&self, ids: Ids, behind: u32, keys: &[Key]) -> anyhow::Result<()> {
         const READY: &str = "with i as (
                 select * from unnest($1::bigint[], $2::bytea[], $3::text[], $4::text[]) as t(id, hash, key, payload)),
             k as (insert into tidegate.key (queue, hash, id, fingerprint) select $5, hash, id, hash from i),
@@ -114,7 +114,7 @@ impl Schema {
         client.batch_execute("set synchronous_commit = off").await?;
         let statement = client.prepare(&self.of(READY)).await?;
         let now = SystemClock::new().now().as_millis();
-        for (rows, first) in keys.chunks(CHUNK).zip((FIRST_ID..).step_by(CHUNK)) {
+        for (rows, first) in keys.chunks(CHUNK).zip((FIRST_ID + i64::from(behind)..).step_by(CHUNK)) {
             let numbers: Vec<i64> = (first..).take(rows.len()).collect();
             let hashes: Vec<&[u8]> = rows.iter().map(|key| &key.hash[..]).collect();
             let texts: Vec<&str> = rows.iter().map(|key| key.text.as_str()).collect();
