@@ -22,6 +22,7 @@ use crate::canary::{self, Canary};
 use crate::clock::Timestamp;
 use crate::effect::{EffectRow, EffectState, Fate, JournalFacts};
 use crate::error::StoreError;
+use crate::id::MessageId;
 use crate::message::Failure;
 use crate::retry::Policy;
 
@@ -618,6 +619,53 @@ pub enum Cancellation {
     Requested,
 }
 
+/// A request to cancel, beside what stands at its message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// The key is to be freed for another message.
+    pub release_key: bool,
+    /// All that is asked for was noted at the message before.
+    pub noted: bool,
+}
+
+/// Whether a request to cancel was made before and stands: its reply may have been lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// It was not: it is to be carried out.
+    Never,
+    /// It was, and nothing is left to do.
+    Stands,
+    /// It is cancelled. Its key may have been kept then, and is to be freed only now: made before if the key names this
+    /// message no more.
+    IfKeyIsFree,
+}
+
+impl Cancellation {
+    /// Whether this was asked for before, of a message in this state.
+    #[must_use]
+    pub fn before(self, state: State, asked: Asked) -> Before {
+        match (self, state) {
+            (Self::Requested, _) if asked.noted => Before::Stands,
+            (Self::Requested, _) | (Self::Now, State::Ready | State::Leased) => Before::Never,
+            (Self::Now, State::Cancelled | State::Completed | State::Failed | State::Dead | State::Parked) => {
+                if asked.release_key { Before::IfKeyIsFree } else { Before::Stands }
+            }
+        }
+    }
+
+    /// How the audit has it, of a message that was in this state.
+    #[must_use]
+    pub fn audited(self, state: State, release_key: bool) -> &'static str {
+        match (self, release_key) {
+            _ if state == State::Cancelled => "key released",
+            (Self::Now, false) => "cancelled",
+            (Self::Now, true) => "cancelled, key released",
+            (Self::Requested, false) => "requested",
+            (Self::Requested, true) => "requested, key to be released",
+        }
+    }
+}
+
 /// Decides about a request to cancel. One that was called off already is told so, and nothing is left to do: whoever asks
 /// again because the reply was lost is not told of a failure.
 ///
@@ -639,6 +687,18 @@ pub fn cancel(state: State, journal: &JournalFacts) -> Result<Cancellation, Stor
             refused(&format!("it is {state}"), "only ready and leased messages can be")
         }
     }
+}
+
+/// Refuses to free the key of a message of which an effect was tried.
+///
+/// # Errors
+/// `Conflict` when one was.
+pub fn check_release(id: MessageId, journal: &JournalFacts) -> Result<(), StoreError> {
+    if may_release_key(journal) {
+        return Ok(());
+    }
+    let what = format!("the key of {id} cannot be released: an effect of it was tried");
+    Err(StoreError::conflict(what).hint("cancel it without releasing the key"))
 }
 
 /// Whether cancelling may free the key for another message.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use tidegate_core::effect::{EffectRow, JournalFacts};
 use tidegate_core::error::StoreError;
 use tidegate_core::id::{IdempotencyKey, MessageId};
-use tidegate_core::lifecycle::{self, Cancellation, Next, State};
+use tidegate_core::lifecycle::{self, Asked, Before, Cancellation, Next, State};
 use tidegate_core::store::{self, Cancel, Verdicts};
 
 use crate::copied;
@@ -53,12 +53,14 @@ async fn one(
     copied::count_in(&mut facts, found.flags(), group.now);
     facts.intents |= request.release_key && copied::covers(&group.conn, id).await?;
     let cancellation = lifecycle::cancel(found.state(), &facts)?;
-    if request.release_key && !lifecycle::may_release_key(&facts) {
-        let what = format!("the key of {id} cannot be released: an effect of it was tried");
-        return Err(StoreError::conflict(what).hint("cancel it without releasing the key").into());
+    if request.release_key {
+        lifecycle::check_release(id, &facts)?;
     }
     let release = if request.release_key { RELEASE } else { 0 };
-    if asked_before(group, &lane, id, found, cancellation, CANCEL | release).await? {
+    let wish = CANCEL | release;
+    let noted = found.flags() & wish == wish;
+    let before = cancellation.before(found.state(), Asked { release_key: request.release_key, noted });
+    if stands(group, &lane, id, before).await? {
         return Ok(cancellation);
     }
     match (cancellation, found) {
@@ -74,37 +76,22 @@ async fn one(
             note_history(group, id, &life, &request.act.reason);
         }
         (Cancellation::Now | Cancellation::Requested, Found::Ended(_)) => release_key(group, &lane, id).await?,
-        (Cancellation::Now | Cancellation::Requested, _) => note(group, id, found, CANCEL | release),
+        (Cancellation::Now | Cancellation::Requested, _) => note(group, id, found, wish),
     }
-    let detail = match (cancellation, request.release_key) {
-        _ if found.state() == State::Cancelled => "key released",
-        (Cancellation::Now, false) => "cancelled",
-        (Cancellation::Now, true) => "cancelled, key released",
-        (Cancellation::Requested, false) => "requested",
-        (Cancellation::Requested, true) => "requested, key to be released",
-    };
+    let detail = cancellation.audited(found.state(), request.release_key);
     group.audit(&request.act, "cancel", Some(id), Some(lane.queue_id), detail);
     Ok(cancellation)
 }
 
-/// Whether this was asked for before and stands: the wish, or what came of it. Its reply may have been lost.
-async fn asked_before(
-    group: &Group,
-    lane: &Lane,
-    id: MessageId,
-    found: &Found,
-    cancellation: Cancellation,
-    wish: i64,
-) -> Result<bool, Trouble> {
-    match (cancellation, found) {
-        (Cancellation::Requested, _) => Ok(found.flags() & wish == wish),
-        // It is cancelled. Its key may have been kept then, and is to be freed only now.
-        (Cancellation::Now, Found::Ended(_)) if wish & RELEASE != 0 => {
+/// Whether a request was made before: where that hangs on the key, by whose it is now.
+async fn stands(group: &Group, lane: &Lane, id: MessageId, before: Before) -> Result<bool, Trouble> {
+    match before {
+        Before::Never => Ok(false),
+        Before::Stands => Ok(true),
+        Before::IfKeyIsFree => {
             let owner = enqueue::key_row(&group.conn, lane.queue_id, key(group, id).await?.hash()).await?;
             Ok(owner.is_none_or(|(owner, _)| owner != id))
         }
-        (Cancellation::Now, Found::Ended(_)) => Ok(true),
-        (Cancellation::Now, Found::Ready { .. } | Found::Leased(_)) => Ok(false),
     }
 }
 

@@ -4,7 +4,7 @@ use rusqlite::params;
 use tidegate_core::effect::JournalFacts;
 use tidegate_core::error::StoreError;
 use tidegate_core::id::{IdempotencyKey, MessageId};
-use tidegate_core::lifecycle::{self, Cancellation, Next, State};
+use tidegate_core::lifecycle::{self, Asked, Before, Cancellation, Next, State};
 use tidegate_core::store::{self, Cancel, Verdicts};
 
 use crate::copied;
@@ -32,12 +32,14 @@ fn one(group: &mut Group<'_>, request: &Cancel, id: MessageId) -> Result<Cancell
     copied::count_in(&mut facts, found.flags(), group.now);
     facts.intents |= request.release_key && copied::covers(group.conn, id)?;
     let cancellation = lifecycle::cancel(found.state(), &facts)?;
-    if request.release_key && !lifecycle::may_release_key(&facts) {
-        let what = format!("the key of {id} cannot be released: an effect of it was tried");
-        return Err(StoreError::conflict(what).hint("cancel it without releasing the key").into());
+    if request.release_key {
+        lifecycle::check_release(id, &facts)?;
     }
     let release = if request.release_key { RELEASE } else { 0 };
-    if asked_before(group, &lane, id, &found, cancellation, CANCEL | release)? {
+    let wish = CANCEL | release;
+    let noted = found.flags() & wish == wish;
+    let before = cancellation.before(found.state(), Asked { release_key: request.release_key, noted });
+    if stands(group, &lane, id, before)? {
         return Ok(cancellation);
     }
     match (cancellation, &found) {
@@ -48,37 +50,22 @@ fn one(group: &mut Group<'_>, request: &Cancel, id: MessageId) -> Result<Cancell
             note_history(group, id, &life, &request.act.reason)?;
         }
         (Cancellation::Now | Cancellation::Requested, Found::Ended(_)) => release_key(group, &lane, id)?,
-        (Cancellation::Now | Cancellation::Requested, _) => note(group, id, &found, CANCEL | release)?,
+        (Cancellation::Now | Cancellation::Requested, _) => note(group, id, &found, wish)?,
     }
-    let detail = match (cancellation, request.release_key) {
-        _ if found.state() == State::Cancelled => "key released",
-        (Cancellation::Now, false) => "cancelled",
-        (Cancellation::Now, true) => "cancelled, key released",
-        (Cancellation::Requested, false) => "requested",
-        (Cancellation::Requested, true) => "requested, key to be released",
-    };
+    let detail = cancellation.audited(found.state(), request.release_key);
     group.audit(&request.act, "cancel", Some(id), Some(lane.queue_id), detail)?;
     Ok(cancellation)
 }
 
-/// Whether this was asked for before and stands: the wish, or what came of it. Its reply may have been lost.
-fn asked_before(
-    group: &Group<'_>,
-    lane: &Lane,
-    id: MessageId,
-    found: &Found,
-    cancellation: Cancellation,
-    wish: i64,
-) -> Result<bool, Trouble> {
-    match (cancellation, found) {
-        (Cancellation::Requested, _) => Ok(found.flags() & wish == wish),
-        // It is cancelled. Its key may have been kept then, and is to be freed only now.
-        (Cancellation::Now, Found::Ended(_)) if wish & RELEASE != 0 => {
+/// Whether a request was made before: where that hangs on the key, by whose it is now.
+fn stands(group: &Group<'_>, lane: &Lane, id: MessageId, before: Before) -> Result<bool, Trouble> {
+    match before {
+        Before::Never => Ok(false),
+        Before::Stands => Ok(true),
+        Before::IfKeyIsFree => {
             let owner = enqueue::key_row(group.conn, lane.queue_id, key(group, id)?.hash())?;
             Ok(owner.is_none_or(|(owner, _)| owner != id))
         }
-        (Cancellation::Now, Found::Ended(_)) => Ok(true),
-        (Cancellation::Now, Found::Ready { .. } | Found::Leased(_)) => Ok(false),
     }
 }
 

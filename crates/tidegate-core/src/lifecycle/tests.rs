@@ -290,6 +290,47 @@ fn what_is_cancelled_already_is_told_so_again() {
 }
 
 #[test]
+fn a_request_to_cancel_that_is_made_again_is_known_for_one() {
+    use Cancellation::{Now, Requested};
+    for (cancellation, state, release_key, noted, expected) in [
+        (Requested, State::Leased, false, false, Before::Never),
+        (Requested, State::Leased, true, false, Before::Never),
+        (Requested, State::Leased, true, true, Before::Stands),
+        (Requested, State::Ready, false, true, Before::Stands),
+        (Now, State::Ready, false, false, Before::Never),
+        // A wish that was noted before its open effect was decided is none that was carried out.
+        (Now, State::Ready, true, true, Before::Never),
+        (Now, State::Cancelled, false, false, Before::Stands),
+        (Now, State::Cancelled, true, true, Before::IfKeyIsFree),
+    ] {
+        let asked = Asked { release_key, noted };
+        assert_eq!(cancellation.before(state, asked), expected, "{cancellation:?} {state} {asked:?}");
+    }
+}
+
+#[test]
+fn the_audit_tells_what_became_of_a_request_to_cancel() {
+    for (cancellation, state, release_key, expected) in [
+        (Cancellation::Now, State::Ready, false, "cancelled"),
+        (Cancellation::Now, State::Ready, true, "cancelled, key released"),
+        (Cancellation::Requested, State::Leased, false, "requested"),
+        (Cancellation::Requested, State::Ready, true, "requested, key to be released"),
+        (Cancellation::Now, State::Cancelled, true, "key released"),
+    ] {
+        assert_eq!(cancellation.audited(state, release_key), expected);
+    }
+}
+
+#[test]
+fn a_key_is_not_released_once_an_effect_was_tried() {
+    let id = MessageId::from_i64(7);
+    check_release(id, &JournalFacts::default()).unwrap();
+    let refused = check_release(id, &JournalFacts { intents: true, ..JournalFacts::default() }).unwrap_err();
+    assert_eq!(refused.kind(), crate::StoreErrorKind::Conflict);
+    assert!(refused.what().contains(&id.to_string()), "{refused}");
+}
+
+#[test]
 fn only_what_ended_without_completing_can_be_redriven() {
     let before = Counters { claims: 7, attempt: 3, crashes: 1, generation: 1, round: 0 };
     let after = Counters { claims: 7, attempt: 0, crashes: 0, generation: 2, round: 0 };
