@@ -9,12 +9,12 @@ use tidegate_core::effect::{EffectAnswer, EffectId, EffectPolicy, IntentTimes, R
 use tidegate_core::id::EffectName;
 use tidegate_core::lifecycle::Outcome;
 use tidegate_core::message::{Due, Failure, NewMessage};
-use tidegate_core::store::{Act, Cancel, Discard, Enqueued, Journal, JournalWrite, Lease, Settle};
+use tidegate_core::store::{Cancel, Discard, Enqueued, Journal, JournalWrite, Lease};
 use tidegate_core::{Store as _, StoreErrorKind};
 use tidegate_postgres::{Options, PostgresStore};
 use tokio_postgres::Client;
 
-use crate::fixture::{Place, claim, connect, message, run};
+use crate::fixture::{Place, act, claim, completed, connect, message, run, settlement};
 
 /// How a store is damaged so that a check has something to find, and how what no table holds is put right again.
 const FIXTURES: [(&str, &str, &str); 17] = [
@@ -43,16 +43,7 @@ const FIXTURES: [(&str, &str, &str); 17] = [
 ];
 
 async fn settle(store: &PostgresStore, lease: &Lease, outcome: Outcome) {
-    let settle = Settle {
-        id: lease.message.id,
-        token: lease.token,
-        outcome,
-        journal: Vec::new(),
-        then: Vec::new(),
-        compensate: Vec::new(),
-        unit: 0.5,
-    };
-    store.settle(vec![settle]).await.unwrap().remove(0).unwrap();
+    store.settle(vec![settlement(lease, outcome)]).await.unwrap().remove(0).unwrap();
 }
 
 /// A running message.
@@ -97,14 +88,13 @@ pub(crate) async fn dead(store: &PostgresStore, key: &str) -> Lease {
 
 /// A message in every state and every table.
 async fn inhabit(store: &PostgresStore) {
-    settle(store, &started(store, "completed").await, Outcome::Completed { result: "1".into(), orphans: false }).await;
+    settle(store, &started(store, "completed").await, completed()).await;
     let failure = || Failure::new("declined", "no funds");
     let lease = started(store, "failed").await;
     settle(store, &lease, Outcome::Permanent { failure: failure(), compensated: false, orphans: false }).await;
     dead(store, "dead").await;
     let discarded = dead(store, "discarded").await.message.id;
-    let act = Act { actor: "tester".into(), reason: "a test".into() };
-    store.discard(Discard { ids: vec![discarded], act: act.clone() }).await.unwrap().remove(0).unwrap();
+    store.discard(Discard { ids: vec![discarded], act: act() }).await.unwrap().remove(0).unwrap();
     parked(store, "parked").await;
     let lease = started(store, "retried").await;
     settle(store, &lease, Outcome::Retryable { failure: failure(), after: Some(Duration::from_secs(3600)) }).await;
@@ -113,7 +103,7 @@ async fn inhabit(store: &PostgresStore) {
     assert_eq!(claim(store, 1).await.len(), 1);
     let called_off = store.enqueue(vec![message("called-off")]).await.unwrap().remove(0).unwrap();
     let Enqueued::New { id } = called_off else { panic!("it is new") };
-    store.cancel(Cancel { ids: vec![id], release_key: true, act }).await.unwrap().remove(0).unwrap();
+    store.cancel(Cancel { ids: vec![id], release_key: true, act: act() }).await.unwrap().remove(0).unwrap();
     store.enqueue(vec![message("ready")]).await.unwrap();
 }
 

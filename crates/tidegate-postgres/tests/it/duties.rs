@@ -1,7 +1,5 @@
 //! What one process does for the whole fleet moves to another one when it dies.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tidegate_core::store::SweepRequest;
@@ -10,6 +8,7 @@ use tidegate_postgres::{Options, PostgresStore};
 
 use crate::engine::sql;
 use crate::fixture::{Place, claim_for, message, run};
+use crate::process::Process;
 
 /// How a sweeper learns which store is its.
 const ASSIGNMENT: &str = "TIDEGATE_TEST_SWEEPER";
@@ -19,48 +18,13 @@ const STOPS: &str = "TIDEGATE_TEST_SWEEPER_STOPS";
 const EVERY: Duration = Duration::from_millis(50);
 
 /// A process that does nothing but sweep, until its parent is gone.
-struct Sweeper(Child);
-
-impl Sweeper {
-    fn start(url: &str) -> Self {
-        Self::start_until(url, &[], "@sweeps")
-    }
-
-    /// Stopped before its first sweep is committed.
-    fn stopped(url: &str) -> Self {
-        Self::start_until(url, &[(STOPS, "1")], "@stopped")
-    }
-
-    fn start_until(url: &str, told: &[(&str, &str)], says: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().expect("a running program has a file"))
-            .args(["duties::a_sweeper_in_a_process_of_its_own", "--exact", "--nocapture"])
-            .env(ASSIGNMENT, url)
-            .envs(told.iter().copied())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the test binary starts itself");
-        let mut lines = BufReader::new(child.stdout.take().expect("asked for above")).lines();
-        assert!(lines.any(|line| line.expect("text").contains(says)), "a sweeper says how far it is");
-        Self(child)
-    }
-
-    /// As the row of a duty names it.
-    fn name(&self) -> String {
-        format!("process {}", self.0.id())
-    }
-
-    fn kill(&mut self) {
-        self.0.kill().expect("it runs");
-        self.0.wait().expect("a child can be waited for");
-    }
+fn sweeper(url: &str) -> Process {
+    Process::start("duties::a_sweeper_in_a_process_of_its_own", &[(ASSIGNMENT, url)], "@sweeps")
 }
 
-impl Drop for Sweeper {
-    fn drop(&mut self) {
-        let _ended = self.0.kill();
-        let _status = self.0.wait();
-    }
+/// Stopped before its first sweep is committed.
+fn stopped_sweeper(url: &str) -> Process {
+    Process::start("duties::a_sweeper_in_a_process_of_its_own", &[(ASSIGNMENT, url), (STOPS, "1")], "@stopped")
 }
 
 #[test]
@@ -111,9 +75,9 @@ async fn holder_other_than(place: &Place, duty: &str, dead: &str) -> String {
 fn the_duties_of_a_process_that_is_killed_move_within_seconds_and_are_done() {
     run(async {
         let place = Place::new().await;
-        let mut fleet = [Sweeper::start(&place.schema.url()), Sweeper::start(&place.schema.url())];
+        let mut fleet = [sweeper(&place.schema.url()), sweeper(&place.schema.url())];
         let first = holder_other_than(&place, "sweep", "").await;
-        let dead = fleet.iter().position(|sweeper| sweeper.name() == first).expect("one of the two");
+        let dead = fleet.iter().position(|process| process.name() == first).expect("one of the two");
 
         // A worker that is gone as well: only a sweep brings its message back.
         place.store.enqueue(vec![message("m")]).await.unwrap().remove(0).unwrap();
@@ -215,7 +179,7 @@ fn a_process_that_is_stopped_inside_its_sweep_keeps_the_others_from_it_for_secon
     run(async {
         let place = Place::new().await;
         lapsed_lease(&place).await;
-        let stopped = Sweeper::stopped(&place.schema.url());
+        let stopped = stopped_sweeper(&place.schema.url());
         let swept = place.store.sweep(request()).await.unwrap();
         assert!(swept.taken_over.is_empty(), "both the duty and the lease are locked: {swept:?}");
         let mut beat = tokio::time::interval(EVERY);

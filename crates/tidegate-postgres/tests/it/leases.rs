@@ -2,97 +2,65 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::effect::{EffectId, EffectPolicy, IntentTimes, Reached};
-use tidegate_core::id::EffectName;
-use tidegate_core::lifecycle::{Outcome, State};
-use tidegate_core::store::{Extend, Journal, JournalWrite, Lease, Settle, SweepRequest};
+use tidegate_core::effect::{EffectPolicy, Reached};
+use tidegate_core::lifecycle::State;
+use tidegate_core::store::{Extend, Lease, Settle};
 use tidegate_core::{Clock as _, Store as _, StoreError, StoreErrorKind, SystemClock};
 use tidegate_postgres::{Options, PostgresStore, Work};
 use tidegate_testkit::ManualClock;
+use tokio::task::JoinHandle;
 
 use crate::engine::{Schema, sql};
-use crate::fixture::{Place, claim, claim_for, connect, message, open, run};
+use crate::fixture::{
+    EVERY, Place, at_most_once, claim, claim_for, completion, connect, intent, message, open, reached, run,
+    somebody_waits, sweep,
+};
+use crate::process::Process;
 
 /// How a worker learns which store is its.
 const ASSIGNMENT: &str = "TIDEGATE_TEST_WORKER_TO_DIE";
-const EVERY: Duration = Duration::from_millis(20);
 /// How long anything is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn settlement(lease: &Lease) -> Settle {
-    Settle {
+/// Each as refused or not.
+type Kinds = Vec<Result<(), StoreErrorKind>>;
+
+fn kinds<T>(verdicts: Vec<Result<T, StoreError>>) -> Kinds {
+    verdicts.into_iter().map(|verdict| verdict.map(drop).map_err(|error| error.kind())).collect()
+}
+
+/// What a worker writes under its leases.
+type Writes = fn(Arc<PostgresStore>, Vec<Lease>) -> JoinHandle<Kinds>;
+
+fn settles(store: Arc<PostgresStore>, leases: Vec<Lease>) -> JoinHandle<Kinds> {
+    tokio::spawn(async move { kinds(store.settle(leases.iter().map(completion).collect()).await.unwrap()) })
+}
+
+fn extends(store: Arc<PostgresStore>, leases: Vec<Lease>) -> JoinHandle<Kinds> {
+    let of = |lease: &Lease| Extend {
         id: lease.message.id,
         token: lease.token,
-        outcome: Outcome::Completed { result: "1".into(), orphans: false },
-        journal: Vec::new(),
-        then: Vec::new(),
-        compensate: Vec::new(),
-        unit: 0.5,
-    }
-}
-
-fn intent(lease: &Lease) -> Journal {
-    let reached = Reached {
-        effect: EffectId { name: EffectName::new("capture").unwrap(), item: None },
-        policy: EffectPolicy::AtMostOnce,
-        request_hash: [1; 16],
-        quarantine: Duration::from_secs(120),
+        lease: Duration::from_secs(3600),
+        alone: false,
     };
-    let times = IntentTimes { send_within: Duration::from_secs(10), reconcile_for: Duration::from_secs(86_400) };
-    let write = JournalWrite::Intent { reached, times };
-    Journal { id: lease.message.id, token: lease.token, before: Vec::new(), write }
+    tokio::spawn(async move { kinds(store.extend(leases.iter().map(of).collect()).await.unwrap()) })
 }
 
-fn sweep() -> SweepRequest {
-    SweepRequest { take_over: true, retention: None, limit: 10, unit: 0.5 }
+fn journals(store: Arc<PostgresStore>, leases: Vec<Lease>) -> JoinHandle<Kinds> {
+    let of = |lease: &Lease| intent(lease, at_most_once());
+    tokio::spawn(async move { kinds(store.journal(leases.iter().map(of).collect()).await.unwrap()) })
 }
 
-/// Waits until somebody waits for a lock of this table.
-async fn somebody_waits(table: &str) {
-    let waits = format!(
-        "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%{table}%'
-         and pid <> pg_backend_pid()"
-    );
-    let mut beat = tokio::time::interval(EVERY);
-    for _ in 0..500 {
-        if sql(&waits).trim() != "0" {
-            return;
-        }
-        beat.tick().await;
-    }
-    panic!("nobody waits for {table}");
-}
-
-/// What a late writer does under two leases, one of which is somebody else's by now: each as refused or not.
-type Late = fn(Arc<PostgresStore>, Vec<Lease>) -> tokio::task::JoinHandle<Vec<Result<(), StoreErrorKind>>>;
-
-fn kinds<T>(verdicts: Vec<Result<T, StoreError>>) -> Vec<Result<(), StoreErrorKind>> {
-    verdicts.into_iter().map(|verdict| verdict.map(drop).map_err(|error| error.kind())).collect()
+fn credit() -> Reached {
+    Reached { quarantine: Duration::ZERO, ..reached("credit", EffectPolicy::Transactional) }
 }
 
 #[test]
 fn a_late_writer_that_waits_for_somebody_keeps_its_successors_message_from_nobody() {
-    let settle: Late = |store, leases| {
-        tokio::spawn(async move { kinds(store.settle(leases.iter().map(settlement).collect()).await.unwrap()) })
-    };
-    let extend: Late = |store, leases| {
-        let of = |lease: &Lease| Extend {
-            id: lease.message.id,
-            token: lease.token,
-            lease: Duration::from_secs(3600),
-            alone: false,
-        };
-        tokio::spawn(async move { kinds(store.extend(leases.iter().map(of).collect()).await.unwrap()) })
-    };
-    let journal: Late = |store, leases| {
-        tokio::spawn(async move { kinds(store.journal(leases.iter().map(intent).collect()).await.unwrap()) })
-    };
-    for (verb, late) in [("settle", settle), ("extend", extend), ("journal", journal)] {
+    for (verb, late) in [("settle", settles as Writes), ("extend", extends), ("journal", journals)] {
         run(async {
             let schema = Schema::new();
             let clock = Arc::new(ManualClock::default());
@@ -131,37 +99,8 @@ fn a_late_writer_that_waits_for_somebody_keeps_its_successors_message_from_nobod
 }
 
 /// A process that claims two messages and settles both when it is told to.
-struct Worker(Child);
-
-impl Worker {
-    fn start(url: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().expect("a running program has a file"))
-            .args(["leases::a_worker_in_a_process_of_its_own", "--exact", "--nocapture"])
-            .env(ASSIGNMENT, url)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the test binary starts itself");
-        let mut lines = BufReader::new(child.stdout.take().expect("asked for above")).lines();
-        assert!(lines.any(|line| line.expect("text").contains("@claimed")), "a worker says how far it is");
-        Self(child)
-    }
-
-    fn settle(&mut self) {
-        self.0.stdin.as_mut().expect("asked for").write_all(b"settle\n").expect("it reads");
-    }
-
-    fn kill(&mut self) {
-        self.0.kill().expect("it runs");
-        self.0.wait().expect("a child can be waited for");
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ended = self.0.kill();
-        let _status = self.0.wait();
-    }
+fn worker(url: &str) -> Process {
+    Process::start("leases::a_worker_in_a_process_of_its_own", &[(ASSIGNMENT, url)], "@claimed")
 }
 
 #[test]
@@ -177,7 +116,7 @@ fn a_worker_in_a_process_of_its_own() {
         let mut told = String::new();
         std::io::stdin().read_line(&mut told).expect("its parent says something");
         // Its parent kills it in the midst of this.
-        let _killed_before = store.settle(leases.iter().map(settlement).collect()).await;
+        let _killed_before = store.settle(leases.iter().map(completion).collect()).await;
     });
 }
 
@@ -187,13 +126,13 @@ fn a_worker_that_dies_while_its_settlement_waits_holds_its_messages_no_longer() 
         let place = Place::new().await;
         let stored = place.store.enqueue(vec![message("a"), message("b")]).await.unwrap();
         assert!(stored.iter().all(Result::is_ok));
-        let mut worker = Worker::start(&place.schema.url());
+        let mut worker = worker(&place.schema.url());
         let table = place.name("lease");
         let mut stopped = connect().await;
         let tx = stopped.transaction().await.unwrap();
         let hold = format!("select from {table} where id = (select max(id) from {table}) for update");
         tx.execute(&hold, &[]).await.unwrap();
-        worker.settle();
+        worker.tell("settle");
         let clock = SystemClock::new();
         somebody_waits(&table).await;
         let waits_since = clock.monotonic();
@@ -225,14 +164,8 @@ fn the_server_looks_after_whoever_it_works_for_in_every_transaction_of_a_store()
         sql(&seen);
         place.store.enqueue(vec![message("a")]).await.unwrap().remove(0).unwrap();
         let lease = claim(&place.store, 1).await.remove(0);
-        let reached = Reached {
-            effect: EffectId { name: EffectName::new("credit").unwrap(), item: None },
-            policy: EffectPolicy::Transactional,
-            request_hash: [1; 16],
-            quarantine: Duration::ZERO,
-        };
         let work: Work = Box::new(|_| Box::pin(async { Ok("1".into()) }));
-        place.store.effect_in(lease.message.id, lease.token, reached, work).await.unwrap();
+        place.store.effect_in(lease.message.id, lease.token, credit(), work).await.unwrap();
         let settings = sql(&format!("select setting from {}", place.name("seen")));
         assert_eq!(settings.lines().map(str::trim).collect::<Vec<_>>(), ["500ms", "500ms"]);
     });
@@ -244,10 +177,10 @@ fn a_run_about_which_nothing_can_be_decided_keeps_its_lease_and_the_others_end()
         let place = Place::new().await;
         place.store.enqueue(vec![message("a"), message("b")]).await.unwrap();
         let leases = claim(&place.store, 2).await;
-        place.store.journal(vec![intent(&leases[0])]).await.unwrap().remove(0).unwrap();
+        place.store.journal(vec![intent(&leases[0], at_most_once())]).await.unwrap().remove(0).unwrap();
         // Its journal is gone: nothing that it says can be believed.
         sql(&format!("delete from {}", place.name("effect")));
-        let verdicts = place.store.settle(leases.iter().map(settlement).collect()).await.unwrap();
+        let verdicts = place.store.settle(leases.iter().map(completion).collect()).await.unwrap();
         assert_eq!(verdicts[0].as_ref().unwrap_err().kind(), StoreErrorKind::Corrupt);
         assert_eq!(verdicts[1].as_ref().unwrap().state, State::Completed);
         let progress = place.store.progress(vec![leases[0].message.id]).await.unwrap().remove(0).unwrap();
@@ -264,8 +197,8 @@ fn what_follows_from_a_message_may_be_one_that_ends_in_the_same_call() {
         let place = Place::new().await;
         place.store.enqueue(vec![message("a"), message("b")]).await.unwrap();
         let leases = claim(&place.store, 2).await;
-        let follows = Settle { then: vec![message("b")], ..settlement(&leases[0]) };
-        let verdicts = place.store.settle(vec![follows, settlement(&leases[1])]).await.unwrap();
+        let follows = Settle { then: vec![message("b")], ..completion(&leases[0]) };
+        let verdicts = place.store.settle(vec![follows, completion(&leases[1])]).await.unwrap();
         let settled: Vec<_> = verdicts.into_iter().map(Result::unwrap).collect();
         assert_eq!(settled[0].follow_ups, [leases[1].message.id]);
         assert!(settled.iter().all(|settled| settled.state == State::Completed));

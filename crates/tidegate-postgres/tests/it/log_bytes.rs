@@ -4,13 +4,11 @@
 
 use tidegate_core::Store as _;
 use tidegate_core::id::IdempotencyKey;
-use tidegate_core::lifecycle::Outcome;
 use tidegate_core::message::{NewMessage, Payload};
-use tidegate_core::store::{Lease, Settle};
 use tidegate_pgcluster::{Cluster, Settings};
 use tidegate_postgres::{Options, PostgresStore};
 
-use crate::fixture::{claim, kind, queue, run};
+use crate::fixture::{claim, completion, kind, queue, run};
 
 const BATCH: u32 = 250;
 const BATCHES: u32 = 24;
@@ -26,25 +24,13 @@ fn new(number: u32) -> NewMessage {
     NewMessage::new(queue(), kind(), IdempotencyKey::new(key).unwrap(), Payload::from_json(payload).unwrap())
 }
 
-fn settlement(lease: &Lease) -> Settle {
-    Settle {
-        id: lease.message.id,
-        token: lease.token,
-        outcome: Outcome::Completed { result: "0".into(), orphans: false },
-        journal: Vec::new(),
-        then: Vec::new(),
-        compensate: Vec::new(),
-        unit: 0.5,
-    }
-}
-
 async fn lives(store: &PostgresStore, first: u32) {
     for verdict in store.enqueue((first..first + BATCH).map(new).collect()).await.unwrap() {
         verdict.unwrap();
     }
     let leases = claim(store, BATCH).await;
     assert_eq!(leases.len(), BATCH as usize);
-    for verdict in store.settle(leases.iter().map(settlement).collect()).await.unwrap() {
+    for verdict in store.settle(leases.iter().map(completion).collect()).await.unwrap() {
         verdict.unwrap();
     }
 }

@@ -7,40 +7,17 @@ use std::time::Duration;
 
 use tidegate_core::clock::SystemRandom;
 use tidegate_core::id::{IdempotencyKey, Tenant};
-use tidegate_core::lifecycle::{Outcome, State};
-use tidegate_core::store::{ClaimRequest, Counted, Enqueued, Lease, QueueSlots, Settle};
-use tidegate_core::{MessageId, Nonce, Store as _, StoreErrorKind, WorkerId};
+use tidegate_core::lifecycle::State;
+use tidegate_core::store::{Counted, Enqueued, Lease};
+use tidegate_core::{MessageId, Nonce, Store as _, StoreErrorKind};
 use tidegate_pgcluster::{Cluster, Settings};
 use tidegate_postgres::{Options, PostgresStore};
 
 use crate::engine::{Schema, sql};
-use crate::fixture::{kind, kind_of, message, open, queue, run};
+use crate::fixture::{claim_request, completion, kind_of, message, open, queue, run};
 
 /// No call is silent for longer than the store tries, and a little.
 const LONGEST: Duration = Duration::from_secs(45);
-
-fn settlement(lease: &Lease) -> Settle {
-    Settle {
-        id: lease.message.id,
-        token: lease.token,
-        outcome: Outcome::Completed { result: "true".into(), orphans: false },
-        journal: Vec::new(),
-        then: Vec::new(),
-        compensate: Vec::new(),
-        unit: 0.5,
-    }
-}
-
-fn request(nonce: Nonce) -> ClaimRequest {
-    ClaimRequest {
-        worker: WorkerId::new("worker").expect("a valid name"),
-        tenant: Tenant::default(),
-        queues: vec![QueueSlots { queue: queue(), slots: 5 }],
-        kinds: vec![(kind(), 1)],
-        nonce,
-        lease: Duration::from_secs(3600),
-    }
-}
 
 /// Ends every connection of an application.
 fn end_connections(application: &str) -> u32 {
@@ -60,9 +37,10 @@ fn connections_that_are_ended_between_two_calls_cost_no_call() {
             let stored = store.enqueue(vec![message(&key)]).await.expect("answered").remove(0).expect("stored");
             assert!(matches!(stored, Enqueued::New { .. }));
             assert!(end_connections(schema.name()) > 0);
-            let lease = store.claim(request(Nonce::new(&SystemRandom))).await.expect("answered").leases.remove(0);
+            let lease =
+                store.claim(claim_request(Nonce::new(&SystemRandom), 5)).await.expect("answered").leases.remove(0);
             assert!(end_connections(schema.name()) > 0);
-            store.settle(vec![settlement(&lease)]).await.expect("answered").remove(0).expect("settled");
+            store.settle(vec![completion(&lease)]).await.expect("answered").remove(0).expect("settled");
             assert!(end_connections(schema.name()) > 0);
             let view = store.inspect(vec![lease.message.id]).await.expect("answered").remove(0).expect("it is there");
             assert_eq!(view.state, State::Completed);
@@ -104,7 +82,7 @@ async fn work(store: Arc<PostgresStore>, end: Arc<AtomicBool>) -> Told {
         // Under one nonce for as long as it is not answered, or a lease would be nobody's.
         let nonce = Nonce::new(&SystemRandom);
         let leases = loop {
-            match tokio::time::timeout(LONGEST, store.claim(request(nonce))).await.expect("not silent") {
+            match tokio::time::timeout(LONGEST, store.claim(claim_request(nonce, 5))).await.expect("not silent") {
                 Ok(claimed) => break claimed.leases,
                 Err(error) => {
                     assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
@@ -114,7 +92,7 @@ async fn work(store: Arc<PostgresStore>, end: Arc<AtomicBool>) -> Told {
         };
         assert_eq!(leases.len(), 5);
         loop {
-            let batch = leases.iter().map(settlement).collect();
+            let batch = leases.iter().map(completion).collect();
             match tokio::time::timeout(LONGEST, store.settle(batch)).await.expect("not silent") {
                 Ok(verdicts) => {
                     for (verdict, lease) in verdicts.into_iter().zip(&leases) {
@@ -251,7 +229,8 @@ fn a_claim_that_is_repeated_beside_its_first_try_gets_its_leases_and_no_others()
         let other = open(&schema.url()).await;
         for _round in 0..8 {
             let nonce = Nonce::new(&SystemRandom);
-            let (here, there) = tokio::join!(store.claim(request(nonce)), other.claim(request(nonce)));
+            let (here, there) =
+                tokio::join!(store.claim(claim_request(nonce, 5)), other.claim(claim_request(nonce, 5)));
             let ids = |leases: Vec<Lease>| leases.into_iter().map(|lease| lease.message.id).collect::<Vec<_>>();
             let (here, there) = (ids(here.expect("answered").leases), ids(there.expect("answered").leases));
             assert_eq!((here.len(), &here), (5, &there));

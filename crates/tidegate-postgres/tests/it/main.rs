@@ -19,6 +19,7 @@ mod model_check;
 mod operators;
 mod plans;
 mod pooler;
+mod process;
 mod races;
 mod refused;
 mod restored;
@@ -27,6 +28,7 @@ mod round_trips;
 mod through;
 mod versions;
 mod wake_ups;
+mod wire;
 mod within;
 
 mod conformance {

@@ -11,7 +11,7 @@ use tidegate_core::{MessageId, QueueName, Store as _};
 use tidegate_postgres::{Options, PostgresStore};
 
 use crate::engine::sql;
-use crate::fixture::{Place, claim, message, open, run};
+use crate::fixture::{Place, claim, completion, is_well, message, open, run, settlement};
 
 /// More than are inserted one by one.
 const MANY: usize = 300;
@@ -20,18 +20,6 @@ const SLOTS: u32 = 300;
 
 fn messages(of: &str) -> Vec<NewMessage> {
     (0..MANY).map(|n| message(&format!("{of}-{n:04}"))).collect()
-}
-
-fn settlement(lease: &Lease, outcome: Outcome) -> Settle {
-    Settle {
-        id: lease.message.id,
-        token: lease.token,
-        outcome,
-        journal: Vec::new(),
-        then: Vec::new(),
-        compensate: Vec::new(),
-        unit: 0.5,
-    }
 }
 
 fn id_of(enqueued: &Enqueued) -> MessageId {
@@ -47,12 +35,6 @@ fn news(verdicts: &[Enqueued]) -> usize {
 
 async fn stored(store: &PostgresStore, batch: Vec<NewMessage>) -> Vec<Enqueued> {
     store.enqueue(batch).await.unwrap().into_iter().map(Result::unwrap).collect()
-}
-
-async fn is_well(place: &Place) {
-    let checks = PostgresStore::doctor(&place.schema.url(), Options::default()).await.unwrap();
-    let wrong: Vec<_> = checks.iter().filter(|check| !check.ok).collect();
-    assert!(wrong.is_empty(), "{wrong:?}");
 }
 
 #[test]
@@ -98,7 +80,7 @@ fn many_messages_live_as_one_does() {
                 (outcome, answer) => panic!("{outcome:?} was answered with {answer:?}"),
             }
         }
-        is_well(&place).await;
+        is_well(&place.schema).await;
     });
 }
 
@@ -117,7 +99,7 @@ fn two_producers_of_the_same_many_keys_make_one_message_of_each() {
         let rows = sql(&format!("select count(*) from {}", place.name("message")));
         assert_eq!(rows.trim(), (6 * MANY).to_string());
         other.close().await;
-        is_well(&place).await;
+        is_well(&place.schema).await;
     });
 }
 
@@ -130,7 +112,7 @@ fn many_messages_that_follow_are_stored_with_what_they_follow_from() {
         let next = QueueName::new("next").unwrap();
         let follows = |lease: &Lease| Settle {
             then: vec![NewMessage { queue: next.clone(), ..message(lease.message.key.as_str()) }],
-            ..settlement(lease, Outcome::Completed { result: "1".into(), orphans: false })
+            ..completion(lease)
         };
         let settled = place.store.settle(leases.iter().map(follows).collect()).await.unwrap();
         let followed: BTreeSet<MessageId> =
@@ -141,7 +123,7 @@ fn many_messages_that_follow_are_stored_with_what_they_follow_from() {
             let view = view.unwrap();
             assert_eq!((view.state, view.message.parent.is_some()), (State::Ready, true));
         }
-        is_well(&place).await;
+        is_well(&place.schema).await;
     });
 }
 
@@ -166,6 +148,6 @@ fn a_batch_of_many_that_is_refused_leaves_nothing_and_the_store_goes_on() {
         assert_eq!(news(&stored(&place.store, messages("n").into_iter().take(100).collect()).await), 100);
         sql(&format!("drop trigger refuse on {}", place.name("message")));
         assert_eq!(news(&stored(&place.store, messages("m")).await), 1);
-        is_well(&place).await;
+        is_well(&place.schema).await;
     });
 }

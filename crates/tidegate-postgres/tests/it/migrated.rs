@@ -2,17 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
 
-use std::time::Duration;
-
-use tidegate_core::id::{IdempotencyKey, LeaseToken, Tenant, WorkerId};
-use tidegate_core::lifecycle::{Outcome, State};
+use tidegate_core::id::IdempotencyKey;
+use tidegate_core::lifecycle::State;
 use tidegate_core::message::Answer;
-use tidegate_core::store::{ClaimRequest, Enqueued, QueueSlots, Settle};
-use tidegate_core::{MessageId, Nonce, Store as _, StoreErrorKind};
+use tidegate_core::store::Enqueued;
+use tidegate_core::{Nonce, Store as _, StoreErrorKind};
 use tidegate_postgres::{Migrate, Options, PostgresStore, migration_sql};
 
 use crate::engine::{Schema, database, sql};
-use crate::fixture::{claim, kind, kind_of, message, queue, run};
+use crate::fixture::{claim, claim_request, completion, is_well, kind_of, message, run};
 
 /// The steps that a store has which is older than this program's by one.
 fn all_but_the_last(schema: &str) -> String {
@@ -63,18 +61,6 @@ fn inhabited(schema: &str) -> String {
     text
 }
 
-fn completed(id: MessageId, token: LeaseToken) -> Settle {
-    Settle {
-        id,
-        token,
-        outcome: Outcome::Completed { result: "1".into(), orphans: false },
-        journal: Vec::new(),
-        then: Vec::new(),
-        compensate: Vec::new(),
-        unit: 0.5,
-    }
-}
-
 #[test]
 fn a_store_of_the_step_before_goes_on_where_it_was() {
     run(async {
@@ -88,18 +74,10 @@ fn a_store_of_the_step_before_goes_on_where_it_was() {
         let store = PostgresStore::open(&schema.url(), migrate).await.unwrap();
 
         // The reply to a claim that was made before was lost.
-        let request = ClaimRequest {
-            worker: WorkerId::new("worker").unwrap(),
-            tenant: Tenant::default(),
-            queues: vec![QueueSlots { queue: queue(), slots: 5 }],
-            kinds: vec![(kind(), 1)],
-            nonce: Nonce::from_bytes(NONCE),
-            lease: Duration::from_secs(3600),
-        };
-        let repeated = store.claim(request).await.unwrap().leases;
+        let repeated = store.claim(claim_request(Nonce::from_bytes(NONCE), 5)).await.unwrap().leases;
         let ids: Vec<i64> = repeated.iter().map(|lease| lease.message.id.as_i64()).collect();
         assert_eq!(ids, [3], "it gets its lease, and nothing more");
-        let settled = store.settle(vec![completed(repeated[0].message.id, repeated[0].token)]).await.unwrap().remove(0);
+        let settled = store.settle(vec![completion(&repeated[0])]).await.unwrap().remove(0);
         assert_eq!(settled.unwrap().state, State::Completed);
 
         let leases = claim(&store, 5).await;
@@ -108,7 +86,7 @@ fn a_store_of_the_step_before_goes_on_where_it_was() {
             .map(|l| (l.message.id.as_i64(), l.counters.claims, l.counters.attempt, l.counters.crashes))
             .collect();
         assert_eq!(counters, [(1, 1, 1, 0), (2, 4, 3, 1)]);
-        let settles = leases.iter().map(|lease| completed(lease.message.id, lease.token)).collect();
+        let settles = leases.iter().map(completion).collect();
         assert!(store.settle(settles).await.unwrap().iter().all(Result::is_ok));
 
         let again = store.enqueue(vec![message("is-done")]).await.unwrap().remove(0).unwrap();
@@ -126,9 +104,7 @@ fn a_store_of_the_step_before_goes_on_where_it_was() {
         assert!(matches!(stored, Enqueued::New { .. }));
         assert_eq!((ask("3 days").trim(), ask("4 days").trim()), ("", "max_age"));
         store.close().await;
-        let checks = PostgresStore::doctor(&schema.url(), Options::default()).await.unwrap();
-        let wrong: Vec<_> = checks.iter().filter(|check| !check.ok).collect();
-        assert!(wrong.is_empty(), "{wrong:?}");
+        is_well(&schema).await;
     });
 }
 

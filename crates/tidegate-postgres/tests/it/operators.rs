@@ -11,21 +11,17 @@ use tidegate_core::id::{EffectName, MessageId};
 use tidegate_core::lifecycle::{Cancellation, Outcome, Resolution, State};
 use tidegate_core::message::Failure;
 use tidegate_core::store::{
-    Act, Cancel, Counted, Discard, Enqueued, Filter, NewOperation, Operate, OperationState, Pace, REDRIVE_CHUNK,
-    Redrive, Resolve, Selection, Settle,
+    Cancel, Counted, Discard, Enqueued, Filter, Lease, NewOperation, Operate, OperationState, Pace, REDRIVE_CHUNK,
+    Redrive, Resolve, Selection,
 };
 use tidegate_core::{Store as _, StoreError, StoreErrorKind, Tenant};
 use tidegate_postgres::PostgresStore;
 
 use crate::doctor::{dead, parked};
-use crate::fixture::{Place, claim, connect, kind_of, message, open, run};
+use crate::fixture::{Place, act, claim, completion, connect, kind_of, message, open, run, settlement};
 
 /// How often two are let loose on one message: who is first is not the same each time.
 const ROUNDS: usize = 12;
-
-fn act() -> Act {
-    Act { actor: "tester".into(), reason: "a test".into() }
-}
 
 fn redrive(ids: Vec<MessageId>, operation: &str) -> Redrive {
     Redrive { ids, again: false, operation: operation.into(), act: act() }
@@ -178,15 +174,8 @@ fn a_chunk_of_dead_letters_is_redriven_and_discarded_whole() {
         store.enqueue(batch).await.unwrap();
         let leases = claim(store, u32::try_from(REDRIVE_CHUNK).unwrap()).await;
         assert_eq!(leases.len(), REDRIVE_CHUNK);
-        let died = |lease: &tidegate_core::store::Lease| Settle {
-            id: lease.message.id,
-            token: lease.token,
-            outcome: Outcome::Exhausted { failure: Failure::new("timeout", "no answer within 2000 ms") },
-            journal: Vec::new(),
-            then: Vec::new(),
-            compensate: Vec::new(),
-            unit: 0.5,
-        };
+        let failure = || Failure::new("timeout", "no answer within 2000 ms");
+        let died = |lease: &Lease| settlement(lease, Outcome::Exhausted { failure: failure() });
         let settled = store.settle(leases.iter().map(died).collect()).await.unwrap();
         assert!(settled.iter().all(Result::is_ok));
         let ids: Vec<MessageId> = leases.iter().map(|lease| lease.message.id).collect();
@@ -230,17 +219,7 @@ fn an_operation_that_two_processes_drive_on_comes_to_every_message_once() {
             let steps: Vec<_> = steps.into_iter().map(Result::unwrap).collect();
             assert!(steps.iter().all(|step| step.refused.is_empty()), "{steps:?}");
             for lease in claim(&place.store, 9).await {
-                let outcome = Outcome::Completed { result: "1".into(), orphans: false };
-                let settle = Settle {
-                    id: lease.message.id,
-                    token: lease.token,
-                    outcome,
-                    journal: Vec::new(),
-                    then: Vec::new(),
-                    compensate: Vec::new(),
-                    unit: 0.5,
-                };
-                place.store.settle(vec![settle]).await.unwrap().remove(0).unwrap();
+                place.store.settle(vec![completion(&lease)]).await.unwrap().remove(0).unwrap();
             }
             let known = place.store.operations(Some("all".into()), 1).await.unwrap().remove(0);
             if known.state == OperationState::Done && known.under_way() == 0 {

@@ -5,19 +5,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::effect::{EffectId, EffectPolicy, IntentTimes, Reached};
-use tidegate_core::id::EffectName;
 use tidegate_core::lifecycle::{Cancellation, Outcome, State};
 use tidegate_core::message::Failure;
-use tidegate_core::store::{
-    Act, Cancel, Counted, Enqueued, Extend, Journal, JournalWrite, Lease, MessageView, Redrive, Settle, SweepRequest,
-};
+use tidegate_core::store::{Act, Cancel, Counted, Extend, Lease, MessageView, Redrive, Settle};
 use tidegate_core::{MessageId, Store as _, StoreErrorKind};
 use tidegate_postgres::{Options, PostgresStore};
 use tidegate_testkit::ManualClock;
 
 use crate::engine::Schema;
-use crate::fixture::{Place, claim, connect, message, run};
+use crate::fixture::{
+    Place, act, at_most_once, claim, completion, connect, intent, message, put, run, settlement, sweep,
+};
 
 const ROUNDS: usize = 40;
 
@@ -40,9 +38,7 @@ impl Two {
     }
 
     async fn put(&self, key: &str) -> MessageId {
-        let enqueued = self.one.enqueue(vec![message(key)]).await.unwrap().remove(0).unwrap();
-        let Enqueued::New { id } = enqueued else { panic!("not new: {enqueued:?}") };
-        id
+        put(&self.one, key).await
     }
 
     async fn started(&self, key: &str) -> Lease {
@@ -58,8 +54,7 @@ impl Two {
     }
 
     async fn sweep(&self) -> Vec<MessageId> {
-        let sweep = SweepRequest { take_over: true, retention: None, limit: 10, unit: 0.5 };
-        self.other.sweep(sweep).await.unwrap().taken_over.into_iter().map(|taken| taken.id).collect()
+        self.other.sweep(sweep()).await.unwrap().taken_over.into_iter().map(|taken| taken.id).collect()
     }
 
     async fn view(&self, id: MessageId) -> MessageView {
@@ -80,39 +75,8 @@ impl Two {
     }
 }
 
-fn settlement(lease: &Lease, outcome: Outcome) -> Settle {
-    Settle {
-        id: lease.message.id,
-        token: lease.token,
-        outcome,
-        journal: Vec::new(),
-        then: Vec::new(),
-        compensate: Vec::new(),
-        unit: 0.5,
-    }
-}
-
-fn completed() -> Outcome {
-    Outcome::Completed { result: "1".into(), orphans: false }
-}
-
 fn cancel(ids: Vec<MessageId>) -> Cancel {
-    Cancel { ids, release_key: false, act: Act { actor: "tester".into(), reason: "a test".into() } }
-}
-
-fn at_most_once() -> Reached {
-    Reached {
-        effect: EffectId { name: EffectName::new("capture").unwrap(), item: None },
-        policy: EffectPolicy::AtMostOnce,
-        request_hash: [1; 16],
-        quarantine: Duration::from_secs(120),
-    }
-}
-
-fn intent(lease: &Lease) -> Journal {
-    let times = IntentTimes { send_within: Duration::from_secs(10), reconcile_for: Duration::from_secs(86_400) };
-    let write = JournalWrite::Intent { reached: at_most_once(), times };
-    Journal { id: lease.message.id, token: lease.token, before: Vec::new(), write }
+    Cancel { ids, release_key: false, act: act() }
 }
 
 #[test]
@@ -128,7 +92,7 @@ fn of_a_settlement_and_a_takeover_one_happens() {
                 queue: tidegate_core::id::QueueName::new("next").unwrap(),
                 ..message(&format!("next{n}"))
             }];
-            let settle = Settle { then: follow_up, ..settlement(&lease, completed()) };
+            let settle = Settle { then: follow_up, ..completion(&lease) };
             let (settled, taken) = tokio::join!(two.one.settle(vec![settle]), two.sweep());
             match settled.unwrap().remove(0) {
                 Ok(settled) => {
@@ -141,7 +105,7 @@ fn of_a_settlement_and_a_takeover_one_happens() {
                     let view = two.view(id).await;
                     assert_eq!((view.state, view.answer), (State::Ready, None));
                     let next = claim(&two.other, 1).await.remove(0);
-                    two.other.settle(vec![settlement(&next, completed())]).await.unwrap().remove(0).unwrap();
+                    two.other.settle(vec![completion(&next)]).await.unwrap().remove(0).unwrap();
                 }
             }
         }
@@ -155,7 +119,7 @@ fn the_same_settlement_on_two_handles_is_one() {
         let two = Two::new().await;
         for n in 0..ROUNDS {
             let lease = two.started(&format!("m{n}")).await;
-            let settle = || vec![settlement(&lease, completed())];
+            let settle = || vec![completion(&lease)];
             let (one, other) = tokio::join!(two.one.settle(settle()), two.other.settle(settle()));
             let (one, other) = (one.unwrap().remove(0).unwrap(), other.unwrap().remove(0).unwrap());
             assert!(one.repeated != other.repeated, "{one:?} {other:?}");
@@ -175,7 +139,7 @@ fn of_two_settlements_under_one_token_the_second_is_a_conflict() {
             let failure = Failure::new("down", "not now");
             let retry = Outcome::Retryable { failure, after: None };
             let (one, other) = tokio::join!(
-                two.one.settle(vec![settlement(&lease, completed())]),
+                two.one.settle(vec![completion(&lease)]),
                 two.other.settle(vec![settlement(&lease, retry)])
             );
             let (one, other) = (one.unwrap().remove(0), other.unwrap().remove(0));
@@ -200,7 +164,7 @@ fn an_intent_that_was_written_is_seen_by_the_takeover_beside_it() {
             let id = lease.message.id;
             // Not lapsed for the intent by a millisecond, and lapsed for a sweep a moment later.
             two.clock.advance(Duration::from_secs(3600));
-            let writes = two.one.journal(vec![intent(&lease)]);
+            let writes = two.one.journal(vec![intent(&lease, at_most_once())]);
             let lapses = async {
                 two.clock.advance(Duration::from_millis(1));
                 two.sweep().await
@@ -241,7 +205,7 @@ fn an_extension_beside_a_takeover_holds_or_is_refused() {
                     assert!(taken.is_empty());
                     let held = two.view(id).await.lease.map(|(_, until)| until);
                     assert_eq!(held, Some(extended.until));
-                    two.one.settle(vec![settlement(&lease, completed())]).await.unwrap().remove(0).unwrap();
+                    two.one.settle(vec![completion(&lease)]).await.unwrap().remove(0).unwrap();
                 }
                 Err(refused) => {
                     assert_eq!((refused.kind(), taken), (StoreErrorKind::LeaseLost, vec![id]));
@@ -297,7 +261,7 @@ fn a_dead_letter_that_two_operators_redrive_begins_one_generation() {
             let view = two.view(id).await;
             assert_eq!((view.state, view.counters.generation), (State::Ready, 1));
             let again = claim(&two.one, 1).await.remove(0);
-            two.one.settle(vec![settlement(&again, completed())]).await.unwrap().remove(0).unwrap();
+            two.one.settle(vec![completion(&again)]).await.unwrap().remove(0).unwrap();
         }
         assert_eq!(two.depths().await, [0; 5]);
     });

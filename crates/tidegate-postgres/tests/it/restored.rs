@@ -6,50 +6,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::effect::{EffectAnswer, EffectId, EffectPolicy, EffectState, IntentTimes, Reached};
-use tidegate_core::id::EffectName;
+use tidegate_core::effect::{EffectAnswer, EffectPolicy, EffectState};
 use tidegate_core::lifecycle::{Cancellation, Outcome, State};
 use tidegate_core::message::Failure;
-use tidegate_core::store::{Act, Cancel, Enqueued, Extend, Journal, JournalWrite, Lease, Settle};
-use tidegate_core::{MessageId, Store as _, StoreErrorKind};
+use tidegate_core::store::{Act, Cancel, Extend, Journal, JournalWrite, Lease};
+use tidegate_core::{Store as _, StoreErrorKind};
 use tidegate_pgcluster::{Cluster, Settings};
 use tidegate_postgres::PostgresStore;
 
 use crate::engine::{Schema, sql};
-use crate::fixture::{claim, kind_of, message, open, run};
-
-fn act() -> Act {
-    Act { actor: "tester".into(), reason: "a test".into() }
-}
-
-fn reached(name: &str, policy: EffectPolicy) -> Reached {
-    let effect = EffectId { name: EffectName::new(name).unwrap(), item: None };
-    Reached { effect, policy, request_hash: [1; 16], quarantine: Duration::from_secs(120) }
-}
-
-fn intent(lease: &Lease, reached: Reached) -> Vec<Journal> {
-    let times = IntentTimes { send_within: Duration::from_secs(10), reconcile_for: Duration::from_secs(86_400) };
-    let write = JournalWrite::Intent { reached, times };
-    vec![Journal { id: lease.message.id, token: lease.token, before: Vec::new(), write }]
-}
-
-fn settlement(lease: &Lease, outcome: Outcome) -> Settle {
-    Settle {
-        id: lease.message.id,
-        token: lease.token,
-        outcome,
-        journal: Vec::new(),
-        then: Vec::new(),
-        compensate: Vec::new(),
-        unit: 0.5,
-    }
-}
-
-async fn put(store: &PostgresStore, key: &str) -> MessageId {
-    let enqueued = store.enqueue(vec![message(key)]).await.unwrap().remove(0).unwrap();
-    let Enqueued::New { id } = enqueued else { panic!("not new: {enqueued:?}") };
-    id
-}
+use crate::fixture::{act, at_most_once, claim, intent, kind_of, message, open, put, reached, run, settlement};
 
 async fn started(store: &PostgresStore, key: &str) -> Lease {
     let id = put(store, key).await;
@@ -61,7 +27,7 @@ async fn started(store: &PostgresStore, key: &str) -> Lease {
 /// A store in which one message is parked, one runs and one waits: what runs is told.
 async fn peopled(store: &PostgresStore) -> Lease {
     let parked = started(store, "parked").await;
-    let row = store.journal(intent(&parked, reached("capture", EffectPolicy::AtMostOnce))).await.unwrap();
+    let row = store.journal(vec![intent(&parked, at_most_once())]).await.unwrap();
     assert!(row[0].is_ok());
     let unknown = Outcome::Unknown { failure: Failure::new("timeout", "no reply") };
     store.settle(vec![settlement(&parked, unknown)]).await.unwrap().remove(0).unwrap();
@@ -147,8 +113,12 @@ fn an_older_message_of_a_restored_store_reaches_its_effects_as_if_they_had_been_
             put(&store, key).await;
         }
         let lease = claim(&store, 3).await.into_iter().find(|lease| lease.message.key.as_str() == "confirmed").unwrap();
-        let row =
-            store.journal(intent(&lease, reached("a", EffectPolicy::AtMostOnce))).await.unwrap().remove(0).unwrap();
+        let row = store
+            .journal(vec![intent(&lease, reached("a", EffectPolicy::AtMostOnce))])
+            .await
+            .unwrap()
+            .remove(0)
+            .unwrap();
         let answer = EffectAnswer::Confirmed { value: "1".into() };
         let write = JournalWrite::Answer { effect: row.effect, seq: row.seq, answer };
         let answered = Journal { id: lease.message.id, token: lease.token, before: Vec::new(), write };
@@ -159,7 +129,8 @@ fn an_older_message_of_a_restored_store_reaches_its_effects_as_if_they_had_been_
         put(&copy, "new").await;
         let leases = claim(&copy, 10).await;
         let named = |key: &str| leases.iter().find(|lease| lease.message.key.as_str() == key).unwrap();
-        let journal = async |key: &str, reached| copy.journal(intent(named(key), reached)).await.unwrap().remove(0);
+        let journal =
+            async |key: &str, reached| copy.journal(vec![intent(named(key), reached)]).await.unwrap().remove(0);
 
         let once = journal("once", reached("a", EffectPolicy::AtMostOnce)).await.unwrap();
         assert!(matches!(once.state, EffectState::Unknown { .. }), "{once:?}");

@@ -6,14 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tidegate_core::Store as _;
-use tidegate_core::lifecycle::Outcome;
-use tidegate_core::store::{Lease, Settle};
 use tidegate_postgres::{Options, PostgresStore};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
 
-use crate::engine::{Schema, database};
-use crate::fixture::{claim, message, run};
+use crate::engine::Schema;
+use crate::fixture::{claim, completion, message, run};
+use crate::wire::{Ear, between};
 
 /// One connection: how often the client spoke after the server had.
 #[derive(Debug, Default)]
@@ -22,8 +19,8 @@ struct Turns {
     server_spoke: AtomicBool,
 }
 
-impl Turns {
-    fn client_speaks(&self) {
+impl Ear for Turns {
+    fn client_speaks(&self, _said: &mut [u8]) {
         if self.server_spoke.swap(false, Ordering::SeqCst) {
             self.turns.fetch_add(1, Ordering::SeqCst);
         }
@@ -42,26 +39,14 @@ struct Counter {
 
 impl Counter {
     async fn start(schema: &Schema) -> Self {
-        let url = database();
-        let (who, rest) = url.split_once('@').unwrap();
-        let (server, path) = rest.split_once('/').unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let here = listener.local_addr().unwrap();
         let connections: Arc<Mutex<Vec<Arc<Turns>>>> = Arc::default();
-        let (kept, server) = (Arc::clone(&connections), server.to_owned());
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let turns = Arc::new(Turns::default());
-                kept.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&turns));
-                let server = TcpStream::connect(&server).await.unwrap();
-                let (from_client, to_client) = client.into_split();
-                let (from_server, to_server) = server.into_split();
-                let said = Arc::clone(&turns);
-                tokio::spawn(async move { pass(from_client, to_server, || said.client_speaks()).await });
-                tokio::spawn(async move { pass(from_server, to_client, || turns.server_speaks()).await });
-            }
-        });
-        Self { connections, url: format!("{who}@{here}/{path}?schema={}", schema.name()) }
+        let kept = Arc::clone(&connections);
+        let ear = move || {
+            let turns = Arc::new(Turns::default());
+            kept.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&turns));
+            turns
+        };
+        Self { connections, url: between(schema, ear).await }
     }
 
     fn so_far(&self) -> Vec<u64> {
@@ -79,35 +64,13 @@ impl Counter {
     }
 }
 
-async fn pass(mut from: tokio::net::tcp::OwnedReadHalf, mut to: tokio::net::tcp::OwnedWriteHalf, speaks: impl Fn()) {
-    let mut buffer = vec![0; 1 << 16];
-    while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        speaks();
-        if to.write_all(&buffer[..length]).await.is_err() {
-            return;
-        }
-    }
-}
-
-fn settlement(lease: &Lease) -> Settle {
-    Settle {
-        id: lease.message.id,
-        token: lease.token,
-        outcome: Outcome::Completed { result: "1".into(), orphans: false },
-        journal: Vec::new(),
-        then: Vec::new(),
-        compensate: Vec::new(),
-        unit: 0.5,
-    }
-}
-
 async fn lives(counter: &Counter, store: &PostgresStore, of: &str, many: u32) -> [u64; 3] {
     let batch = (0..many).map(|n| message(&format!("{of}-{n}"))).collect();
     let (enqueued, verdicts) = counter.of(store.enqueue(batch)).await;
     assert!(verdicts.unwrap().iter().all(Result::is_ok));
     let (claimed, leases) = counter.of(claim(store, many)).await;
     assert_eq!(leases.len(), many as usize);
-    let (settled, verdicts) = counter.of(store.settle(leases.iter().map(settlement).collect())).await;
+    let (settled, verdicts) = counter.of(store.settle(leases.iter().map(completion).collect())).await;
     assert!(verdicts.unwrap().iter().all(Result::is_ok));
     [enqueued, claimed, settled]
 }

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use tidegate_core::effect::{EffectId, EffectPolicy, Reached};
 use tidegate_core::id::EffectName;
-use tidegate_core::lifecycle::{Outcome, State};
-use tidegate_core::store::{Counted, Extend, Lease, Settle, SweepRequest};
+use tidegate_core::lifecycle::State;
+use tidegate_core::store::{Counted, Extend, Lease};
 use tidegate_core::{Store as _, StoreErrorKind};
 use tidegate_postgres::{EffectInError, Options, PostgresStore, Work, Working};
 use tidegate_testkit::ManualClock;
 use tokio::sync::oneshot;
 
 use crate::engine::sql;
-use crate::fixture::{Place, claim, message, run};
+use crate::fixture::{Place, claim, completion, message, run, sweep};
 
 fn transactional(name: &str) -> Reached {
     Reached {
@@ -53,18 +53,6 @@ fn book(ledger: &str, cents: i64, runs: &Arc<AtomicU32>) -> Work {
 
 async fn effect_in(store: &PostgresStore, lease: &Lease, work: Work) -> Result<Arc<str>, EffectInError> {
     store.effect_in(lease.message.id, lease.token, transactional("book"), work).await
-}
-
-fn completion(lease: &Lease) -> Settle {
-    Settle {
-        id: lease.message.id,
-        token: lease.token,
-        outcome: Outcome::Completed { result: "1".into(), orphans: false },
-        journal: Vec::new(),
-        then: Vec::new(),
-        compensate: Vec::new(),
-        unit: 0.5,
-    }
 }
 
 fn refusal(refused: Result<Arc<str>, EffectInError>) -> StoreErrorKind {
@@ -173,23 +161,22 @@ fn while_its_work_runs_a_lease_is_prolonged_and_not_taken_over() {
         let place = Place { store, schema };
         let (lease, ledger) = started(&place).await;
         let ((began, has_begun), (go_on, told)) = (oneshot::channel(), oneshot::channel());
-        let sweep = SweepRequest { take_over: true, retention: None, limit: 10, unit: 0.5 };
         let effect = effect_in(&place.store, &lease, held(&ledger, began, told));
         let meanwhile = async {
             has_begun.await.unwrap();
             // The worker was silent for longer than its lease.
             clock.advance(Duration::from_secs(4000));
-            assert!(other.sweep(sweep.clone()).await.unwrap().taken_over.is_empty(), "it is passed over");
+            assert!(other.sweep(sweep()).await.unwrap().taken_over.is_empty(), "it is passed over");
             let extend =
                 Extend { id: lease.message.id, token: lease.token, lease: Duration::from_secs(30), alone: false };
             other.extend(vec![extend]).await.unwrap().remove(0).expect("the keepalive does not wait");
             clock.advance(Duration::from_secs(31));
-            assert!(other.sweep(sweep.clone()).await.unwrap().taken_over.is_empty(), "it is passed over again");
+            assert!(other.sweep(sweep()).await.unwrap().taken_over.is_empty(), "it is passed over again");
             go_on.send(()).unwrap();
         };
         let (value, ()) = tokio::join!(effect, meanwhile);
         assert_eq!(&*value.unwrap(), "100", "what began under the lease is committed under it");
-        assert_eq!(other.sweep(sweep).await.unwrap().taken_over.len(), 1);
+        assert_eq!(other.sweep(sweep()).await.unwrap().taken_over.len(), 1);
         // The one who held it comes too late, and its successor replays.
         let runs = Arc::new(AtomicU32::new(0));
         let late = effect_in(&place.store, &lease, book(&ledger, 1, &runs)).await;
