@@ -36,6 +36,10 @@ pub(crate) struct Run {
 /// Writes a batch.
 pub(crate) async fn journal(group: &mut Group, batch: &[&Journal]) -> Result<Verdicts<EffectRow>, Trouble> {
     let mut runs = running(group, batch.iter().map(|item| (item.id, item.token))).await?;
+    let missing: Vec<&Journal> = batch.iter().copied().filter(|item| !runs.contains_key(&item.id)).collect();
+    if came_back(group, &missing).await? {
+        return Err(Trouble::Again("a settlement under the same token gave the lease back meanwhile"));
+    }
     let mut verdicts = Vec::with_capacity(batch.len());
     let mut late = Vec::new();
     for item in batch {
@@ -101,6 +105,21 @@ async fn running(
         }
     }
     Ok(runs)
+}
+
+/// Whether one of these leases is held after all: what the settlement that was waited for gave back is not shown by the
+/// snapshot of the statement that waited.
+async fn came_back(group: &Group, missing: &[&Journal]) -> Result<bool, Trouble> {
+    const CAME_BACK: &str = "-- journal: a lease that came back with the commit that was waited for
+        select 1 from unnest($1::bigint[], $2::integer[], $3::bytea[]) as u(id, claims, nonce)
+        join tidegate.lease l on l.id = u.id and l.claims = u.claims and l.nonce = u.nonce limit 1";
+    if missing.is_empty() {
+        return Ok(false);
+    }
+    let ids: Vec<i64> = missing.iter().map(|item| item.id.as_i64()).collect();
+    let claims: Vec<i32> = missing.iter().map(|item| row::narrow(item.token.claims)).collect();
+    let nonces: Vec<[u8; 16]> = missing.iter().map(|item| *item.token.nonce.as_bytes()).collect();
+    Ok(!group.conn.query(CAME_BACK, &[&ids, &claims, &nonces]).await?.is_empty())
 }
 
 /// Whether this token holds the lease.

@@ -251,7 +251,11 @@ impl Within<'_> {
         );
         let before = self.query(PATIENT, &[]).await?;
         let before: String = before.first().map_or(Ok("0".to_owned()), |row| row::column(row, 0, "clock"))?;
-        let lease = self.query(LEASE, &[&effect.id.as_i64()]).await?;
+        let mut lease = self.query(LEASE, &[&effect.id.as_i64()]).await?;
+        if lease.is_empty() {
+            // What the settlement that was waited for gave back is not shown by the snapshot of the statement that waited.
+            lease = self.query(LEASE, &[&effect.id.as_i64()]).await?;
+        }
         self.query(AS_BEFORE, &[&before]).await?;
         let lease = lease.first().map(|lease| row::lease(lease, 0)).transpose()?.map(|(_, lease)| lease);
         let Some(lease) = lease.filter(|lease| lease.token == effect.token) else {

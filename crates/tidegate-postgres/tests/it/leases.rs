@@ -3,22 +3,24 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tidegate_core::effect::{EffectPolicy, Reached};
 use tidegate_core::lifecycle::State;
 use tidegate_core::store::{Extend, Lease, Settle};
 use tidegate_core::{Clock as _, Store as _, StoreError, StoreErrorKind, SystemClock};
-use tidegate_postgres::{Options, PostgresStore, Work};
+use tidegate_postgres::{EffectInError, Options, PostgresStore, Work};
 use tidegate_testkit::ManualClock;
 use tokio::task::JoinHandle;
 
 use crate::engine::{Schema, sql};
 use crate::fixture::{
-    EVERY, Place, at_most_once, claim, claim_for, completion, connect, intent, message, open, reached, run,
+    EVERY, Place, at_most_once, claim, claim_for, completion, connect, intent, is_well, message, open, reached, run,
     somebody_waits, sweep,
 };
 use crate::process::Process;
+use crate::wire::{Ear, between};
 
 /// How a worker learns which store is its.
 const ASSIGNMENT: &str = "TIDEGATE_TEST_WORKER_TO_DIE";
@@ -52,6 +54,21 @@ fn extends(store: Arc<PostgresStore>, leases: Vec<Lease>) -> JoinHandle<Kinds> {
 fn journals(store: Arc<PostgresStore>, leases: Vec<Lease>) -> JoinHandle<Kinds> {
     let of = |lease: &Lease| intent(lease, at_most_once());
     tokio::spawn(async move { kinds(store.journal(leases.iter().map(of).collect()).await.unwrap()) })
+}
+
+fn books(store: Arc<PostgresStore>, leases: Vec<Lease>) -> JoinHandle<Kinds> {
+    tokio::spawn(async move {
+        let mut verdicts = Vec::new();
+        for Lease { message, token, .. } in leases {
+            let work: Work = Box::new(|_| Box::pin(async { Ok("1".into()) }));
+            let booked = store.effect_in(message.id, token, credit(), work).await.map(drop);
+            verdicts.push(booked.map_err(|error| match error {
+                EffectInError::Store(error) => error.kind(),
+                EffectInError::Work(error) => panic!("the work: {error}"),
+            }));
+        }
+        verdicts
+    })
 }
 
 fn credit() -> Reached {
@@ -228,4 +245,79 @@ fn a_process_that_falls_silent_in_a_copy_is_ended_and_what_it_locked_is_taken_ov
         drop(sink);
         store.close().await;
     });
+}
+
+/// Spoils the beginning of one transaction.
+#[derive(Debug, Default)]
+struct Spoiler(AtomicBool);
+
+impl Ear for Spoiler {
+    fn client_speaks(&self, said: &mut [u8]) {
+        const BEGIN: &[u8] = b"begin isolation level";
+        let at = said.windows(BEGIN.len()).position(|text| text == BEGIN);
+        if let Some(at) = at
+            && self.0.swap(false, Ordering::SeqCst)
+        {
+            said[at] = b'x';
+        }
+    }
+
+    fn server_speaks(&self) {}
+}
+
+/// The server carries out what was sent along with a beginning that it refused, each statement by itself.
+#[test]
+fn a_settlement_whose_transaction_could_not_begin_takes_no_lease_away() {
+    run(async {
+        let schema = Schema::new();
+        let spoiler = Arc::new(Spoiler::default());
+        let ear = Arc::clone(&spoiler);
+        let url = between(&schema, move || Arc::clone(&ear)).await;
+        let store = PostgresStore::open(&url, Options::default()).await.unwrap();
+        store.enqueue(vec![message("a")]).await.unwrap();
+        let lease = claim(&store, 1).await.remove(0);
+        spoiler.0.store(true, Ordering::SeqCst);
+        let refused = store.settle(vec![completion(&lease)]).await.expect_err("it could not begin");
+        assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
+        assert!(refused.what().contains("syntax error at or near \"xegin\""), "{refused}");
+        let progress = store.progress(vec![lease.message.id]).await.unwrap().remove(0);
+        assert_eq!(progress.map(|progress| progress.state), Some(State::Leased));
+        is_well(&schema).await;
+        let settled = store.settle(vec![completion(&lease)]).await.unwrap().remove(0).unwrap();
+        assert_eq!((settled.state, settled.repeated), (State::Completed, false));
+        store.close().await;
+    });
+}
+
+/// The snapshot of a statement that waited for the end of another transaction does not show what came back with it.
+#[test]
+fn whoever_waited_for_a_settlement_that_gave_its_lease_back_is_not_told_that_it_is_lost() {
+    let (undecided, held) = (Err(StoreErrorKind::Corrupt), Ok(()));
+    for (verb, writes, expected) in [
+        ("settle", settles as Writes, undecided),
+        ("journal", journals, undecided),
+        ("effect", books, undecided),
+        ("extend", extends, held),
+    ] {
+        run(async {
+            let place = Place::new().await;
+            let other = open(&place.schema.url()).await;
+            place.store.enqueue(vec![message("a"), message("b")]).await.unwrap();
+            let leases = claim(&place.store, 2).await;
+            place.store.journal(vec![intent(&leases[0], at_most_once())]).await.unwrap().remove(0).unwrap();
+            // Its journal is gone: nothing can be decided about it.
+            sql(&format!("delete from {}", place.name("effect")));
+            let mut stopped = connect().await;
+            let tx = stopped.transaction().await.unwrap();
+            tx.batch_execute(&format!("lock table {} in share mode", place.name("result"))).await.unwrap();
+            let first = settles(Arc::clone(&place.store), leases.clone());
+            somebody_waits(&format!("into {}", place.name("result"))).await;
+            let second = writes(Arc::clone(&other), leases[..1].to_vec());
+            somebody_waits(&format!("from {}", place.name("lease"))).await;
+            tx.rollback().await.unwrap();
+            assert_eq!(first.await.unwrap(), [Err(StoreErrorKind::Corrupt), Ok(())]);
+            assert_eq!(second.await.unwrap(), [expected], "{verb}");
+            other.close().await;
+        });
+    }
 }
