@@ -265,8 +265,13 @@ impl Conn {
             sink.send(Cursor::new(Arc::clone(&rows.data))).await?;
             sink.finish().await
         };
-        // Refused before it began, a copy is answered twice, and from then on each answer would be taken for the next one's.
-        copied.await.map(drop).inspect_err(|_| self.broken.store(true, Ordering::Relaxed))
+        // Refused before it began, a copy is answered twice: the driver sends two ends of it, and the server reads over the
+        // first one only while it takes rows. From then on each answer would be taken for the next one's.
+        copied.await.map(drop).inspect_err(|error| {
+            if !refuses_a_row(error) {
+                self.broken.store(true, Ordering::Relaxed);
+            }
+        })
     }
 
     async fn statement(&self, (sql, params): Step<'_>) -> Result<(), Error> {
@@ -349,6 +354,12 @@ impl Conn {
         }
         Ok(())
     }
+}
+
+/// Whether an error is about a row that the server had read: a copy that has come so far is answered once. What it says of the
+/// data otherwise, as that a column is not there, it says before.
+fn refuses_a_row(error: &Error) -> bool {
+    error.code().is_some_and(|code| code.code().starts_with("23"))
 }
 
 /// The first thing that went wrong.

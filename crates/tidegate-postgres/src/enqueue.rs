@@ -1,7 +1,8 @@
 //! Stores messages, once per key.
 //!
-//! The key is the gate: one row for as long as its message is kept, inserted before anything else of a message. A batch
-//! inserts its keys in their order, in one statement, so that two batches never wait for each other in a circle.
+//! The key is the gate: one row for as long as its message is kept, inserted before anything else of a message, or, where
+//! there are many, copied behind it. A batch inserts its keys in their order, in one statement, so that two batches never
+//! wait for each other in a circle.
 
 use std::collections::HashMap;
 use std::sync::Arc;

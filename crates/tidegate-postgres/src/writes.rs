@@ -239,9 +239,8 @@ impl Writes {
         // What is copied is sent first: it must not be a row that is to go before it comes.
         let copied = |many: usize, goes: bool| copies && many >= MANY && !goes;
         self.taken(&mut parts);
-        if copied(self.keys.len(), !self.gone_keys.is_empty()) {
-            rows.push(self.copied_keys());
-        } else {
+        let copied_keys = copied(self.keys.len(), !self.gone_keys.is_empty());
+        if !copied_keys {
             self.taking(&mut parts);
         }
         if copied(self.bodies.len(), false) {
@@ -268,6 +267,11 @@ impl Writes {
         let copied_results = copied(self.results.len(), !self.gone_result.is_empty());
         if copied_results {
             rows.push(self.copied_results());
+        }
+        // The last of them: a key that somebody else took meanwhile ends the transaction, and a copy behind it would be refused
+        // before it began, which ends the connection as well (`conn.rs`).
+        if copied_keys {
+            rows.push(self.copied_keys());
         }
         self.ended(&mut parts, !copied_results);
         self.noted(&mut parts);

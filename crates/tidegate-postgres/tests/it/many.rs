@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tidegate_core::lifecycle::{Outcome, State};
 use tidegate_core::message::{Answer, Failure, NewMessage};
@@ -10,8 +11,8 @@ use tidegate_core::store::{Enqueued, Lease, Settle};
 use tidegate_core::{MessageId, QueueName, Store as _};
 use tidegate_postgres::{Options, PostgresStore};
 
-use crate::engine::sql;
-use crate::fixture::{Place, claim, completion, is_well, message, open, run, settlement};
+use crate::engine::{Schema, sql};
+use crate::fixture::{Place, claim, completion, connect, is_well, message, open, run, settlement, somebody_waits};
 
 /// More than are inserted one by one.
 const MANY: usize = 300;
@@ -149,5 +150,42 @@ fn a_batch_of_many_that_is_refused_leaves_nothing_and_the_store_goes_on() {
         sql(&format!("drop trigger refuse on {}", place.name("message")));
         assert_eq!(news(&stored(&place.store, messages("m")).await), 1);
         is_well(&place.schema).await;
+    });
+}
+
+#[test]
+fn a_key_that_somebody_else_takes_meanwhile_ends_the_transaction_and_not_the_connection() {
+    run(async {
+        let schema = Schema::new();
+        let url = format!("{}&application_name={}", schema.url(), schema.name());
+        let store = PostgresStore::open(&url, Options { writers: 1, ..Options::default() }).await.unwrap();
+        stored(&store, vec![message("before")]).await;
+        // But for the one that listens, which is made when it is.
+        let sessions = || {
+            sql(&format!(
+                "select string_agg(pid::text, ' ' order by pid) from pg_stat_activity
+                 where application_name = '{}' and query <> '' and query not like '%listen%'",
+                schema.name()
+            ))
+        };
+        let before = sessions();
+        let mut other = connect().await;
+        let tx = other.transaction().await.unwrap();
+        let takes =
+            format!("select from {}.enqueue('work', 'work', 'm-0123', '{{\"cents\": 1200}}'::text)", schema.name());
+        tx.execute(&takes, &[]).await.unwrap();
+        let waiting = tokio::spawn({
+            let store = Arc::clone(&store);
+            async move { stored(&store, messages("m")).await }
+        });
+        somebody_waits(&format!("copy {}.key", schema.name())).await;
+        tx.commit().await.unwrap();
+        let all = waiting.await.unwrap();
+        let known: Vec<usize> = (0..MANY).filter(|n| matches!(all[*n], Enqueued::Existing { .. })).collect();
+        assert_eq!((news(&all), known), (MANY - 1, vec![123]));
+        assert!(store.group_stats().repeated > 0, "it was refused, and carried out again");
+        assert_eq!(sessions(), before, "on the same connection");
+        store.close().await;
+        is_well(&schema).await;
     });
 }
