@@ -39,6 +39,9 @@ const DUTY: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(9
 
 /// How often claims are forgotten of which no lease is left, and how old they are at least.
 const FORGETS_EVERY: Duration = Duration::from_secs(30);
+/// The most of them at a time. Each time goes through all that stand, and steps over those that are gone while somebody's old
+/// snapshot keeps them: few large steps cost less than many of a sweep's size.
+const MOST_FORGOTTEN: u32 = 10_000;
 
 /// How often connections are looked for that fell silent in the midst of a COPY.
 const ENDS_SILENT_EVERY: Duration = Duration::from_secs(5);
@@ -57,7 +60,7 @@ pub(crate) async fn sweep(group: &mut Group, request: &SweepRequest) -> Result<S
         }
         promote(group, request.limit, &mut swept).await?;
         swept.more |= fold::fold(group).await?;
-        forget_claims(group).await?;
+        swept.more |= forget_claims(group).await?;
     }
     if let Some(retention) = request.retention
         && has_duty(group, "retention", keeps).await?
@@ -122,23 +125,30 @@ async fn end_silent_copies(group: &Group) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Forgets claims of which no lease is left, now and then: whoever repeats one of them finds nothing to repeat.
-async fn forget_claims(group: &Group) -> Result<(), Trouble> {
+/// Forgets claims of which no lease is left, now and then: whoever repeats one of them finds nothing to repeat. Says whether
+/// there are more of them.
+async fn forget_claims(group: &Group) -> Result<bool, Trouble> {
     const FORGET: &str =
         "-- sweep: a claim and its leases are there in one commit, so that one look at both tells what is over
         delete from tidegate.claimed
         where at < floor(extract(epoch from clock_timestamp()) * 1000)::bigint - $1
-            and nonce not in (select nonce from tidegate.lease)";
+                -- asked here as well: one that is made again meanwhile is waited for, and then has another time
+            and nonce in (
+                select nonce from tidegate.claimed
+                where at < floor(extract(epoch from clock_timestamp()) * 1000)::bigint - $1
+                    and nonce not in (select nonce from tidegate.lease)
+                limit $2)";
     let now = group.shared.monotonic();
-    {
-        let mut cleared = group.shared.claims_cleared.lock().unwrap_or_else(PoisonError::into_inner);
-        if cleared.is_some_and(|before| now.saturating_sub(before) < FORGETS_EVERY) {
-            return Ok(());
-        }
-        *cleared = Some(now);
+    let cleared = || group.shared.claims_cleared.lock().unwrap_or_else(PoisonError::into_inner);
+    if cleared().is_some_and(|before| now.saturating_sub(before) < FORGETS_EVERY) {
+        return Ok(false);
     }
-    group.conn.execute(FORGET, &[&row::millis(FORGETS_EVERY)]).await?;
-    Ok(())
+    let forgotten = group.conn.execute(FORGET, &[&row::millis(FORGETS_EVERY), &i64::from(MOST_FORGOTTEN)]).await?;
+    let more = forgotten >= u64::from(MOST_FORGOTTEN);
+    if !more {
+        *cleared() = Some(now);
+    }
+    Ok(more)
 }
 
 async fn take_over(group: &mut Group, request: &SweepRequest, swept: &mut Swept) -> Result<(), Trouble> {

@@ -1,5 +1,6 @@
 //! What one process does for the whole fleet moves to another one when it dies.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::store::SweepRequest;
@@ -7,7 +8,7 @@ use tidegate_core::{Clock as _, Store as _, SystemClock, failpoint};
 use tidegate_postgres::{Options, PostgresStore};
 
 use crate::engine::sql;
-use crate::fixture::{Place, claim_for, message, run};
+use crate::fixture::{Place, claim, claim_for, connect, message, run, somebody_waits};
 use crate::process::Process;
 
 /// How a sweeper learns which store is its.
@@ -190,5 +191,43 @@ fn a_process_that_is_stopped_inside_its_sweep_keeps_the_others_from_it_for_secon
             }
         }
         panic!("{} holds it for as long as it is stopped", stopped.name());
+    });
+}
+
+#[test]
+fn claims_of_which_no_lease_is_left_are_forgotten_in_bounded_steps() {
+    run(async {
+        let place = Place::new().await;
+        place.store.enqueue(vec![message("m")]).await.unwrap().remove(0).unwrap();
+        assert_eq!(claim(&place.store, 1).await.len(), 1);
+        let claimed = place.name("claimed");
+        sql(&format!(
+            "update {claimed} set at = 0;
+             insert into {claimed} (nonce, at) select decode(md5(n::text), 'hex'), 0 from generate_series(1, 10001) n"
+        ));
+        let left = || sql(&format!("select count(*) from {claimed}")).trim().to_owned();
+        let swept = place.store.sweep(request()).await.unwrap();
+        assert_eq!((swept.more, left().as_str()), (true, "2"), "no more than 10,000 in one transaction");
+        let swept = place.store.sweep(request()).await.unwrap();
+        assert_eq!((swept.more, left().as_str()), (false, "1"), "that of a message that runs stays");
+    });
+}
+
+#[test]
+fn a_claim_that_is_made_again_while_it_is_about_to_be_forgotten_stays_known() {
+    run(async {
+        let place = Place::new().await;
+        let claimed = place.name("claimed");
+        sql(&format!("insert into {claimed} (nonce, at) values ('\\x01', 0)"));
+        let mut again = connect().await;
+        let tx = again.transaction().await.unwrap();
+        let now = "(extract(epoch from clock_timestamp()) * 1000)::bigint";
+        tx.execute(&format!("update {claimed} set at = {now}"), &[]).await.unwrap();
+        let store = Arc::clone(&place.store);
+        let sweeping = tokio::spawn(async move { store.sweep(request()).await.unwrap() });
+        somebody_waits(&format!("delete from {claimed}")).await;
+        tx.commit().await.unwrap();
+        sweeping.await.unwrap();
+        assert_eq!(sql(&format!("select count(*) from {claimed}")).trim(), "1");
     });
 }
