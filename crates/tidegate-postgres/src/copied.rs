@@ -212,11 +212,11 @@ async fn begin(conn: &Conn, now: Timestamp) -> Result<(), Trouble> {
     const UNSURE_READY: &str =
         "-- restored, once: it may have gone on elsewhere; that it is late is not its fault, and its key stays its own
         update tidegate.ready r set flags = (r.flags | $1) & ~$2::integer,
-            expires_at = $3 + coalesce(m.max_age_ms, 259200000)
+            expires_at = $3 + coalesce(m.age_limit_ms, 259200000)
         from tidegate.message m where m.id = r.id";
     const UNSURE_SCHED: &str = "-- restored, once: the same for what is due later
         update tidegate.sched r set flags = (r.flags | $1) & ~$2::integer,
-            expires_at = $3 + coalesce(m.max_age_ms, 259200000)
+            expires_at = $3 + coalesce(m.age_limit_ms, 259200000)
         from tidegate.message m where m.id = r.id";
     const DECIDED: &str = "-- restored, once: what was decided before the copy may have been begun anew since
         update tidegate.effect set claims = 0 where state in ('not_done', 'rejected')";

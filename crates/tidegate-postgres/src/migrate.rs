@@ -18,11 +18,13 @@ struct Migration {
     sql: &'static str,
 }
 
-const MIGRATIONS: [Migration; 4] = [
+const MIGRATIONS: [Migration; 5] = [
     Migration { name: "0001_init", sql: include_str!("../migrations/0001_init.sql") },
     Migration { name: "0002_enqueue_function", sql: include_str!("../migrations/0002_enqueue_function.sql") },
     Migration { name: "0003_tokens", sql: include_str!("../migrations/0003_tokens.sql") },
     Migration { name: "0004_less_log", sql: include_str!("../migrations/0004_less_log.sql") },
+    // What step 4 stores older programs take for damaged: they claim nothing more.
+    Migration { name: "0005_older_fail", sql: include_str!("../migrations/0005_older_fail.sql") },
 ];
 
 /// Which stores an open may change the tables of.

@@ -118,11 +118,11 @@ async fn done(group: &Group, request: &Redrive) -> Result<HashSet<MessageId>, Tr
 
 async fn max_ages(group: &Group, ids: &[MessageId]) -> Result<HashMap<MessageId, Duration>, Trouble> {
     const AGES: &str = "-- redrive: each gets the whole of its time again
-        select id, max_age_ms from tidegate.message where id = any($1)";
+        select id, age_limit_ms from tidegate.message where id = any($1)";
     let rows = group.conn.query(AGES, &[&row::id_list(ids)]).await?;
     let mut ages = HashMap::with_capacity(rows.len());
     for row in &rows {
-        ages.insert(row::message_id(row, "id", "message")?, row::max_age(row, "max_age_ms", "message")?);
+        ages.insert(row::message_id(row, "id", "message")?, row::max_age(row, "age_limit_ms", "message")?);
     }
     Ok(ages)
 }

@@ -82,7 +82,7 @@ macro_rules! held_lease_columns {
 /// Columns of a row `m` of `message`, as [`message`] reads them.
 macro_rules! message_columns {
     () => {
-        "m.id, m.lane, m.key, m.payload, m.enqueued_at, m.first_due_at, m.deadline, m.max_age_ms, m.flow, m.parent, \
+        "m.id, m.lane, m.key, m.payload, m.enqueued_at, m.first_due_at, m.deadline, m.age_limit_ms, m.flow, m.parent, \
          m.headers"
     };
 }

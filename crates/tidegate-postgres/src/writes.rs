@@ -316,7 +316,7 @@ impl Writes {
 
     fn copied_bodies(&self) -> Rows {
         const BODIES: &str =
-            "copy tidegate.message (id, lane, key, payload, enqueued_at, first_due_at, deadline, max_age_ms, flow,
+            "copy tidegate.message (id, lane, key, payload, enqueued_at, first_due_at, deadline, age_limit_ms, flow,
             parent, headers) from stdin (format binary)";
         let mut rows = Encoder::new();
         for body in &self.bodies {
@@ -452,7 +452,7 @@ impl Writes {
     fn enqueued<'a>(&'a self, parts: &mut Vec<Part<'a>>) {
         const BODIES: &str = "-- enqueue: the bodies, written once
             insert into tidegate.message
-                (id, lane, key, payload, enqueued_at, first_due_at, deadline, max_age_ms, flow, parent, headers)
+                (id, lane, key, payload, enqueued_at, first_due_at, deadline, age_limit_ms, flow, parent, headers)
             select * from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::bigint[],
                 $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::text[])";
         let rows = &self.bodies;

@@ -82,7 +82,7 @@ impl Schema {
         const COMPLETED: &str = "with i as (
                 select * from unnest($1::bigint[], $2::bytea[], $3::text[]) as t(id, hash, key)),
             k as (insert into tidegate.key (queue, hash, id, fingerprint) select $4, hash, id, hash from i),
-            m as (insert into tidegate.message (id, lane, key, payload, enqueued_at, max_age_ms)
+            m as (insert into tidegate.message (id, lane, key, payload, enqueued_at, age_limit_ms)
                 select id, $5, key, '0', $6, 1000 from i)
             insert into tidegate.result (id, at, lane, claims, attempt, state, body)
                 select id, $6, $5, 1, 1, 'completed', '0' from i";
@@ -105,7 +105,7 @@ impl Schema {
         const READY: &str = "with i as (
                 select * from unnest($1::bigint[], $2::bytea[], $3::text[], $4::text[]) as t(id, hash, key, payload)),
             k as (insert into tidegate.key (queue, hash, id, fingerprint) select $5, hash, id, hash from i),
-            m as (insert into tidegate.message (id, lane, key, payload, enqueued_at, max_age_ms)
+            m as (insert into tidegate.message (id, lane, key, payload, enqueued_at, age_limit_ms)
                 select id, $6, key, payload, $7, $8 from i),
             d as (insert into tidegate.depth (queue, ready, scheduled, leased, parked, dead)
                 select $5, count(*), 0, 0, 0, 0 from i)

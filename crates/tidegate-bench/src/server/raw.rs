@@ -25,7 +25,7 @@ const ENQUEUE: &str = "with i as (
         select * from unnest($1::bigint[], $2::bytea[], $3::text[], $4::text[]) as t(id, hash, key, payload)),
     k as (insert into tidegate.key (queue, hash, id, fingerprint)
         select $5, hash, id, hash from i on conflict (queue, hash) do nothing returning id),
-    m as (insert into tidegate.message (id, lane, key, payload, enqueued_at, max_age_ms)
+    m as (insert into tidegate.message (id, lane, key, payload, enqueued_at, age_limit_ms)
         select i.id, $6, key, payload, $7, $8 from i join k using (id))
     insert into tidegate.ready (lane, pos, due_at, id) select $6, $7, $7, id from k";
 

@@ -10,15 +10,18 @@ use tidegate_core::{Nonce, Store as _, StoreErrorKind};
 use tidegate_postgres::{Migrate, Options, PostgresStore, migration_sql};
 
 use crate::engine::{Schema, database, sql};
-use crate::fixture::{claim, claim_request, completion, is_well, kind_of, message, run};
+use crate::fixture::{Place, claim, claim_request, completion, is_well, kind_of, message, run};
 
-/// The steps that a store has which is older than this program's by one.
-fn all_but_the_last(schema: &str) -> String {
+/// The first steps of a store: what programs know that cannot live with those after them.
+fn three_steps(schema: &str) -> String {
     let all = migration_sql(schema);
-    let last = all.rfind("\nbegin;\n").expect("each step is a transaction");
-    assert!(all[last..].contains("0004_less_log"), "a later step needs a test of its own beside this one");
-    all[..last].to_owned()
+    let (fourth, _) = all.match_indices("\nbegin;\n").nth(2).expect("each step is a transaction");
+    assert!(all[..fourth].contains("0003_tokens") && !all[..fourth].contains("0004_less_log"));
+    all[..fourth].to_owned()
 }
+
+/// Those that are missing then.
+const MISSING: [&str; 2] = ["0004_less_log", "0005_older_fail"];
 
 /// The nonce of the claim that was made before.
 const NONCE: [u8; 16] = [9; 16];
@@ -66,7 +69,7 @@ fn a_store_of_the_step_before_goes_on_where_it_was() {
     run(async {
         let schema = Schema::new();
         database();
-        sql(&all_but_the_last(schema.name()));
+        sql(&three_steps(schema.name()));
         sql(&inhabited(schema.name()));
         let refused = PostgresStore::open(&schema.url(), Options::default()).await;
         assert_eq!(kind_of(refused), StoreErrorKind::Conflict, "its tables are changed by nobody unasked");
@@ -113,12 +116,36 @@ fn what_is_printed_for_a_person_to_run_is_what_a_program_does() {
     run(async {
         let schema = Schema::new();
         database();
-        sql(&all_but_the_last(schema.name()));
+        sql(&three_steps(schema.name()));
         let steps = PostgresStore::migrations(&schema.url(), Options::default()).await.unwrap();
         let missing: Vec<_> = steps.iter().filter(|step| step.applied_at.is_none()).collect();
-        assert_eq!(missing.iter().map(|step| step.name).collect::<Vec<_>>(), ["0004_less_log"]);
-        sql(&missing[0].sql);
+        assert_eq!(missing.iter().map(|step| step.name).collect::<Vec<_>>(), MISSING);
+        missing.iter().for_each(|step| drop(sql(&step.sql)));
         let store = PostgresStore::open(&schema.url(), Options { migrate: Migrate::Never, ..Options::default() }).await;
         store.unwrap().close().await;
+    });
+}
+
+/// What a program does whose store was migrated beside it, or before it came back from wherever it was.
+#[test]
+fn a_program_that_a_store_was_migrated_beside_claims_nothing_and_sets_nothing_aside() {
+    run(async {
+        let place = Place::new().await;
+        place.store.enqueue(vec![message("a")]).await.unwrap().remove(0).unwrap();
+        // The next program has another name for what every claim reads.
+        sql(&format!("alter table {} rename column age_limit_ms to anything", place.name("message")));
+        let refused = place
+            .store
+            .claim(claim_request(Nonce::from_bytes(NONCE), 1))
+            .await
+            .expect_err("it does not know these tables");
+        assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
+        assert!(refused.to_string().contains("the tables are not those of this program"), "{refused}");
+        let left = format!(
+            "select count(*) from {} union all select count(*) from {}",
+            place.name("ready"),
+            place.name("held")
+        );
+        assert_eq!(sql(&left).split_whitespace().collect::<Vec<_>>(), ["1", "0"]);
     });
 }
