@@ -4,11 +4,11 @@
 
 use clap::Subcommand;
 use serde::Serialize;
-use tidegate::engine;
+use tidegate::engine::{self, Opening};
 use tidegate::migration::Step;
 
 use crate::exit::{Code, Problem};
-use crate::open::{Access, open_migrating, place};
+use crate::open::{Access, open_with, place};
 use crate::output::{Output, Paint};
 
 const EXAMPLES: &str = "\
@@ -20,6 +20,12 @@ Examples:
 const COLUMNS: &str = "\
 When piped, `status` is a line for each step (number, name, when it was taken, or `-`). Exit code 1 of `status`: steps are
 missing.";
+
+const OLDER: &str = "\
+A step that programs of the version before cannot live with is not taken while they are at work: `up` says who they are, by
+the leases that hold, by who swept the store in the last three seconds, and by the sessions of the database. End them, and
+repeat it. What it cannot see, and what becomes of programs that a store was migrated beside: docs/operations/postgresql.md.
+A file that any other process has open is not migrated at all.";
 
 /// Show, take or print the steps of the store's tables
 #[derive(Debug, clap::Args)]
@@ -43,8 +49,12 @@ struct StatusArgs {}
 
 /// Take the steps that are missing, all or none of them; makes the store if it is not there
 #[derive(Debug, clap::Args)]
-#[command(before_help = "Examples:\n  tidegate migrate up")]
-struct UpArgs {}
+#[command(before_help = "Examples:\n  tidegate migrate up\n  tidegate migrate up --beside-older", after_help = OLDER)]
+struct UpArgs {
+    /// Take a step also while older programs are at work that cannot live with it: they can claim nothing more
+    #[arg(long)]
+    beside_older: bool,
+}
 
 /// Print the SQL of the steps that are missing; changes nothing
 #[derive(Debug, clap::Args)]
@@ -66,7 +76,7 @@ struct Status<'a> {
 pub(crate) async fn run(args: Args, store: &str, output: &Output) -> Result<Code, Problem> {
     match args.what {
         What::Status(StatusArgs {}) => status(store, output).await,
-        What::Up(UpArgs {}) => up(store, output).await,
+        What::Up(args) => up(&args, store, output).await,
         What::Print(PrintArgs { all }) => print(all, store, output).await,
     }
 }
@@ -87,10 +97,13 @@ async fn status(store: &str, output: &Output) -> Result<Code, Problem> {
     Ok(if current { Code::Done } else { Code::Failed })
 }
 
-async fn up(store: &str, output: &Output) -> Result<Code, Problem> {
+async fn up(args: &UpArgs, store: &str, output: &Output) -> Result<Code, Problem> {
     let place = place(store)?;
     let before = engine::steps(&place).await?;
-    open_migrating(&place, Access::Create).await?.close().await;
+    let mut opening = Opening::default();
+    opening.migrate = true;
+    opening.beside_older = args.beside_older;
+    open_with(&place, Access::Create, opening).await?.close().await;
     let after = engine::steps(&place).await?;
     let taken: Vec<Step> = (after.into_iter())
         .filter(|step| step.applied_at.is_some() && missing(&before).any(|missing| missing.number == step.number))

@@ -114,14 +114,8 @@ async fn open(address: &Address, access: Access) -> Result<Engine, Problem> {
     open_with(address, access, Opening::default()).await
 }
 
-/// Opens a store, and takes the steps of its tables that are missing.
-pub(crate) async fn open_migrating(address: &Address, access: Access) -> Result<Engine, Problem> {
-    let mut opening = Opening::default();
-    opening.migrate = true;
-    open_with(address, access, opening).await
-}
-
-async fn open_with(address: &Address, access: Access, mut opening: Opening) -> Result<Engine, Problem> {
+/// Opens a store as it is said; whether it is made is said by the access.
+pub(crate) async fn open_with(address: &Address, access: Access, mut opening: Opening) -> Result<Engine, Problem> {
     if let Address::File(path) = address {
         check(path, access)?;
     }

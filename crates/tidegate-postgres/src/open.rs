@@ -86,10 +86,10 @@ fn check_schema(schema: &str) -> Result<(), StoreError> {
         .hint("1 to 63 of the characters a-z 0-9 _, the first one no digit, and not pg_…"))
 }
 
-/// How every connection of this process is made.
-fn connecting(mut config: Config, root_cert: Option<&str>) -> Result<(Config, Tls), StoreError> {
+/// How every connection of this process is made, and what it calls itself unless the URL says that.
+fn connecting(mut config: Config, root_cert: Option<&str>, name: &str) -> Result<(Config, Tls), StoreError> {
     if config.get_application_name().is_none() {
-        config.application_name("tidegate");
+        config.application_name(name);
     }
     if config.get_connect_timeout().is_none() {
         config.connect_timeout(std::time::Duration::from_secs(5));
@@ -114,7 +114,7 @@ fn connecting(mut config: Config, root_cert: Option<&str>) -> Result<(Config, Tl
 /// Safe: nothing is done but connecting.
 pub async fn connect(url: &str) -> Result<tokio_postgres::Client, StoreError> {
     let url = Url::parse(url)?;
-    let (config, tls) = connecting(url.config, url.root_cert.as_deref())?;
+    let (config, tls) = connecting(url.config, url.root_cert.as_deref(), "tidegate-application")?;
     let unreachable = |e: tokio_postgres::Error| {
         StoreError::unavailable(format!("the PostgreSQL server cannot be reached: {}", said(&e))).source(e)
     };
@@ -187,7 +187,7 @@ pub(crate) fn prepare(url: &str, options: &Options) -> Result<(Arc<Shared>, Line
     let statements = url.statements.unwrap_or(options.statements);
     let texts = Arc::new(Texts::new(&schema, statements));
     let limits = Limits { max_payload: options.max_payload, retention: options.retention };
-    let (config, tls) = connecting(url.config, url.root_cert.as_deref())?;
+    let (config, tls) = connecting(url.config, url.root_cert.as_deref(), &migrate::session_name(&schema))?;
     let listens = statements == Statements::Prepared;
     let line = Line { config: config.clone(), tls: tls.clone(), schema, listens };
     // Each writer keeps one; reads and operators' verbs share the others.
@@ -203,7 +203,7 @@ pub(crate) async fn open(shared: Arc<Shared>, options: Options) -> Result<(), St
     let misses = can_miss_clients(&conn).await.map_err(Trouble::into_store_error)?;
     shared.misses_clients.store(misses, Ordering::Relaxed);
     let now = now(&shared, &conn).await.map_err(Trouble::into_store_error)?;
-    migrate::bring_up(&conn, options.migrate, now).await.map_err(Trouble::into_store_error)?;
+    migrate::bring_up(&shared, &conn, options.migrate, now).await.map_err(Trouble::into_store_error)?;
     let uuid = uuid(&conn).await.map_err(Trouble::into_store_error)?;
     // A store is opened once.
     let _known = shared.uuid.set(uuid);

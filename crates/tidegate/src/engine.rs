@@ -29,8 +29,10 @@ pub struct Opening {
     pub retention: Duration,
     /// Makes the store if it is not there.
     pub create: bool,
-    /// Also brings the tables of an older store up to date.
+    /// Also brings the tables of an older store up to date, unless programs are at work on it that could not live with that.
     pub migrate: bool,
+    /// Where they could not, brings them up to date all the same, on a server: a file that is in use is never migrated.
+    pub beside_older: bool,
     /// How long a file that another process holds is tried again.
     pub busy_timeout: Option<Duration>,
     /// How much room a file leaves on its disk.
@@ -46,6 +48,7 @@ impl Default for Opening {
             retention: DEFAULT_RETENTION,
             create: true,
             migrate: false,
+            beside_older: false,
             busy_timeout: None,
             #[cfg(feature = "sqlite")]
             room: tidegate_sqlite::Room::default(),
@@ -110,6 +113,7 @@ impl Engine {
     async fn open_server(server: &Server, opening: Opening) -> Result<Self, StoreError> {
         let usual = tidegate_postgres::Options::default();
         let migrate = match (opening.create, opening.migrate) {
+            (_, true) if opening.beside_older => tidegate_postgres::Migrate::OlderBeside,
             (_, true) => tidegate_postgres::Migrate::Older,
             (true, false) => tidegate_postgres::Migrate::NewStore,
             (false, false) => tidegate_postgres::Migrate::Never,

@@ -107,6 +107,36 @@ fn the_steps_of_a_store_are_shown_taken_and_can_be_taken_by_hand() {
     assert!(!json["store"].as_str().unwrap().contains(":5"), "{json}");
 }
 
+/// A store of the step before the last, with a message in it that an older worker runs; its address and its schema.
+fn older_store(desk: &Desk) -> (String, String) {
+    let address = new_address();
+    let printed = desk.run(&["--store", &address, "migrate", "print"]).ends(0).out;
+    let (before, last) = printed.split_once("-- step 4:").unwrap();
+    assert!(last.contains("0004_less_log"), "{last}");
+    Cluster::shared().sql("tidegate_cli", before).unwrap();
+    let (_, schema) = address.split_once("?schema=").unwrap();
+    let runs = format!(
+        "insert into {schema}.lease (id, lane, due_at, until, enqueued_at, max_age_ms, claims, attempt, crashes, generation,
+            round, flags, nonce, worker)
+         select 1, 1, 0, (extract(epoch from clock_timestamp()) * 1000)::bigint + 3600000, 0, 0, 1, 1, 0, 0, 0, 0, '', 'old-1'"
+    );
+    Cluster::shared().sql("tidegate_cli", &runs).unwrap();
+    (address.clone(), schema.to_owned())
+}
+
+#[test]
+fn a_step_waits_for_the_end_of_older_workers_unless_it_is_to_be_taken_beside_them() {
+    let desk = Desk::new();
+    let (address, schema) = older_store(&desk);
+    let run = |words: &[&str]| desk.run(&[&["--store", &address, "migrate"], words].concat());
+    run(&["up"]).ends(4).says("step 5 (0005_older_fail)").says("worker old-1 holds 1 message").says("--beside-older");
+    run(&["status"]).ends(1);
+    Cluster::shared().sql("tidegate_cli", &format!("delete from {schema}.lease")).unwrap();
+    run(&["up"]).ends(0).shows("4\t0004_less_log\t20");
+    let (other, _) = older_store(&desk);
+    desk.run(&["--store", &other, "migrate", "up", "--beside-older"]).ends(0).shows("4\t0004_less_log\t20");
+}
+
 #[test]
 fn the_doctor_looks_over_a_store_on_a_server() {
     on_a_server(|| {

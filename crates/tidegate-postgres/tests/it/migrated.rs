@@ -2,15 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has said what it has to say, in its helpers as well")]
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use tidegate_core::id::IdempotencyKey;
 use tidegate_core::lifecycle::State;
 use tidegate_core::message::Answer;
 use tidegate_core::store::Enqueued;
 use tidegate_core::{Nonce, Store as _, StoreErrorKind};
+use tidegate_pgcluster::Cluster;
 use tidegate_postgres::{Migrate, Options, PostgresStore, migration_sql};
+use tidegate_testkit::ManualClock;
 
-use crate::engine::{Schema, database, sql};
-use crate::fixture::{Place, claim, claim_request, completion, is_well, kind_of, message, run};
+use crate::engine::{DATABASE, Schema, database, sql};
+use crate::fixture::{Place, claim, claim_request, completion, connect_to, is_well, kind_of, message, run};
 
 /// The first steps of a store: what programs know that cannot live with those after them.
 fn three_steps(schema: &str) -> String {
@@ -73,8 +78,9 @@ fn a_store_of_the_step_before_goes_on_where_it_was() {
         sql(&inhabited(schema.name()));
         let refused = PostgresStore::open(&schema.url(), Options::default()).await;
         assert_eq!(kind_of(refused), StoreErrorKind::Conflict, "its tables are changed by nobody unasked");
-        let migrate = Options { migrate: Migrate::Older, ..Options::default() };
-        let store = PostgresStore::open(&schema.url(), migrate).await.unwrap();
+        let migrate = Options { migrate: Migrate::OlderBeside, ..Options::default() };
+        let store =
+            PostgresStore::open(&schema.url(), migrate).await.expect("it was said to be taken beside what runs");
 
         // The reply to a claim that was made before was lost.
         let repeated = store.claim(claim_request(Nonce::from_bytes(NONCE), 5)).await.unwrap().leases;
@@ -120,9 +126,95 @@ fn what_is_printed_for_a_person_to_run_is_what_a_program_does() {
         let steps = PostgresStore::migrations(&schema.url(), Options::default()).await.unwrap();
         let missing: Vec<_> = steps.iter().filter(|step| step.applied_at.is_none()).collect();
         assert_eq!(missing.iter().map(|step| step.name).collect::<Vec<_>>(), MISSING);
+        sql(&inhabited(schema.name()));
+        let refused = Cluster::shared().sql(DATABASE, &missing[0].sql).expect_err("somebody runs a message");
+        assert!(refused.to_string().contains("older programs are at work on schema"), "{refused}");
+        sql(&format!("update {}.lease set until = 0", schema.name()));
         missing.iter().for_each(|step| drop(sql(&step.sql)));
         let store = PostgresStore::open(&schema.url(), Options { migrate: Migrate::Never, ..Options::default() }).await;
         store.unwrap().close().await;
+    });
+}
+
+/// The names of the steps that a store lacks.
+async fn missing(schema: &Schema) -> Vec<&'static str> {
+    let steps = PostgresStore::migrations(&schema.url(), Options::default()).await.unwrap();
+    steps.iter().filter(|step| step.applied_at.is_none()).map(|step| step.name).collect()
+}
+
+fn migrating() -> Options {
+    Options { migrate: Migrate::Older, ..Options::default() }
+}
+
+#[test]
+fn a_step_that_older_programs_cannot_live_with_waits_for_the_end_of_their_workers() {
+    run(async {
+        let schema = Schema::new();
+        database();
+        sql(&three_steps(schema.name()));
+        sql(&inhabited(schema.name()));
+        let refused = PostgresStore::open(&schema.url(), migrating()).await.expect_err("somebody runs a message");
+        assert_eq!(refused.kind(), StoreErrorKind::Conflict);
+        let runs = format!(
+            "programs of step 3 are at work on schema {}: worker worker holds 1 message until 20",
+            schema.name()
+        );
+        for said in ["cannot live with step 5 (0005_older_fail)", &runs, "tidegate migrate up --beside-older"] {
+            assert!(refused.to_string().contains(said), "{refused}");
+        }
+        assert_eq!(missing(&schema).await, MISSING, "nothing was changed");
+
+        // That lease is over; whoever is left of the fleet sweeps, by a clock that stands still.
+        let clock = Arc::new(ManualClock::default());
+        let at_clock = || Options { clock: Some(clock.clone()), ..migrating() };
+        sql(&format!(
+            "update {0}.lease set until = 0;
+             update {0}.duty set holder = 'process 4711', until = {1} where name = 'sweep'",
+            schema.name(),
+            ManualClock::START
+        ));
+        let refused = PostgresStore::open(&schema.url(), at_clock()).await.expect_err("somebody sweeps");
+        assert!(refused.what().contains("process 4711 swept it at 2026-01-01T00:00:00"), "{refused}");
+        assert_eq!(missing(&schema).await, MISSING, "nothing was changed");
+
+        clock.advance(Duration::from_secs(4));
+        let store = PostgresStore::open(&schema.url(), at_clock()).await.expect("nobody is at work any more");
+        let sessions =
+            format!("select count(*) from pg_stat_activity where application_name = 'tidegate 5 {}'", schema.name());
+        assert_ne!(sql(&sessions).trim(), "0", "the next step knows whom to wait for");
+        store.close().await;
+        assert!(missing(&schema).await.is_empty());
+    });
+}
+
+#[test]
+fn older_programs_are_known_by_what_their_sessions_call_themselves() {
+    run(async {
+        // Before step 5 they said nothing of their schema: nobody else may be in this database.
+        const ALONE: &str = "tidegate_migrated";
+        let schema = Schema::new();
+        let database = Cluster::shared().database(ALONE).unwrap();
+        Cluster::shared().sql(ALONE, &three_steps(schema.name())).unwrap();
+        let url = format!("{database}?schema={}", schema.name());
+        let session =
+            async |name: &str| connect_to(&format!("{database}?application_name={}", name.replace(' ', "%20"))).await;
+        let of = |step: u32| format!("tidegate {step} {}", schema.name());
+        for older in ["tidegate".to_owned(), of(3), of(4)] {
+            let _at_work = session(&older).await;
+            let refused = PostgresStore::open(&url, migrating()).await.expect_err("an older program is there");
+            assert!(refused.what().contains(" session"), "{older}: {refused}");
+        }
+        let mut others = Vec::new();
+        for other in ["shop", "tidegate-application", "tidegate 3 shop", "tidegate of old"] {
+            others.push(session(other).await);
+        }
+        for step in [5, 12] {
+            others.push(session(&of(step)).await);
+        }
+        let store = PostgresStore::open(&url, migrating()).await.expect("those are no older programs of this store");
+        store.close().await;
+        drop(others);
+        Cluster::shared().sql(ALONE, &format!("drop schema {} cascade", schema.name())).unwrap();
     });
 }
 

@@ -21,11 +21,12 @@ const LARGE: [&str; 11] =
     ["message", "key", "ready", "sched", "lease", "result", "held", "effect", "evidence", "history", "redriven"];
 
 /// Statements that may read a table from end to end, and why.
-const MAY: [(&str, &str); 8] = [
+const MAY: [(&str, &str); 9] = [
     ("-- claim, repeated", "when a reply was lost: as much as there are running handlers"),
     ("-- watch: all of them", "when the clock was set: as much as there are running handlers"),
     ("-- watch: what was parked ahead", "when the clock is set back: as much as is parked"),
     ("-- watch: what died ahead", "when the clock is set back: as much as is dead"),
+    ("-- migrate: older programs", "once for a step that they cannot live with: as much as there are running handlers"),
     ("-- restored, once", "made once in the life of a store that was restored"),
     ("-- operate: how many there are as it begins", "counted once for each operation, from an index of the dead"),
     ("-- stats", "what runs or is open: as much as there are running handlers, or a partial index of it"),

@@ -15,7 +15,7 @@ use crate::engine::sql;
 const LEAST: u32 = 14;
 
 /// Functions of the server's own, with the version that brought them; 9 is 9.6 or older.
-const FUNCTIONS: [(&str, u32); 80] = [
+const FUNCTIONS: [(&str, u32); 82] = [
     ("abs", 9),
     ("age", 9),
     ("array_length", 9),
@@ -38,6 +38,7 @@ const FUNCTIONS: [(&str, u32); 80] = [
     ("generate_series", 9),
     ("greatest", 9),
     ("hashtextextended", 11),
+    ("host", 9),
     ("int4", 9),
     ("int8", 9),
     ("json_array_elements", 9),
@@ -80,6 +81,7 @@ const FUNCTIONS: [(&str, u32); 80] = [
     ("set_config", 9),
     ("setval", 9),
     ("sha256", 11),
+    ("split_part", 9),
     ("starts_with", 11),
     ("string_agg", 9),
     ("strpos", 9),
