@@ -4,7 +4,8 @@
 //! and leases lapsed that hold; one that is set back, or that of another server after a failover, makes windows look open
 //! in which a remote still knows our key. So quarantines that were running start again, leases and such windows move with
 //! the clock, and the jump is noted: retention counts without it. Every process watches for itself; what one has noted,
-//! the others do not note again.
+//! the others do not note again. A group that read the clock before it was set may commit after: every group has a lock
+//! from before it reads the clock until its end, and whoever puts things right waits for all of them.
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::conn::Conn;
 use crate::group::Group;
 use crate::row;
 use crate::shared::Shared;
-use crate::trouble::Trouble;
+use crate::trouble::{Class, Trouble, class};
 
 /// How much further the wall clock may go than time passed before it was set.
 const JUMP: Duration = Duration::from_secs(60);
@@ -102,10 +103,24 @@ pub(crate) fn jumped(shared: &Shared) -> bool {
 
 /// The clock was set: what was stored by it is put right, unless another process was first.
 async fn put_right(conn: &Conn, before: Hands, now: Hands) -> Result<Hands, Trouble> {
+    const TURN: &str = "-- watch: one at a time; the others begin again, so that nobody waits in a circle
+        select pg_try_advisory_xact_lock(hashtextextended('tidegate.clock', 1))";
+    const ALL_ENDED: &str =
+        "-- watch: whoever read the clock before it was set has ended, and what was dated by it is there to be put right
+        select pg_advisory_xact_lock(hashtextextended('tidegate.clock', 0))";
     const ALONE: &str = "-- watch: one process at a time notes a jump; the others see it noted
         select 1 from tidegate.store for update";
     const NOTED: &str = "-- watch: what other processes noted since
         select coalesce(sum(by_ms), 0)::bigint, coalesce(max(seq), $1) from tidegate.jump where seq > $1";
+    if !row::first_bool(&conn.query(TURN, &[]).await?)? {
+        return Err(Trouble::Again("the clock was set, and somebody else puts right what was dated by it"));
+    }
+    if let Err(error) = conn.query(ALL_ENDED, &[]).await {
+        return Err(match class(&error) {
+            Class::Locked => Trouble::Again("the clock was set, and somebody is at work since before that"),
+            Class::Again | Class::Lost | Class::Data | Class::Failed => error.into(),
+        });
+    }
     conn.query(ALONE, &[]).await?;
     let noted = conn.query(NOTED, &[&before.noted]).await?;
     let Some(noted) = noted.first() else { return Ok(now) };
@@ -137,7 +152,7 @@ async fn after_rest(conn: &Conn, now: Timestamp) -> Result<(), Trouble> {
 /// A lease holds as long as it was given, wherever the wall clock is set; what had lapsed stays lapsed.
 async fn shift_leases(conn: &Conn, jump: i64) -> Result<(), Trouble> {
     const SHIFT: &str =
-        "-- watch: all of them were given before: whoever gives a lease has looked at the clock first. By id,
+        "-- watch: all of them were given before: whoever gives a lease has looked at the clock first, and ended. By id,
         -- as everybody locks them
         update tidegate.lease set until = until + $1
         where id in (select id from tidegate.lease order by id for no key update)";

@@ -652,8 +652,10 @@ async fn begin(shared: &Shared, conn: &Conn, first: &[Part<'_>]) -> Result<Begun
     macro_rules! begun {
         ($timeline:expr, $clients:expr) => {
             concat!(
-                "-- begin: settings of this transaction, the store's time, the last jump of the clock
-        select (extract(epoch from clock_timestamp()) * 1000)::bigint,
+                "-- begin: settings of this transaction, the store's time, the last jump of the clock. The lock comes first: what
+        -- is dated by a clock that is set meanwhile is waited for by whoever puts that right (`watch.rs`)
+        select pg_try_advisory_xact_lock_shared(hashtextextended('tidegate.clock', 0)),
+            (extract(epoch from clock_timestamp()) * 1000)::bigint,
             (select coalesce(max(seq), 0) from tidegate.jump), ",
                 $timeline,
                 ", ",
@@ -692,9 +694,12 @@ async fn begin(shared: &Shared, conn: &Conn, first: &[Part<'_>]) -> Result<Begun
     let rows = answers.next().unwrap_or_default();
     let answered = shared.monotonic();
     let row = rows.first().ok_or(Trouble::Again("the server did not say what time it is"))?;
-    let wall = shared.time(row::time(row, 0, "clock")?);
-    let hands = Hands { wall, asked, answered, noted: row::column(row, 1, "jump")? };
-    Ok((hands, row::column(row, 2, "clock")?, first.iter().map(|part| part.sql).zip(answers).collect()))
+    if !row::column::<bool, _>(row, 0, "clock")? {
+        return Err(Trouble::Again("the clock was set, and somebody puts right what was dated by it"));
+    }
+    let wall = shared.time(row::time(row, 1, "clock")?);
+    let hands = Hands { wall, asked, answered, noted: row::column(row, 2, "jump")? };
+    Ok((hands, row::column(row, 3, "clock")?, first.iter().map(|part| part.sql).zip(answers).collect()))
 }
 
 /// What the clock shows, which history of its cluster the server is in, and the answers of the first statements.

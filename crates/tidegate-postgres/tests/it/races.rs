@@ -8,13 +8,14 @@ use std::time::Duration;
 use tidegate_core::lifecycle::{Cancellation, Outcome, State};
 use tidegate_core::message::Failure;
 use tidegate_core::store::{Act, Cancel, Counted, Extend, Lease, MessageView, Redrive, Settle};
-use tidegate_core::{MessageId, Store as _, StoreErrorKind};
+use tidegate_core::{Clock as _, MessageId, Store as _, StoreErrorKind};
 use tidegate_postgres::{Options, PostgresStore};
 use tidegate_testkit::ManualClock;
 
-use crate::engine::Schema;
+use crate::engine::{Schema, sql};
 use crate::fixture::{
-    Place, act, at_most_once, claim, completion, connect, intent, message, put, run, settlement, sweep,
+    EVERY, Place, act, at_most_once, claim, completion, connect, intent, message, put, run, settlement, somebody_waits,
+    sweep,
 };
 
 const ROUNDS: usize = 40;
@@ -24,7 +25,7 @@ struct Two {
     one: Arc<PostgresStore>,
     other: Arc<PostgresStore>,
     clock: Arc<ManualClock>,
-    _schema: Schema,
+    schema: Schema,
 }
 
 impl Two {
@@ -34,7 +35,7 @@ impl Two {
         let options = || Options { clock: Some(clock.clone()), ..Options::default() };
         let one = PostgresStore::open(&schema.url(), options()).await.unwrap();
         let other = PostgresStore::open(&schema.url(), options()).await.unwrap();
-        Self { one, other, clock, _schema: schema }
+        Self { one, other, clock, schema }
     }
 
     async fn put(&self, key: &str) -> MessageId {
@@ -284,5 +285,40 @@ fn a_settlement_whose_lease_is_locked_for_long_is_told_so_whatever_its_outcome()
         tx.rollback().await.unwrap();
         let settled = place.store.settle(vec![settle()]).await.unwrap().remove(0).unwrap();
         assert_eq!(settled.state, State::Ready);
+    });
+}
+
+/// It read the clock before it was set, and committed after somebody else had noticed that.
+#[test]
+fn what_is_dated_by_a_clock_that_is_set_meanwhile_is_put_right_with_the_rest() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    run(async {
+        let two = Two::new().await;
+        let id = two.put("m").await;
+        assert!(two.sweep().await.is_empty(), "both have seen the clock");
+        let mut stopped = connect().await;
+        let tx = stopped.transaction().await.unwrap();
+        let table = format!("{}.claimed", two.schema.name());
+        tx.batch_execute(&format!("lock table {table} in share mode")).await.unwrap();
+        let (one, other) = (Arc::clone(&two.one), Arc::clone(&two.other));
+        let claiming = tokio::spawn(async move { claim(&one, 1).await.len() });
+        somebody_waits(&format!("into {table}")).await;
+        two.clock.jump_forward(HOUR);
+        let noticing = tokio::spawn(async move { other.sweep(sweep()).await.unwrap() });
+        // Whoever puts things right waits for the one that is under way, or has done so without it.
+        let waits = format!(
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%{}.clock%'
+             and pid <> pg_backend_pid()",
+            two.schema.name()
+        );
+        let mut beat = tokio::time::interval(EVERY);
+        while !noticing.is_finished() && sql(&waits).trim() == "0" {
+            beat.tick().await;
+        }
+        tx.rollback().await.unwrap();
+        assert_eq!(claiming.await.unwrap(), 1);
+        assert!(noticing.await.unwrap().taken_over.is_empty());
+        let until = two.view(id).await.lease.map(|(_, until)| until);
+        assert_eq!(until, Some(two.clock.now().after(HOUR)), "a lease holds as long as it was given");
     });
 }

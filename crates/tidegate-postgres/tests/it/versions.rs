@@ -15,7 +15,7 @@ use crate::engine::sql;
 const LEAST: u32 = 14;
 
 /// Functions of the server's own, with the version that brought them; 9 is 9.6 or older.
-const FUNCTIONS: [(&str, u32); 82] = [
+const FUNCTIONS: [(&str, u32); 83] = [
     ("abs", 9),
     ("age", 9),
     ("array_length", 9),
@@ -70,6 +70,7 @@ const FUNCTIONS: [(&str, u32); 82] = [
     ("pg_notify", 9),
     ("pg_terminate_backend", 9),
     ("pg_try_advisory_xact_lock", 9),
+    ("pg_try_advisory_xact_lock_shared", 9),
     ("pg_walfile_name", 9),
     ("position", 9),
     ("replace", 9),
