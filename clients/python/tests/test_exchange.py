@@ -4,12 +4,26 @@ from typing import Any
 
 import pytest
 
-from tidegate import Forbidden, Key, KeyConflict, NewMessage, Problem, QueueFull, StaleKey, Unavailable, Unreachable, api
+from tidegate import (
+    Forbidden,
+    Key,
+    KeyConflict,
+    LeaseLost,
+    NewMessage,
+    Problem,
+    QueueFull,
+    StaleKey,
+    Unavailable,
+    Unreachable,
+    api,
+    leases,
+)
 from tidegate.errors import problem
 from tidegate.exchange import exchange
-from tidegate.steps import NoReply, Request
+from tidegate.leases import Lease
+from tidegate.steps import NoReply, Reply, Request
 
-from .scripted import Scripted, refused, said
+from .scripted import Script, Scripted, refused, said
 
 ADDED = {"id": "msg_1", "result": "added", "state": "ready"}
 
@@ -95,6 +109,99 @@ def test_a_refusal_that_answers_a_repetition_says_that_the_first_try_may_be_done
         server.run(api.enqueue(server.env(), "greet", None, key="k"))
     assert raised.value.maybe_done is maybe_done
     assert ("not known" in str(raised.value)) is maybe_done
+
+
+#: A gateway's word that it did not get through: behind it, the request may have been carried out.
+GATEWAY = Reply(502, {"content-type": "text/html"}, b"<h1>bad gateway</h1>")
+LOST = NoReply("gone", left=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "maybe_done"),
+    [
+        (LOST, True),
+        (GATEWAY, True),
+        (refused("unavailable", 503, retryable=True), True),
+        # Turned away before anything of it was looked at.
+        (refused("busy", 503, retryable=True), False),
+        (refused("too-many-requests", 429, retryable=True), False),
+        (NoReply("refused", left=False), False),
+    ],
+)
+def test_a_try_that_nobody_knows_the_end_of_leaves_a_doubt(first: Script, maybe_done: bool) -> None:
+    server = Scripted([first, refused("conflict", 409)])
+    with pytest.raises(Problem) as raised:
+        server.run(api.enqueue(server.env(), "greet", None, key="k"))
+    assert raised.value.maybe_done is maybe_done and raised.value.slug == "conflict"
+
+
+def test_what_a_server_could_not_carry_through_may_be_done_and_is_no_repetition() -> None:
+    for first, maybe_done in ((GATEWAY, True), (refused("busy", 503, retryable=True), False)):
+        server = Scripted([first])
+        with pytest.raises(Problem) as raised:
+            server.run(exchange(server.env(within=0.0), Request("POST", "/")))
+        assert raised.value.maybe_done is maybe_done and "not known" not in str(raised.value)
+
+
+def verdict(slug: str, status: int) -> dict[str, Any]:
+    return {"status": status, "problem": {"type": f"/problems/{slug}", "status": status, "detail": "so it is"}}
+
+
+def lease() -> Lease:
+    message = {"id": "msg_1", "queue": "q", "kind": "k", "version": 1, "key": "a", "payload": None}
+    return Lease.read({"message": message, "token": "1.ab", "counters": {"attempt": 1}, "reconciling": False, "suspect": False})
+
+
+@pytest.mark.parametrize(
+    ("tries", "slug", "status", "maybe_done"),
+    [
+        ([LOST], "lease-lost", 409, True),
+        ([LOST], "conflict", 409, True),
+        ([LOST], "unauthorized", 401, True),
+        ([GATEWAY], "lease-lost", 409, True),
+        # The store was away, and what it was doing may have been stored.
+        ([said({"results": [verdict("unavailable", 503)]})], "lease-lost", 409, True),
+        # Whatever it is refused for was so the first time.
+        ([LOST], "invalid", 400, False),
+        ([LOST], "not-found", 404, False),
+        ([LOST], "key-conflict", 422, False),
+        # Nothing of it had left, or it is the first try.
+        ([NoReply("refused", left=False)], "lease-lost", 409, False),
+        ([], "lease-lost", 409, False),
+    ],
+)
+def test_a_verdict_that_answers_a_repetition_says_that_the_first_try_may_be_done(
+    tries: list[Script], slug: str, status: int, maybe_done: bool
+) -> None:
+    server = Scripted([*tries, said({"results": [verdict(slug, status)]})])
+    with pytest.raises(Problem) as raised:
+        server.run(leases.settle(server.env(), lease(), {"outcome": "completed", "result": 1}, within=30.0))
+    assert (raised.value.slug, raised.value.maybe_done) == (slug, maybe_done)
+    assert str(raised.value).count("not known") == maybe_done
+    assert len(server.requests) == len(tries) + 1
+
+
+def test_every_refused_item_of_a_repeated_batch_says_so_and_no_other() -> None:
+    done = {"status": 200, "leased_until": "2026-01-01T00:00:00.000Z"}
+    lost = said({"results": [verdict("lease-lost", 409), done, verdict("not-found", 404)]})
+    server = Scripted([LOST, lost])
+    first, second, third = server.run(leases.extend(server.env(), [lease()] * 3, 30, within=30.0))
+    assert isinstance(first, LeaseLost) and first.maybe_done
+    assert second is False
+    assert isinstance(third, Problem) and not third.maybe_done
+    full = {"results": [verdict("queue-full", 429), {"status": 202, **ADDED}]}
+    server = Scripted([LOST, said(full)])
+    messages = [NewMessage("a", 1, "k"), NewMessage("b", 2, "k")]
+    refusal, stored = server.run(api.enqueue_many(server.env(), messages))
+    assert isinstance(refusal, Problem) and refusal.maybe_done and not isinstance(stored, Problem)
+
+
+def test_a_settlement_whose_store_stays_away_is_given_up_in_time_and_may_be_stored() -> None:
+    away = said({"results": [verdict("unavailable", 503)]})
+    server = Scripted([away] * 20)
+    with pytest.raises(Unavailable) as raised:
+        server.run(leases.settle(server.env(), lease(), {"outcome": "released"}, within=5.0))
+    assert raised.value.maybe_done and server.pauses == [0.5, 1.0, 2.0]
 
 
 def test_a_read_changed_nothing_however_often_it_was_tried() -> None:

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any, Union
 
 from .durations import Duration, moment, ms, seconds
-from .errors import Problem, problem
-from .exchange import encoded, exchange_json
+from .errors import Problem
+from .exchange import encoded, exchange_json, exchange_verdicts
 from .model import TERMINAL, Enqueued, Flow, Message, Page, part
 from .steps import Env, Json, Request, Steps
 
@@ -84,10 +84,8 @@ def enqueue(
 def enqueue_many(env: Env, messages: Sequence[NewMessage]) -> Steps[list[Union[Enqueued, Problem]]]:
     """Stores many messages in one request; each gets a verdict of its own, a problem where it was refused."""
     body = encoded({"messages": [message.wire() for message in messages]})
-    reply = yield from exchange_json(env, Request("POST", "/v1/messages", body=body, repeatable=True))
-    return [
-        problem(one["status"], one["problem"]) if one.get("problem") else Enqueued.read(one) for one in reply["results"]
-    ]
+    verdicts = yield from exchange_verdicts(env, Request("POST", "/v1/messages", body=body, repeatable=True))
+    return [one if isinstance(one, Problem) else Enqueued.read(one) for one in verdicts]
 
 
 def get(env: Env, id: str, *, reveal: bool = False) -> Steps[Message]:

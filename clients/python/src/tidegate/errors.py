@@ -21,7 +21,7 @@ class TidegateError(Exception):
     #: The earliest useful moment, in seconds from now, if the server named one.
     retry_after: float | None = None
     #: Whether the request, or an earlier try of it whose reply is missing, may have been done all the same. A refusal that
-    #: answers a repetition may be because of that: look where the message stands.
+    #: answers a repetition, of the whole request or of one item, may be because of that: look where the message stands.
     maybe_done: bool = False
 
 
@@ -59,11 +59,19 @@ class Problem(TidegateError):
         what = self.detail or self.title or "no problem document"
         super().__init__(f"{status} {self.slug or 'error'}: {what}" + (f"\nhint: {self.fix}" if self.fix else ""))
 
-    def after_no_reply(self) -> None:
-        """It answers a repetition: an earlier try of the same may have been done."""
-        if self.status not in _REFUSED_EACH_TIME:
+    @property
+    def leaves_open(self) -> bool:
+        """Whether it does not say what became of the request: it may be done, or under way, here or behind what answered."""
+        # A server that is busy says so before it looks at a request.
+        return self.status >= 500 and self.slug != "busy"
+
+    def of_a_write(self, *, repeated: bool) -> None:
+        """It answers a request that would change something. ``repeated``: an earlier try of it may have been done."""
+        if repeated and self.status not in _REFUSED_EACH_TIME:
             self.maybe_done = True
             self.args = (f"{self.args[0]}\nwhether an earlier try was done is not known",)
+        elif self.leaves_open:
+            self.maybe_done = True
 
 
 class Invalid(Problem):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Union
 
-from .errors import Problem, TidegateError, Unreachable, problem_of
+from .errors import Problem, TidegateError, Unreachable, problem, problem_of
 from .steps import Env, NoReply, Reply, Request, Steps, pause, send
+
+#: What the server says of one item of a batch, or why it refused that one.
+Verdict = Union[Mapping[str, Any], Problem]
 
 
 def exchange(env: Env, request: Request, *, within: float | None = None) -> Steps[Reply]:
@@ -18,8 +22,57 @@ def exchange(env: Env, request: Request, *, within: float | None = None) -> Step
     certainly never left. Nothing is begun again after ``within`` seconds (the environment's, unless given), nor if the
     server asks for a longer pause than is left: then the error says so and the caller can come back.
     """
+    reply, _ = yield from _answer(env, request, within, _refusal)
+    return reply
+
+
+def exchange_json(env: Env, request: Request, *, within: float | None = None) -> Steps[Any]:
+    """The JSON body of the reply."""
+    reply = yield from exchange(env, request, within=within)
+    return decoded(reply)
+
+
+def exchange_verdicts(
+    env: Env,
+    request: Request,
+    *,
+    within: float | None = None,
+    is_no_answer: Callable[[Problem], bool] = lambda _: False,
+) -> Steps[list[Verdict]]:
+    """A verdict on each item of a batch. One that refuses a repetition says so, as a refusal of the whole request does.
+
+    A request is repeated as if it had been refused as a whole where its first verdict ``is_no_answer``.
+    """
+
+    def refusal(reply: Reply) -> Problem | None:
+        refused = _refusal(reply)
+        if refused is not None:
+            return refused
+        first = next(iter(_verdicts(reply)), None)
+        return first if isinstance(first, Problem) and is_no_answer(first) else None
+
+    reply, repeated = yield from _answer(env, request, within, refusal)
+    verdicts = _verdicts(reply)
+    for verdict in verdicts:
+        if isinstance(verdict, Problem):
+            verdict.of_a_write(repeated=repeated)
+    return verdicts
+
+
+def _refusal(reply: Reply) -> Problem | None:
+    return None if reply.status < 300 else problem_of(reply)
+
+
+def _verdicts(reply: Reply) -> list[Verdict]:
+    return [problem(one["status"], one["problem"]) if one.get("problem") else one for one in decoded(reply)["results"]]
+
+
+def _answer(
+    env: Env, request: Request, within: float | None, refusal: Callable[[Reply], Problem | None]
+) -> Steps[tuple[Reply, bool]]:
+    """The reply to a request that is no refusal, and whether an earlier try may have been done as well."""
     give_up_at = env.clock() + (env.retries.within if within is None else within)
-    #: Of a try that got no reply nobody knows, and no later one takes that back.
+    #: Of a try that got no reply, or none of one who knows, nobody knows; and no later one takes that back.
     left = False
     for attempt in itertools.count(1):
         error: TidegateError
@@ -30,11 +83,13 @@ def exchange(env: Env, request: Request, *, within: float | None = None) -> Step
             error = Unreachable(f"{request.method} {request.path}: {no_reply}", maybe_done=left)
             may_repeat = request.repeatable or not no_reply.left
         else:
-            if reply.status < 300:
-                return reply
-            error = problem_of(reply)
-            if left and request.method != "GET":
-                error.after_no_reply()
+            refused = refusal(reply)
+            if refused is None:
+                return reply, left and request.method != "GET"
+            if request.method != "GET":
+                refused.of_a_write(repeated=left)
+            left = left or refused.leaves_open
+            error = refused
             may_repeat = request.repeatable and error.retryable
         delay = env.retries.pause(attempt, error.retry_after or 0.0, env.unit())
         if not may_repeat or env.clock() + delay >= give_up_at:
@@ -43,12 +98,6 @@ def exchange(env: Env, request: Request, *, within: float | None = None) -> Step
         if request.again is not None:
             request = replace(request, body=request.again())
     raise AssertionError("unreachable: the loop ends by return or raise")
-
-
-def exchange_json(env: Env, request: Request, *, within: float | None = None) -> Steps[Any]:
-    """The JSON body of the reply."""
-    reply = yield from exchange(env, request, within=within)
-    return decoded(reply)
 
 
 def decoded(reply: Reply) -> Any:

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any, Union
 
 from .durations import Duration, moment_of, ms
-from .errors import Problem, Unreachable, problem
-from .exchange import encoded, exchange, exchange_json
+from .errors import Problem, Unreachable
+from .exchange import encoded, exchange, exchange_json, exchange_verdicts
 from .model import part
-from .steps import Env, Request, Steps, pause
+from .steps import Env, Request, Steps
 
 
 @dataclass(frozen=True)
@@ -143,28 +143,19 @@ def extend(
     more = {"lease_ms": ms(duration), **({"alone": True} if alone else {})}
     body = encoded({"leases": [{"id": lease.message.id, "token": lease.token, **more} for lease in leases]})
     request = Request("POST", "/v1/leases/extend", body=body, repeatable=True)
-    reply = yield from exchange_json(env, request, within=within)
-    return [
-        problem(one["status"], one["problem"]) if one.get("problem") else bool(one.get("cancel_requested"))
-        for one in reply["results"]
-    ]
+    verdicts = yield from exchange_verdicts(env, request, within=within)
+    return [one if isinstance(one, Problem) else bool(one.get("cancel_requested")) for one in verdicts]
 
 
 def settle(env: Env, lease: Lease, settlement: Mapping[str, Any], *, within: float) -> Steps[str]:
     """Stores the end of a run; the state of the message after it. Repeated until it is answered, or ``within`` is over."""
     body = encoded({"settlements": [{"id": lease.message.id, "token": lease.token, **settlement}]})
     request = Request("POST", "/v1/leases/settle", body=body, repeatable=True)
-    give_up_at = env.clock() + within
-    while True:
-        reply = yield from exchange_json(env, request, within=give_up_at - env.clock())
-        verdict = reply["results"][0]
-        if not verdict.get("problem"):
-            return str(verdict["state"])
-        error = problem(verdict["status"], verdict["problem"])
-        delay = env.retries.pause(1, error.retry_after or 0.0, env.unit())
-        if error.status != 503 or env.clock() + delay >= give_up_at:
-            raise error
-        yield from pause(delay)
+    # What is not stored for want of room or rights is the run's to end otherwise; a store that is away comes back.
+    verdict, *_ = yield from exchange_verdicts(env, request, within=within, is_no_answer=lambda error: error.status == 503)
+    if isinstance(verdict, Problem):
+        raise verdict
+    return str(verdict["state"])
 
 
 def declare(env: Env, kind: str, policy: Policy) -> Steps[None]:

@@ -479,8 +479,9 @@ class _Service:
             left = held.left(self._env.clock())
             try:
                 state = await self._async_driver.run(leases.settle(self._env, lease, ended, within=left))
-            except (LeaseLost, NoSuchMessage):
-                log.info("the lease of message %s was lost before it was settled", id)
+            except (LeaseLost, NoSuchMessage) as error:
+                known = "whether it was settled before is not known" if error.maybe_done else "it was not settled"
+                log.info("the lease of message %s was lost: %s", id, known)
                 return
             except TidegateError as error:
                 other = _instead(error, ended)
