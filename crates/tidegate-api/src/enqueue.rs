@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tidegate::lifecycle::State;
-use tidegate::message::{self, Due, NewMessage, Payload};
+use tidegate::message::{self, Due, NewMessage, Payload, TRACE_PARENT};
 use tidegate::{IdempotencyKey, Kind, MessageId, Priority, QueueName, Random, StoreError, Tenant, Timestamp, store};
 use utoipa::ToSchema;
 
@@ -199,7 +199,7 @@ impl Enqueue {
         };
         let mut headers = self.headers;
         // The state belongs to the parent beside which it came: of another's it says nothing.
-        if !headers.contains_key("traceparent") {
+        if !headers.contains_key(TRACE_PARENT) {
             for (name, value) in &defaults.headers {
                 headers.insert(name.clone(), value.clone());
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tidegate::lifecycle::{DeadReason, Outcome, ParkReason, State};
-use tidegate::message::{Message, NewMessage};
+use tidegate::message::{Message, NewMessage, TRACE_PARENT};
 use tidegate::store::{self, Settle};
 use tidegate::{Failure, IdempotencyKey, Kind, MessageId, Priority, QueueName, StoreError, Tenant, Timestamp};
 use utoipa::ToSchema;
@@ -156,7 +156,7 @@ pub struct Settlement {
 /// What the server knows besides a settlement.
 #[derive(Debug, Clone, Copy)]
 pub struct SettleFacts<'a> {
-    /// The message, if the settlement [needs](Settlement::needs) it; its payload may be left out.
+    /// The message, if the settlement [needs](Settlement::needs) it or its trace; its payload may be left out.
     pub message: Option<&'a Message>,
     /// The digest of its payload.
     pub payload: Option<[u8; 16]>,
@@ -169,8 +169,10 @@ pub struct SettleFacts<'a> {
 /// What has to be known to read a settlement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Needs {
-    /// The message: the keys of what follows are made from it, or the digest of its payload stands for a request.
+    /// The message: what follows gets its key or its tenant from it, or the digest of its payload stands for a request.
     pub message: bool,
+    /// The trace of the message: what follows goes on in it. No reason to refuse the settlement where it cannot be had.
+    pub trace: bool,
     /// Whether an open effect was not reached.
     pub orphans: bool,
 }
@@ -241,9 +243,10 @@ impl Settlement {
     /// What has to be known to read it.
     #[must_use]
     pub fn needs(&self) -> Needs {
-        let of_key = |follow_up: &FollowUp| follow_up.key.is_none();
-        let message =
-            self.journal.iter().any(Write::needs_payload) || self.then.iter().chain(&self.compensate).any(of_key);
+        let follow_ups = || self.then.iter().chain(&self.compensate);
+        let is_made = |follow_up: &FollowUp| follow_up.key.is_none() || follow_up.tenant.is_none();
+        let message = self.journal.iter().any(Write::needs_payload) || follow_ups().any(is_made);
+        let trace = follow_ups().any(|follow_up| !follow_up.headers.contains_key(TRACE_PARENT));
         let may_have_orphans = match self.outcome {
             OutcomeName::Completed | OutcomeName::Permanent => true,
             OutcomeName::Retryable
@@ -256,7 +259,7 @@ impl Settlement {
             | OutcomeName::Refused
             | OutcomeName::Released => false,
         };
-        Needs { message, orphans: may_have_orphans && self.orphans.is_none() }
+        Needs { message, trace, orphans: may_have_orphans && self.orphans.is_none() }
     }
 
     /// The settlement as a store takes it.
@@ -333,7 +336,8 @@ fn follow_ups(all: Vec<FollowUp>, parent: Option<&Message>, role: &str) -> Resul
 /// A message that is enqueued in the commit that ends another.
 ///
 /// Without a key, it is made from the message that ends, the kind and the item, so that it follows once, however often that
-/// is run; tenant and headers are inherited.
+/// is run; headers are inherited, but for those that it names. The trace of the message that ends is inherited in any case,
+/// unless the headers have a `traceparent`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FollowUp {
@@ -354,7 +358,7 @@ pub struct FollowUp {
     /// Tells several of one kind apart that follow from one message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item: Option<String>,
-    /// Instead of the key that is made for it: then nothing is inherited.
+    /// Instead of the key that is made for it: then no headers are inherited, but for those of the trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<schema::Key>)]
     pub key: Option<IdempotencyKey>,
@@ -454,10 +458,10 @@ impl FollowUp {
             NoMessage::Invalid(error) => error,
             NoMessage::KeyMissing | NoMessage::TwoKeys => StoreError::invalid("a follow-up has two keys, or none"),
         })?;
-        if let Some(parent) = parent.filter(|_| is_made) {
-            for (name, value) in &parent.headers {
-                message.headers.entry(name.clone()).or_insert_with(|| value.clone());
-            }
+        match parent {
+            Some(parent) if is_made => message.inherit_headers(parent),
+            Some(parent) => message.inherit_trace(parent),
+            None => {}
         }
         Ok(message)
     }
@@ -623,9 +627,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_is_left_out_is_made_from_the_message_that_ends() {
-        let parent = Message {
+    /// A message that ends, with these headers.
+    fn parent(headers: &[(&str, &str)]) -> Message {
+        Message {
             id: MessageId::from_i64(1),
             tenant: Tenant::new("acme").unwrap(),
             queue: QueueName::new("capture").unwrap(),
@@ -640,8 +644,39 @@ mod tests {
             expires_at: Timestamp::EPOCH,
             flow: MessageId::from_i64(1),
             parent: None,
-            headers: [("traceparent".to_owned(), "00".to_owned())].into(),
+            headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        }
+    }
+
+    #[test]
+    fn what_has_a_key_of_its_own_goes_on_in_the_trace_and_inherits_no_other_header() {
+        let parent = parent(&[("traceparent", "of the parent"), ("tracestate", "a=1"), ("mine", "1")]);
+        let (id, proof) = (parent.id, "ab".repeat(16));
+        let of = |members: &str| {
+            let json = format!(
+                r#"{{"id":"{id}","token":"1.{proof}","outcome":"completed","result":1,"orphans":false,
+                    "then":[{{"queue":"q","kind":"k","payload":1,"key":"a"{members}}}]}}"#
+            );
+            let read: Settlement = serde_json::from_str(&json).unwrap();
+            let needs = read.needs();
+            let settle = read.into_settle(&SettleFacts { message: Some(&parent), ..KNOWN }).unwrap();
+            (needs, settle.then[0].tenant.clone(), settle.then[0].headers.clone().into_iter().collect::<Vec<_>>())
         };
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let of_parent = [pair("traceparent", "of the parent"), pair("tracestate", "a=1")];
+        let (needs, tenant, headers) = of("");
+        assert_eq!((needs, tenant.as_str()), (Needs { message: true, trace: true, orphans: false }, "acme"));
+        assert_eq!(headers, of_parent);
+        let (needs, tenant, headers) = of(r#","tenant":"other""#);
+        assert_eq!((needs, tenant.as_str()), (Needs { trace: true, ..Needs::default() }, "other"));
+        assert_eq!(headers, of_parent);
+        let (needs, _, headers) = of(r#","tenant":"other","headers":{"traceparent":"own"}"#);
+        assert_eq!((needs, headers), (Needs::default(), vec![pair("traceparent", "own")]));
+    }
+
+    #[test]
+    fn what_is_left_out_is_made_from_the_message_that_ends() {
+        let parent = parent(&[("traceparent", "00")]);
         let json = format!(
             r#"{{"id":"{}","token":"1.{}","outcome":"permanent","code":"declined",
                 "compensate":[{{"queue":"undo","kind":"undo","payload":1}},{{"queue":"undo","kind":"undo","payload":1,"item":"2"}}]}}"#,
@@ -649,7 +684,7 @@ mod tests {
             "ab".repeat(16)
         );
         let read: Settlement = serde_json::from_str(&json).unwrap();
-        assert_eq!(read.needs(), Needs { message: true, orphans: true });
+        assert_eq!(read.needs(), Needs { message: true, trace: true, orphans: true });
         let settle = read.into_settle(&SettleFacts { message: Some(&parent), orphans: true, ..KNOWN }).unwrap();
         let Outcome::Permanent { compensated, orphans, .. } = settle.outcome else { panic!("{:?}", settle.outcome) };
         assert!(compensated && orphans);

@@ -18,6 +18,10 @@ pub const DEFAULT_MAX_PAYLOAD: usize = 1 << 20;
 pub const MAX_DETAIL: usize = 2048;
 /// The most bytes of names and values of a message's headers.
 pub const MAX_HEADERS: usize = 16 * 1024;
+/// The header by which a message is part of a trace (W3C Trace Context).
+pub const TRACE_PARENT: &str = "traceparent";
+/// The state of that trace. It belongs to the parent beside which it came: of another's it says nothing.
+pub const TRACE_STATE: &str = "tracestate";
 /// How long a message may wait, retry and be held before it is a dead letter, unless it says otherwise.
 pub const DEFAULT_MAX_AGE: Duration = Duration::from_secs(3 * 24 * 3600);
 
@@ -148,7 +152,7 @@ pub struct NewMessage {
     pub max_age: Option<Duration>,
     /// When the caller made the key; older than the retention and unknown means it may have been done and forgotten.
     pub key_time: Option<Timestamp>,
-    /// Carried along, never looked into: `traceparent` and such.
+    /// Carried along: [`traceparent`](TRACE_PARENT) and such. No engine looks into them.
     pub headers: BTreeMap<String, String>,
 }
 
@@ -199,6 +203,40 @@ impl NewMessage {
             return Err(StoreError::invalid("invalid max_age of zero").hint("leave it out for the default of 3 days"));
         }
         Ok(())
+    }
+
+    /// Carries along what the message that it follows from carries, but for what it names itself.
+    pub fn inherit_headers(&mut self, parent: &Message) {
+        for (name, value) in &parent.headers {
+            if name != TRACE_PARENT && name != TRACE_STATE {
+                self.headers.entry(name.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        self.inherit_trace(parent);
+    }
+
+    /// Goes on in the trace of the message that it follows from, unless it names one of its own: a flow is one trace.
+    pub fn inherit_trace(&mut self, parent: &Message) {
+        if !self.headers.contains_key(TRACE_PARENT) {
+            self.mark_trace(&parent.headers);
+        }
+    }
+
+    /// Makes it part of the trace that these headers name, whatever it was part of. It stays as it is if they name none, and
+    /// if its headers would be over [`MAX_HEADERS`]: a mark must not be why a message is refused.
+    pub fn mark_trace(&mut self, headers: &BTreeMap<String, String>) {
+        let Some(parent) = headers.get(TRACE_PARENT) else { return };
+        let marks = [(TRACE_PARENT, Some(parent)), (TRACE_STATE, headers.get(TRACE_STATE))];
+        let is_mark = |name: &str| name == TRACE_PARENT || name == TRACE_STATE;
+        let kept: usize = (self.headers.iter().filter(|(name, _)| !is_mark(name)))
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        let added: usize = marks.iter().filter_map(|(name, mark)| mark.map(|mark| name.len() + mark.len())).sum();
+        if kept + added > MAX_HEADERS {
+            return;
+        }
+        self.headers.remove(TRACE_STATE);
+        self.headers.extend(marks.into_iter().filter_map(|(name, mark)| Some((name.to_owned(), mark?.clone()))));
     }
 
     /// The key of a message that follows from another: the same parent, role, kind and item always give the same key.
@@ -313,6 +351,90 @@ mod tests {
         assert_ne!(message(r#"{"a":1,"b":[3]}"#).fingerprint(), first);
         let other_kind = NewMessage { kind: Kind::new("k2").unwrap(), ..message(r#"{"a":1,"b":[2]}"#) };
         assert_ne!(other_kind.fingerprint(), first);
+    }
+
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+    fn headers(pairs: Pairs<'_>) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn parent(headers: BTreeMap<String, String>) -> Message {
+        Message {
+            id: MessageId::from_i64(1),
+            tenant: Tenant::default(),
+            queue: QueueName::new("q").unwrap(),
+            kind: Kind::new("k").unwrap(),
+            version: 1,
+            key: IdempotencyKey::new("parent").unwrap(),
+            payload: "1".into(),
+            priority: Priority::default(),
+            enqueued_at: Timestamp::EPOCH,
+            first_due_at: Timestamp::EPOCH,
+            deadline: None,
+            expires_at: Timestamp::EPOCH,
+            flow: MessageId::from_i64(1),
+            parent: None,
+            headers,
+        }
+    }
+
+    #[test]
+    fn what_follows_goes_on_in_the_trace_of_its_parent_unless_it_names_one() {
+        let of_parent = [(TRACE_PARENT, "theirs"), (TRACE_STATE, "s=1"), ("mine", "parent's"), ("more", "1")];
+        let stateless = [(TRACE_PARENT, "theirs")];
+        #[rustfmt::skip]
+        let table: [(Pairs<'_>, Pairs<'_>, Pairs<'_>); 6] = [
+            // Of the parent, its own, both together.
+            (&of_parent, &[("mine", "own")], &[(TRACE_PARENT, "theirs"), (TRACE_STATE, "s=1"), ("mine", "own"), ("more", "1")]),
+            (&of_parent, &[(TRACE_PARENT, "own")], &[(TRACE_PARENT, "own"), ("mine", "parent's"), ("more", "1")]),
+            (&of_parent, &[(TRACE_PARENT, "own"), (TRACE_STATE, "o=1")],
+                &[(TRACE_PARENT, "own"), (TRACE_STATE, "o=1"), ("mine", "parent's"), ("more", "1")]),
+            // The state of no parent, or of another one, is none of this trace.
+            (&stateless, &[(TRACE_STATE, "o=1")], &[(TRACE_PARENT, "theirs")]),
+            (&[(TRACE_STATE, "s=1")], &[], &[]),
+            (&[("more", "1")], &[("mine", "own")], &[("mine", "own"), ("more", "1")]),
+        ];
+        for (row, (of_parent, own, expected)) in table.into_iter().enumerate() {
+            let parent = parent(headers(of_parent));
+            let mut inherits = NewMessage { headers: headers(own), ..message("1") };
+            inherits.inherit_headers(&parent);
+            assert_eq!(inherits.headers, headers(expected), "row {row}");
+            // And of the trace alone, the same without what is none of it.
+            let mut traced = NewMessage { headers: headers(own), ..message("1") };
+            traced.inherit_trace(&parent);
+            let mut of_trace = inherits.headers;
+            of_trace.retain(|name, _| {
+                [TRACE_PARENT, TRACE_STATE].contains(&&**name) || own.iter().any(|own| own.0 == name)
+            });
+            assert_eq!(traced.headers, of_trace, "row {row}");
+        }
+    }
+
+    #[test]
+    fn a_mark_takes_the_place_of_the_one_before_and_leaves_the_rest() {
+        let old = headers(&[("mine", "1"), (TRACE_PARENT, "old"), (TRACE_STATE, "old=1")]);
+        let mut marked = NewMessage { headers: old, ..message("1") };
+        marked.mark_trace(&headers(&[(TRACE_PARENT, "new"), ("theirs", "1")]));
+        assert_eq!(marked.headers, headers(&[("mine", "1"), (TRACE_PARENT, "new")]));
+        marked.mark_trace(&BTreeMap::new());
+        assert_eq!(
+            marked.headers,
+            headers(&[("mine", "1"), (TRACE_PARENT, "new")]),
+            "no mark is no reason to lose one"
+        );
+    }
+
+    #[test]
+    fn a_message_whose_headers_are_full_is_not_marked_rather_than_refused() {
+        let mark = headers(&[(TRACE_PARENT, "12345")]);
+        let room = MAX_HEADERS - "mine".len() - TRACE_PARENT.len() - 5;
+        for (taken, is_marked) in [(room, true), (room + 1, false)] {
+            let mut full = NewMessage { headers: headers(&[("mine", &"x".repeat(taken))]), ..message("1") };
+            full.mark_trace(&mark);
+            assert_eq!(full.headers.contains_key(TRACE_PARENT), is_marked, "{taken}");
+            full.check(usize::MAX).unwrap();
+        }
     }
 
     #[test]

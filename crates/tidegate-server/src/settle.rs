@@ -8,9 +8,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tidegate::journal::{EffectId, EffectRow, open_rows};
 use tidegate::lifecycle::Outcome;
-use tidegate::store::{Settle, Settled};
-use tidegate::{LeaseToken, MessageId, StoreError, trace};
+use tidegate::store::{Settle, Settled, Verdicts};
+use tidegate::{StoreError, trace};
 use tidegate_api::{SettleFacts, SettleLeases, SettleResult, SettleResults, Settlement, Write, WriteName};
+use tracing::Span;
 
 use crate::body::JsonBody;
 use crate::items;
@@ -55,16 +56,17 @@ pub(crate) async fn settle(
             (Err(problem), _) => Err(problem),
         });
     }
-    let (batch, places) = items::taken(settles);
+    let (mut batch, places) = items::taken(settles);
     let runs: Vec<_> = batch.iter().map(|settle| serving.workers.recall(settle.id, settle.token)).collect();
-    let traced = traced(&batch);
-    let verdicts = if batch.is_empty() { Vec::new() } else { serving.tide.store().settle(batch).await? };
+    let spans = spans(&serving, &caller, &mut batch).await;
+    let verdicts = if batch.is_empty() { Ok(Vec::new()) } else { serving.tide.store().settle(batch).await };
+    tell_traces(&spans, &verdicts);
+    let verdicts = verdicts?;
     for (verdict, run) in verdicts.iter().zip(runs) {
         if let (Ok(settled), Some(run)) = (verdict, run) {
             measure(&serving, settled, &run);
         }
     }
-    tell_traces(&serving, &caller, &verdicts, traced).await;
     let results = items::at_their_places(places, verdicts);
     let result = |verdict: Result<Settled, Problem>| match verdict {
         Ok(settled) => SettleResult::from(&settled),
@@ -76,6 +78,14 @@ pub(crate) async fn settle(
 /// What is known of the message of a settlement, where it had to be asked for.
 type Found = Result<Option<Arc<Known>>, Problem>;
 
+/// What is asked for before a settlement can be carried out.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    of: Of,
+    /// The settlement is refused where it cannot be had.
+    is_needed: bool,
+}
+
 /// What is known of the message of each settlement; nothing, of one that says all by itself by a caller that may do all.
 async fn known(
     serving: &Serving,
@@ -86,15 +96,17 @@ async fn known(
     let asked = |item: &Settlement| {
         let needs = item.needs();
         match needs.message || needs.orphans {
-            true => Some(Of::Lease(item.id, item.token.0)),
-            false => (!may_all).then_some(Of::Any(item.id)),
+            true => Some(Asked { of: Of::Lease(item.id, item.token.0), is_needed: true }),
+            false => (needs.trace || !may_all).then_some(Asked { of: Of::Any(item.id), is_needed: !may_all }),
         }
     };
-    let asked: Vec<Option<Of>> = read.iter().map(|item| item.as_ref().ok().and_then(asked)).collect();
-    let to_find: Vec<Of> = asked.iter().flatten().copied().collect();
+    let asked: Vec<Option<Asked>> = read.iter().map(|item| item.as_ref().ok().and_then(asked)).collect();
+    let to_find: Vec<Of> = asked.iter().flatten().map(|asked| asked.of).collect();
     let mut found = serving.known(caller, &to_find).await?.into_iter();
-    let of = |asked: Option<Of>| match asked {
-        Some(_) => found.next().transpose(),
+    let of = |asked: Option<Asked>| match asked {
+        Some(Asked { is_needed: true, .. }) => found.next().transpose(),
+        // For its trace alone: where that cannot be told, what follows begins one, and the store says what is refused.
+        Some(Asked { is_needed: false, .. }) => Ok(found.next().and_then(Result::ok)),
         None => Ok(None),
     };
     Ok(asked.into_iter().map(of).collect())
@@ -137,25 +149,27 @@ async fn has_orphans(serving: &Serving, item: &Settlement, known: Option<&Known>
     Ok(open_rows(&view.journal).any(is_orphan))
 }
 
-/// What the traces of these runs are told; nothing, where nobody exports any.
-fn traced(batch: &[Settle]) -> Vec<(MessageId, LeaseToken, Outcome)> {
-    let of = |settle: &Settle| (settle.id, settle.token, settle.outcome.clone());
-    if trace::is_on() { batch.iter().map(of).collect() } else { Vec::new() }
+/// The span of each settlement and how its run ended, whichever server had handed it out; none, where nobody exports any.
+async fn spans(serving: &Serving, caller: &Caller, batch: &mut [Settle]) -> Vec<(Span, Outcome)> {
+    if !trace::is_on() {
+        return Vec::new();
+    }
+    let asked: Vec<Of> = batch.iter().map(|settle| Of::Any(settle.id)).collect();
+    // They are settled, whether it can be told or not.
+    let Ok(known) = serving.known(caller, &asked).await else { return Vec::new() };
+    let span = |(settle, known): (&mut Settle, Result<Arc<Known>, Problem>)| {
+        let span = known.map_or_else(|_| Span::none(), |known| trace::settle_elsewhere(&known.message, settle));
+        (span, settle.outcome.clone())
+    };
+    batch.iter_mut().zip(known).map(span).collect()
 }
 
-/// Tells the trace of each message how its run was settled, whichever server had handed it out.
-async fn tell_traces(
-    serving: &Serving,
-    caller: &Caller,
-    verdicts: &[Result<Settled, StoreError>],
-    traced: Vec<(MessageId, LeaseToken, Outcome)>,
-) {
-    let asked: Vec<Of> = traced.iter().map(|(id, ..)| Of::Any(*id)).collect();
-    // They are settled, whether it can be told or not.
-    let Ok(known) = serving.known(caller, &asked).await else { return };
-    for ((verdict, known), (_, token, outcome)) in verdicts.iter().zip(known).zip(traced) {
-        if let (Ok(settled), Ok(known)) = (verdict, known) {
-            trace::settled_elsewhere(&known.message, token.claims, &outcome, settled);
+/// Tells the trace of each message how its run was settled.
+fn tell_traces(spans: &[(Span, Outcome)], verdicts: &Result<Verdicts<Settled>, StoreError>) {
+    for (at, (span, outcome)) in spans.iter().enumerate() {
+        match verdicts {
+            Ok(verdicts) => verdicts.get(at).into_iter().for_each(|said| trace::settled_elsewhere(span, outcome, said)),
+            Err(error) => trace::settled_elsewhere(span, outcome, &Err(error.clone())),
         }
     }
 }

@@ -157,9 +157,7 @@ impl Options {
         let names = self.names::<M>()?;
         let key = NewMessage::follow_up_key(parent, role, &names.kind, self.item.as_deref());
         let mut follow_up = self.with_key(message, names, key)?;
-        for (name, value) in &parent.headers {
-            follow_up.headers.entry(name.clone()).or_insert_with(|| value.clone());
-        }
+        follow_up.inherit_headers(parent);
         follow_up.tenant = parent.tenant.clone();
         Ok(follow_up)
     }

@@ -17,8 +17,8 @@ use tidegate_core::effect::{Decision, Reached};
 use tidegate_core::error::StoreError;
 use tidegate_core::id::digest16;
 use tidegate_core::lifecycle::Outcome;
-use tidegate_core::message::{MAX_HEADERS, Message, NewMessage};
-use tidegate_core::store::{Enqueued, Lease, MessageView, Settled, TakenOver};
+use tidegate_core::message::{Message, NewMessage, TRACE_PARENT};
+use tidegate_core::store::{Enqueued, Lease, MessageView, Settle, Settled, TakenOver};
 use tracing::field::{Empty, display};
 use tracing::{Span, info_span};
 
@@ -26,10 +26,6 @@ use crate::probe::How;
 
 /// The target of every span here: what a layer that exports them lets through, and one that logs leaves out.
 pub const TARGET: &str = module_path!();
-
-/// What a message is marked with.
-const PARENT: &str = "traceparent";
-const STATE: &str = "tracestate";
 
 /// `traceparent` and `tracestate`, as a message has them among its headers.
 pub type Headers = BTreeMap<String, String>;
@@ -96,7 +92,7 @@ pub fn headers() -> Headers {
 #[must_use]
 pub fn request(method: &str, route: &str, brought: &Headers, begins: bool) -> Span {
     let Some(tracer) = TRACER.get() else { return Span::none() };
-    if !begins && !brought.contains_key(PARENT) {
+    if !begins && !brought.contains_key(TRACE_PARENT) {
         return Span::none();
     }
     let span = info_span!(
@@ -146,7 +142,7 @@ pub fn enqueue(message: &mut NewMessage) -> Span {
     if trace_of(&message.headers) != trace_of(&tracer.current()) {
         tracer.continue_from(&span, &message.headers);
     }
-    mark(&mut message.headers, tracer.headers_of(&span));
+    message.mark_trace(&tracer.headers_of(&span));
     span
 }
 
@@ -173,13 +169,13 @@ pub(crate) fn follow_up(follow_up: &mut NewMessage) {
     let here = headers();
     let own = trace_of(&follow_up.headers);
     if own.is_none() || own == trace_of(&here) {
-        mark(&mut follow_up.headers, here);
+        follow_up.mark_trace(&here);
     }
 }
 
 /// The id of the trace that headers are of.
 fn trace_of(headers: &Headers) -> Option<&str> {
-    headers.get(PARENT)?.split('-').nth(1).filter(|id| id.len() == 32)
+    headers.get(TRACE_PARENT)?.split('-').nth(1).filter(|id| id.len() == 32)
 }
 
 /// Makes a span part of the trace of a message. One that was not marked when it was enqueued, by a program without traces or
@@ -190,16 +186,6 @@ fn join(tracer: &Arc<dyn Tracer>, span: &Span, message: &Message) {
     }
     let (id, queue) = (message.id.as_i64().to_be_bytes(), message.queue.as_str().as_bytes());
     tracer.adopt(span, digest16(&[b"trace", &id, queue, message.key.as_str().as_bytes()]));
-}
-
-fn mark(headers: &mut Headers, with: Headers) {
-    let size = |headers: &Headers| headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
-    // A mark must not be why a message is refused.
-    if !with.contains_key(PARENT) || size(headers) + size(&with) > MAX_HEADERS {
-        return;
-    }
-    headers.remove(STATE);
-    headers.extend(with);
 }
 
 // --- attempts ----------------------------------------------------------------------------------------------------------
@@ -424,9 +410,11 @@ fn effect_elsewhere(message: &Message, verb: &str, effect: &str, answer: Option<
     join(tracer, &span, message);
 }
 
-/// A worker elsewhere settled a message that it had claimed for the `claims`th time.
-pub fn settled_elsewhere(message: &Message, claims: u32, outcome: &Outcome, settled: &Settled) {
-    let Some(tracer) = TRACER.get() else { return };
+/// The span of a settlement by a worker elsewhere, in the trace of its message, and its mark on what follows: that goes on
+/// here, unless the worker said where.
+#[must_use]
+pub fn settle_elsewhere(message: &Message, settle: &mut Settle) -> Span {
+    let Some(tracer) = TRACER.get() else { return Span::none() };
     let span = info_span!(
         parent: None,
         "settle",
@@ -440,14 +428,33 @@ pub fn settled_elsewhere(message: &Message, claims: u32, outcome: &Outcome, sett
         messaging.message.id = %message.id,
         messaging.message.conversation_id = %message.flow,
         tidegate.kind = message.kind.as_str(),
-        tidegate.claim = i64::from(claims),
+        tidegate.claim = i64::from(settle.token.claims),
         tidegate.outcome = Empty,
         tidegate.state = Empty,
         tidegate.reason = Empty,
         "error.type" = Empty,
     );
     join(tracer, &span, message);
-    settlement(&span, outcome, settled);
+    let here = tracer.headers_of(&span);
+    for follow_up in settle.then.iter_mut().chain(&mut settle.compensate) {
+        // A worker that makes spans of its own marked it with one, which is nearer to what it did.
+        let own = follow_up.headers.get(TRACE_PARENT);
+        if own.is_none() || own == message.headers.get(TRACE_PARENT) {
+            follow_up.mark_trace(&here);
+        }
+    }
+    span
+}
+
+/// What the store said of a settlement by a worker elsewhere.
+pub fn settled_elsewhere(span: &Span, outcome: &Outcome, verdict: &Result<Settled, StoreError>) {
+    match verdict {
+        Ok(settled) => settlement(span, outcome, settled),
+        Err(error) => {
+            span.record("tidegate.outcome", "unsettled");
+            failed(span, error.kind().as_str());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -461,32 +468,15 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_takes_the_place_of_the_one_before_and_leaves_the_rest() {
-        let mut marked = headers(&[("mine", "1"), (PARENT, "00-1-2-00"), (STATE, "old=1")]);
-        mark(&mut marked, headers(&[(PARENT, HERE)]));
-        assert_eq!(marked, headers(&[("mine", "1"), (PARENT, HERE)]));
-        mark(&mut marked, Headers::new());
-        assert_eq!(marked, headers(&[("mine", "1"), (PARENT, HERE)]), "no mark is no reason to lose one");
-    }
-
-    #[test]
-    fn a_message_whose_headers_are_full_is_not_marked_rather_than_refused() {
-        let full = "x".repeat(MAX_HEADERS - 4);
-        let mut marked = headers(&[("mine", &full)]);
-        mark(&mut marked, headers(&[(PARENT, HERE)]));
-        assert_eq!(marked.keys().collect::<Vec<_>>(), ["mine"]);
-    }
-
-    #[test]
     fn without_a_tracer_there_is_no_span_and_no_mark() {
-        assert!(request("POST", "/v1/messages", &headers(&[(PARENT, HERE)]), true).is_none());
+        assert!(request("POST", "/v1/messages", &headers(&[(TRACE_PARENT, HERE)]), true).is_none());
         assert!(super::headers().is_empty());
         assert_eq!(exported(), None);
     }
 
     #[test]
     fn the_id_of_a_trace_is_the_second_part() {
-        assert_eq!(trace_of(&headers(&[(PARENT, HERE)])), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
-        assert_eq!(trace_of(&headers(&[(PARENT, "nonsense")])), None);
+        assert_eq!(trace_of(&headers(&[(TRACE_PARENT, HERE)])), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
+        assert_eq!(trace_of(&headers(&[(TRACE_PARENT, "nonsense")])), None);
     }
 }

@@ -442,6 +442,48 @@ fn a_worker_over_http_is_seen_in_the_trace_of_its_message() {
 }
 
 #[test]
+fn what_follows_goes_on_at_the_settlement_of_a_worker_over_http_whoever_marked_its_message() {
+    for is_marked in [false, true] {
+        let (desk, collector) = (Desk::new(), Collector::start());
+        if !is_marked {
+            desk.run(&["enqueue", "--kind", "authorise", "--key", "dep-1", "--payload", "{}"]).ends(0);
+        }
+        let flags = ["--otlp-endpoint", &collector.url(), "--set", "otlp.headers=x-api-key=of-the-collector"];
+        let server = Server::start(&desk, &flags);
+        if is_marked {
+            deposit(&server, "dep-1", "");
+        }
+        // A claim under a nonce that was used brings what it brought before.
+        let nonce = |number: u32| format!("{number:032x}");
+        let claim = |kind: &str, nonce: &str| {
+            let kinds = format!(r#""queues":{{"{kind}":1}},"kinds":{{"{kind}":1}}"#);
+            let claim = format!(r#"{{"worker":"w",{kinds},"nonce":"{nonce}","lease_ms":30000}}"#);
+            let answer = post(&server, "/v1/leases", &claim);
+            let told: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+            told["leases"][0]["message"]["id"].as_str().unwrap_or_else(|| panic!("{told}")).to_owned()
+        };
+        let id = claim("authorise", &nonce(1));
+        // Whether its key is made for it or not.
+        let then = r#"[{"queue":"capture","kind":"capture","payload":1},{"queue":"line","kind":"line","payload":1,"key":"a"}]"#;
+        let settlement = format!(
+            r#"{{"id":"{id}","token":"1.{}","outcome":"completed","result":1,"orphans":false,"then":{then}}}"#,
+            nonce(1)
+        );
+        post(&server, "/v1/leases/settle", &format!(r#"{{"settlements":[{settlement}]}}"#));
+        claim("capture", &nonce(2));
+        claim("line", &nonce(3));
+        server.signal(Signal::SIGTERM);
+        assert_eq!(server.ends(PATIENCE).0, Some(0));
+        let spans = collector.wait(|spans| spans.iter().any(|span| span.name == "claim line"));
+        assert_eq!(spans.iter().map(|span| &span.trace).collect::<BTreeSet<_>>().len(), 1, "{spans:#?}");
+        let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{spans:#?}"));
+        for follow_up in ["claim capture", "claim line"] {
+            assert_eq!(named(follow_up).parent, named("settle authorise").id, "{follow_up}, {is_marked}");
+        }
+    }
+}
+
+#[test]
 fn a_command_that_enqueues_begins_a_trace() {
     let (desk, collector) = (Desk::new(), Collector::start());
     let mut command = desk.at_home(&["enqueue", "--kind", "greet", "--key", "a", "--payload", "{}"]);

@@ -210,7 +210,7 @@ async fn a_pause_whose_reply_was_lost_is_a_pause() {
 
 const IN_DOUBT: &str = "whether an earlier try of this";
 
-fn settlement(lease: &Lease, outcome: Outcome) -> Settle {
+pub(crate) fn settlement(lease: &Lease, outcome: Outcome) -> Settle {
     Settle {
         id: lease.message.id,
         token: lease.token,
@@ -222,7 +222,7 @@ fn settlement(lease: &Lease, outcome: Outcome) -> Settle {
     }
 }
 
-fn claim(nonce: u8) -> ClaimRequest {
+pub(crate) fn claim(nonce: u8) -> ClaimRequest {
     ClaimRequest {
         worker: WorkerId::new("w").unwrap(),
         tenant: Tenant::default(),

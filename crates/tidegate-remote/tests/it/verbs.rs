@@ -1,8 +1,11 @@
 //! What each verb says over HTTP is what the store itself says.
 
-use tidegate::store::{Enqueued, ExplainFacts, Filter};
+use tidegate::lifecycle::Outcome;
+use tidegate::message::NewMessage;
+use tidegate::store::{Enqueued, ExplainFacts, Filter, Settle};
 use tidegate::{IdempotencyKey, MessageId, State, Store, Tenant};
 
+use crate::lost::{claim, settlement};
 use crate::stage::{Stage, message, queue};
 
 #[tokio::test]
@@ -39,7 +42,7 @@ async fn what_was_stored_is_found_listed_and_explained_alike() {
 #[tokio::test]
 async fn a_list_is_of_all_tenants_and_as_long_as_it_was_asked_for() {
     let stage = Stage::new().await;
-    let theirs = tidegate::message::NewMessage { tenant: Tenant::new("acme").unwrap(), ..message("theirs") };
+    let theirs = NewMessage { tenant: Tenant::new("acme").unwrap(), ..message("theirs") };
     let many = (0..1200).map(|n| message(&format!("m-{n}"))).chain([theirs]).collect();
     assert!(stage.remote.enqueue(many).await.unwrap().iter().all(Result::is_ok));
     for filter in [
@@ -53,4 +56,18 @@ async fn a_list_is_of_all_tenants_and_as_long_as_it_was_asked_for() {
         let (there, here) = (stage.remote.list(filter.clone()).await, stage.tide.store().list(filter.clone()).await);
         assert_eq!(there.unwrap(), here.unwrap(), "{filter:?}");
     }
+}
+
+#[tokio::test]
+async fn what_follows_from_a_message_goes_on_in_its_trace_though_nobody_said_so() {
+    let stage = Stage::new().await;
+    let mark = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let headers = [("traceparent".to_owned(), mark.to_owned())].into();
+    stage.remote.enqueue(vec![NewMessage { headers, ..message("parent") }]).await.unwrap().remove(0).unwrap();
+    let lease = stage.remote.claim(claim(1)).await.unwrap().leases.remove(0);
+    let completed = settlement(&lease, Outcome::Completed { result: "1".into(), orphans: false });
+    let settle = Settle { then: vec![message("next")], ..completed };
+    let settled = stage.remote.settle(vec![settle]).await.unwrap().remove(0).unwrap();
+    let next = stage.tide.store().inspect(settled.follow_ups).await.unwrap().remove(0).unwrap();
+    assert_eq!(next.message.headers.get("traceparent").map(String::as_str), Some(mark));
 }

@@ -1,5 +1,6 @@
 //! The ends of runs: once under a token, one by one in a batch, with what follows in the same commit.
 
+use http::Method;
 use serde_json::{Value, json};
 
 use crate::scopes::{guarded, token};
@@ -68,6 +69,48 @@ async fn what_follows_has_a_key_of_its_own_and_inherits_tenant_flow_and_headers(
     let kind = tidegate::Kind::new("line").unwrap();
     let key = tidegate::message::NewMessage::follow_up_key(&parent.message, "then", &kind, Some("1"));
     assert_eq!(follow_up["key"], key.as_str());
+}
+
+#[tokio::test]
+async fn what_follows_goes_on_in_the_trace_of_the_message_that_ends_unless_it_names_one() {
+    let of_parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let own = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let inherited = json!({"traceparent": of_parent, "tracestate": "a=1"});
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tidegate.db");
+    let first = Stage::over(tidegate::Tidegate::open(&file).await.unwrap(), |serving| serving).await;
+    let second = Stage::over(tidegate::Tidegate::open(&file).await.unwrap(), |serving| serving).await;
+    // Whether the server remembers what it handed out, or never saw it.
+    for (settles, key) in [(&first, "a"), (&second, "b")] {
+        let body = json!({"kind": "capture", "payload": 1, "key": key, "headers": {"mine": "1"}});
+        let headers = [("content-type", "application/json"), ("traceparent", of_parent), ("tracestate", "a=1")];
+        first.send(Method::POST, "/v1/queues/capture/messages", &headers, body.to_string()).await.of(202);
+        let lease = Held::claim(&first, "capture").await.lease;
+        let held = Held::of(settles, lease);
+        let next = |name: &str, headers: Value| {
+            let key = format!("{name}-{key}");
+            json!({"queue": "credit", "kind": "credit", "payload": 1, "tenant": "", "key": key, "headers": headers})
+        };
+        let then = [next("none", json!({})), next("own", json!({"traceparent": own}))];
+        let settled = held.settle(json!({"outcome": "completed", "result": 1, "orphans": false, "then": then})).await;
+        let mut found = Vec::new();
+        for id in settled["follow_ups"].as_array().unwrap_or_else(|| panic!("{settled}")) {
+            let path = format!("/v1/messages/{}?reveal=payload", id.as_str().unwrap());
+            found.push(settles.get(&path).await.of(200)["headers"].clone());
+        }
+        assert_eq!(found, [inherited.clone(), json!({"traceparent": own})], "{key}");
+    }
+}
+
+#[tokio::test]
+async fn a_trace_that_cannot_be_told_is_not_why_a_settlement_is_refused() {
+    let still = Still::new().await;
+    let next = json!({"queue": "credit", "kind": "credit", "payload": 1, "tenant": "", "key": "a"});
+    let gone = json!({"id": tidegate::MessageId::from_i64(1), "token": format!("1.{}", nonce()), "outcome": "completed",
+        "result": 1, "orphans": false, "then": [next]});
+    let body = json!({"settlements": [gone]}).to_string();
+    let refused = still.stage.post("/v1/leases/settle", &body).await.of(200)["results"][0].clone();
+    assert_eq!(refused["problem"]["type"], "/problems/lease-lost", "{refused}");
 }
 
 #[tokio::test]
@@ -210,7 +253,7 @@ async fn of_a_flow_over_tenants_each_token_reads_its_own_messages() {
     assert!(follows.is_string(), "{settled}");
     let path = format!("/v1/flows/{}", id.as_str().unwrap());
     for (reader, sees) in [(&all, vec![id, follows]), (&own, vec![id])] {
-        let flow = stage.ask(reader, http::Method::GET, &path, "").await.of(200);
+        let flow = stage.ask(reader, Method::GET, &path, "").await.of(200);
         let ids: Vec<_> = flow["messages"].as_array().unwrap().iter().map(|message| &message["id"]).collect();
         assert_eq!(ids, sees);
         assert_eq!(flow["live"], true, "what follows has not run");
