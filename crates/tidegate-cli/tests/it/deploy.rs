@@ -1,17 +1,18 @@
-//! What is in `deploy/` fits the program: alerts and dashboard name metrics and labels that there are, every alert has its
-//! runbook and its test, units and image start commands that exist. Whether Prometheus and systemd understand the files is
-//! what `cargo xtask deploy` asks those.
+//! What is in `deploy/` fits the program: alerts and dashboard name metrics, labels and states that there are, every alert has
+//! its runbook and its test, units and image start commands that exist. Whether Prometheus and systemd understand the files is
+//! what `cargo xtask deploy` asks those; for Grafana, which is asked by nobody, there is `grafana.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
+use tidegate::StoreErrorKind;
 
 use crate::desk::Desk;
 use crate::documents::page;
+use crate::grafana::dashboard;
 
 const ALERTS: &str = "deploy/prometheus/alerts.yml";
-const DASHBOARD: &str = "deploy/grafana/tidegate.json";
 const RUNBOOKS: &str = "docs/operations/runbooks";
 
 /// Every series there can be, with its labels.
@@ -161,6 +162,117 @@ fn a_metric_or_a_label_that_there_is_not_is_found() {
     assert_eq!(unknown("tidegate_store_up", &known, &["queue".to_owned()]), ["queue"]);
 }
 
+/// Values of labels that have a fixed list of them, by series and label.
+type Words = BTreeMap<(String, String), BTreeSet<String>>;
+
+/// The lists: of a sample of `/metrics`, which has each state and each sort, and of what has one of each only as it happens.
+fn words() -> Words {
+    let mut words = Words::new();
+    for line in Desk::new().run(&["metrics", "--sample"]).ends(0).out.lines().filter(|line| !line.starts_with('#')) {
+        for Choice { series, label, value } in choices(line) {
+            if ["state", "what", "for", "fate"].contains(&label.as_str()) {
+                words.entry((series, label)).or_default().insert(value);
+            }
+        }
+    }
+    let mut add = |series: &str, label: &str, list: &[&str]| {
+        let list = list.iter().map(|&word| word.to_owned()).collect();
+        words.insert((series.to_owned(), label.to_owned()), list);
+    };
+    add("tidegate_http_requests_total", "status", &["1xx", "2xx", "3xx", "4xx", "5xx", "gone"]);
+    let kinds = [
+        StoreErrorKind::Unavailable,
+        StoreErrorKind::LeaseLost,
+        StoreErrorKind::KeyConflict,
+        StoreErrorKind::Conflict,
+        StoreErrorKind::QueueFull,
+        StoreErrorKind::NotFound,
+        StoreErrorKind::Invalid,
+        StoreErrorKind::Corrupt,
+    ];
+    add("tidegate_store_errors_total", "kind", &kinds.map(StoreErrorKind::as_str));
+    for part in ["bucket", "sum", "count"] {
+        let verbs =
+            ["enqueue", "claim", "extend", "journal", "settle", "sweep", "redrive", "cancel", "pause", "resolve"];
+        add(&format!("tidegate_store_call_seconds_{part}"), "verb", &verbs);
+    }
+    words
+}
+
+/// Series that are chosen by the value of a label, as an expression and a sample of `/metrics` write it alike.
+#[derive(Debug, PartialEq, Eq)]
+struct Choice {
+    series: String,
+    label: String,
+    value: String,
+}
+
+fn choices(text: &str) -> Vec<Choice> {
+    let is_of_word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    let mut choices = Vec::new();
+    // The word before a brace is a series, the one before a value a label.
+    let (mut series, mut word, mut is_inside, mut was_of_word) = (String::new(), String::new(), false, false);
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '"' | '\'' => {
+                let value: String = rest.by_ref().take_while(|end| *end != c).collect();
+                if is_inside {
+                    choices.push(Choice { series: series.clone(), label: word.clone(), value });
+                }
+            }
+            '{' => (series, is_inside) = (word.clone(), true),
+            '}' => is_inside = false,
+            c if is_of_word(c) => {
+                if !was_of_word {
+                    word.clear();
+                }
+                word.push(c);
+            }
+            _ => {}
+        }
+        was_of_word = is_of_word(c);
+    }
+    choices
+}
+
+/// The values by which an expression chooses and that no series can have: it would find nothing, and nobody would know.
+fn misspelt(expression: &str, words: &Words) -> Vec<String> {
+    let mut misspelt = Vec::new();
+    for Choice { series, label, value } in choices(expression) {
+        // One of several, but no pattern and nothing that Grafana puts in.
+        let is_plain = value.bytes().all(|c| c.is_ascii_alphanumeric() || b"_|".contains(&c));
+        if let Some(list) = words.get(&(series.clone(), label.clone())).filter(|_| is_plain) {
+            let unknown = value.split('|').filter(|word| !list.contains(*word));
+            misspelt.extend(unknown.map(|word| format!("{series}{{{label}={word:?}}}")));
+        }
+    }
+    misspelt
+}
+
+#[test]
+fn a_state_that_there_is_not_is_found() {
+    let words = words();
+    let fine = "max by (queue) (tidegate_queue_messages{job=~\"$job\", state=~\"ready|scheduled\"}) > 0\n\
+                unless tidegate_disk_room{for=\"claiming\"} or tidegate_http_requests_total{route=~\"/{id}\",status=\"5xx\"}";
+    assert_eq!(choices(fine).len(), 5);
+    assert_eq!(misspelt(fine, &words), Vec::<String>::new());
+    for (series, label, there, missing) in [
+        ("tidegate_queue_messages", "state", "scheduled", "parkd"),
+        ("tidegate_queue_oldest_seconds", "state", "leased", "scheduled"),
+        ("tidegate_worker_slots", "state", "busy", "idle"),
+        ("tidegate_disk_bytes", "what", "free", "full"),
+        ("tidegate_disk_room", "for", "settling", "settle"),
+        ("tidegate_trace_spans_total", "fate", "dropped", "lost"),
+        ("tidegate_http_requests_total", "status", "5xx", "500"),
+        ("tidegate_store_errors_total", "kind", "corrupt", "corrupted"),
+        ("tidegate_store_call_seconds_bucket", "verb", "claim", "poll"),
+    ] {
+        let expression = format!("rate({series}{{job=~\"$job\", {label}=~\"{there}|{missing}\"}}[5m]) > 0");
+        assert_eq!(misspelt(&expression, &words), [format!("{series}{{{label}={missing:?}}}")]);
+    }
+}
+
 /// The labels that a text shows: `{{ $labels.queue }}` in an alert, `{{queue}}` in a legend; `{{ with $labels.tenant }} of
 /// {{ . }}{{ end }}` where one may be empty.
 fn shown(text: &str) -> Vec<String> {
@@ -172,8 +284,7 @@ fn shown(text: &str) -> Vec<String> {
 
 #[test]
 fn the_dashboard_names_metrics_and_labels_that_there_are() {
-    let known = known();
-    let dashboard: Value = serde_json::from_str(&page(DASHBOARD)).unwrap();
+    let (known, words, dashboard) = (known(), words(), dashboard());
     let mut used = BTreeSet::new();
     let mut wrong = Vec::new();
     for panel in dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row") {
@@ -182,7 +293,7 @@ fn the_dashboard_names_metrics_and_labels_that_there_are() {
         for target in targets {
             let (expression, legend) = (target["expr"].as_str().unwrap(), target["legendFormat"].as_str().unwrap());
             used.extend(named(expression).series.into_iter().map(|(series, _)| series));
-            for unknown in unknown(expression, &known, &shown(legend)) {
+            for unknown in unknown(expression, &known, &shown(legend)).into_iter().chain(misspelt(expression, &words)) {
                 wrong.push(format!("{}: {unknown}", panel["title"]));
             }
         }
@@ -245,11 +356,12 @@ fn alerts() -> Vec<Alert> {
 
 #[test]
 fn the_alerts_name_metrics_and_labels_that_there_are() {
-    let known = known();
+    let (known, words) = (known(), words());
     let mut wrong = Vec::new();
     for alert in alerts() {
         assert!(!alert.summary.is_empty(), "{alert:?}");
-        let unknown = unknown(&alert.expression, &known, &shown(&alert.summary));
+        let mut unknown = unknown(&alert.expression, &known, &shown(&alert.summary));
+        unknown.extend(misspelt(&alert.expression, &words));
         wrong.extend(unknown.into_iter().map(|unknown| format!("{}: {unknown}", alert.name)));
     }
     assert!(wrong.is_empty(), "not there:\n{}", wrong.join("\n"));

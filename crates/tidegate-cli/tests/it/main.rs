@@ -13,6 +13,7 @@ mod deploy;
 mod desk;
 mod documents;
 mod enqueue;
+mod grafana;
 mod help;
 mod inspect;
 mod logs;
