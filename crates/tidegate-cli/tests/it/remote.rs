@@ -24,12 +24,15 @@ again_everywhere! { over_http }
 pub(crate) fn in_their_order_against_a_server(path: &str) {
     let (desk, ids) = laid();
     let server = Server::start(&desk, &["--require-tokens"]);
-    let scopes = ["--scope", "read", "--scope", "operate", "--scope", "reveal"];
-    // What is asked for of all queues together is asked by one who may read all of them.
-    let token = desk.run(&[&["token", "create", "ada", "--tenant", "*"], &scopes[..]].concat()).ends(0).out;
-    desk.write("token", &token);
+    let mut typed = commands(&page(path)).into_iter();
+    // The first one is typed where the store is, and what it prints is kept in a file.
+    let made = typed.next().unwrap();
+    let [made @ .., into, file] = made.as_slice() else { panic!("{made:?}") };
+    assert_eq!((made[..2].join(" ").as_str(), into.as_str()), ("token create", ">"));
+    let made: Vec<&str> = made.iter().map(String::as_str).collect();
+    desk.write(file, desk.run(&made).ends(0).out);
     let dead = ids.iter().find(|(name, _)| *name == "DEAD").unwrap();
-    for command in commands(&page(path)) {
+    for command in typed {
         let word = |word: &String| match word.as_str() {
             "ID" => dead.1.clone(),
             word if word.starts_with("https://") => server.url(),

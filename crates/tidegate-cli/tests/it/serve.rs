@@ -18,7 +18,7 @@ use tidegate::store::{Act, NewOperation, Operate, Pace, Selection};
 use tidegate::{IdempotencyKey, QueueName, Tenant};
 
 use crate::desk::Desk;
-use crate::documents::{blocks, page};
+use crate::documents::{blocks, page, words};
 
 /// Where a server says that it listens, in a line for people or for programs.
 pub(crate) fn address_of(line: &str) -> Option<SocketAddr> {
@@ -123,6 +123,41 @@ fn a_client_over_the_rate_that_is_set_is_told_to_come_again() {
     let refused = refused.expect("nobody asks sixty times in less than a minute").to_lowercase();
     assert!(refused.starts_with("http/1.1 429 ") && refused.contains("retry-after: "), "{refused}");
     assert!(refused.contains("more than 1 requests a second, and 2 at once"), "{refused}");
+}
+
+/// Sent without curl, which need not be there, with the words that a shell would hand to it.
+#[test]
+fn the_first_request_of_the_guide_is_answered_as_it_shows() {
+    let blocks = blocks(&page("docs/guides/serve.md"));
+    let of = |info: &str, begin: &str| {
+        let found = blocks.iter().find(|block| block.info == info && block.text.starts_with(begin));
+        found.unwrap_or_else(|| panic!("no block of {info} that begins with {begin}")).text.trim().to_owned()
+    };
+    let (mut url, mut headers, mut body) = (String::new(), String::new(), String::new());
+    let mut typed = words(&of("sh", "curl ").replace("\\\n", " ")).into_iter().skip(1);
+    while let Some(word) = typed.next() {
+        match word.as_str() {
+            "-s" => {}
+            "-H" => headers.push_str(&format!("{}\r\n", typed.next().unwrap())),
+            "-d" => body = typed.next().unwrap(),
+            _ => url = word,
+        }
+    }
+    let path = url.strip_prefix("http://127.0.0.1:7401").unwrap();
+    let length = body.len();
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+    );
+    let desk = Desk::new();
+    let server = Server::start(&desk, &[]);
+    let mut shown: Value = serde_json::from_str(&of("json", "{\"id\"")).unwrap();
+    for result in ["added", "known"] {
+        let answer = server.ask(&request);
+        let told: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+        (shown["id"], shown["result"]) = (told["id"].clone(), result.into());
+        assert_eq!(told, shown);
+    }
 }
 
 #[test]
