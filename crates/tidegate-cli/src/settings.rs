@@ -266,7 +266,12 @@ pub(crate) const TABLE: &[Setting] = &[
         Some("1024"),
         "The most connections of one address (of a /64, for IPv6).",
     ),
-    set("limits.head_time", Sort::Span, Some("5s"), "How long the head of a request may take."),
+    set(
+        "limits.head_time",
+        Sort::Span,
+        Some("5s"),
+        "How long the head of a request may take, or up to a fifth longer.",
+    ),
     set("limits.idle", Sort::Span, Some("60s"), "How long a connection may be idle between two requests."),
     set(
         "limits.body_rate",

@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
-/// The times of a connection.
+/// The times of a connection, at least: each has a little more, up to a fifth, so that those that came together do not go together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
     /// From the first byte of a request to the end of its head; also from the connection to the first byte.
